@@ -1,0 +1,55 @@
+"""Fixtures that several rooms share."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def _s3_endpoint() -> Iterator[str]:
+    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_server(_s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """A real S3 server on loopback: call it for the address ``s3://bucket`` of a new bucket.
+
+    The environment points AWS clients of this process, and of those it starts, at the server (``AWS_ENDPOINT_URL``).
+    """
+    import boto3
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": _s3_endpoint,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+    def bucket() -> str:
+        name = f"test-{uuid.uuid4().hex[:12]}"
+        boto3.client("s3", endpoint_url=_s3_endpoint, region_name="us-east-1").create_bucket(Bucket=name)
+        return f"s3://{name}"
+
+    return bucket
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of the real data sets; tests that use it skip when there is none."""
+    folder = os.environ.get("RAYCURV_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("needs real data sets: set RAYCURV_DATA to their folder")
+    return Path(folder)
