@@ -1,0 +1,132 @@
+"""Losses of single samples as functions of the outputs: value, gradient J_L and Hessian products H_L·u.
+
+Cross-entropy and squared error carry closed forms (CurveBall, section 2.3); any other function of (outputs, targets) that returns one
+value per sample is differentiated by torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LossAt:
+    """The losses at some outputs.
+
+    Attributes:
+        values: (B,), one loss per sample.
+        gradient: J_L, the derivative of each sample's loss by its outputs, in the shape of the outputs.
+        hessian: u ↦ H_L·u, sample by sample, in the shape of the outputs.
+    """
+
+    values: Tensor
+    gradient: Tensor
+    hessian: Callable[[Tensor], Tensor]
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """−log softmax(outputs)[target] for outputs (B, C) and class indices (B,), shape (B,)."""
+    if outputs.dim() != 2 or targets.shape != outputs.shape[:1]:
+        raise ValueError(
+            f"cross_entropy takes outputs (B, C) and class indices (B,), not {tuple(outputs.shape)} and "
+            f"{tuple(targets.shape)}; for other shapes give a function that returns one loss per sample"
+        )
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Σ (outputs − targets)² over everything but the first dimension, shape (B,)."""
+    if outputs.shape != targets.shape:
+        raise ValueError(
+            f"squared_error takes targets in the shape of the outputs, not {tuple(targets.shape)} for "
+            f"{tuple(outputs.shape)}"
+        )
+    return (outputs - targets).square().flatten(1).sum(1)
+
+
+def _cross_entropy_at(outputs: Tensor, targets: Tensor) -> LossAt:
+    values = cross_entropy(outputs, targets)
+    p = torch.softmax(outputs, 1)
+    gradient = p.scatter_add(1, targets[:, None], torch.full_like(p[:, :1], -1.0))
+    return LossAt(values, gradient, lambda u: p * (u - (p * u).sum(1, keepdim=True)))
+
+
+def _squared_error_at(outputs: Tensor, targets: Tensor) -> LossAt:
+    values = squared_error(outputs, targets)
+    return LossAt(values, 2 * (outputs - targets), lambda u: 2 * u)
+
+
+def _generic_at(loss: LossFunction, outputs: Tensor, targets: Tensor) -> LossAt:
+    with torch.enable_grad():
+        leaf = outputs.detach().requires_grad_()
+        values = loss(leaf, targets)
+        gradient = torch.autograd.grad(values.sum(), leaf, create_graph=True)[0]
+
+    def hessian(u: Tensor) -> Tensor:
+        if not gradient.requires_grad:
+            return torch.zeros_like(u)
+        return torch.autograd.grad(gradient, leaf, u, retain_graph=True)[0]
+
+    return LossAt(values.detach(), gradient.detach(), hessian)
+
+
+NAMED: dict[str, tuple[LossFunction, Callable[[Tensor, Tensor], LossAt]]] = {
+    "cross_entropy": (cross_entropy, _cross_entropy_at),
+    "squared_error": (squared_error, _squared_error_at),
+}
+
+
+class Loss:
+    """A loss by name, or a function of (outputs, targets) that returns shape (B,).
+
+    Args:
+        loss: ``"cross_entropy"``, ``"squared_error"`` or a function. For CurveBall it must be convex in the outputs.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: neither a name nor a function.
+    """
+
+    def __init__(self, loss: str | LossFunction) -> None:
+        if isinstance(loss, str) and loss not in NAMED:
+            raise ValueError(f"loss {loss!r} is unknown; it is one of {', '.join(NAMED)} or a function returning (B,)")
+        if not isinstance(loss, str) and not callable(loss):
+            raise TypeError(f"loss must be a name or a function of (outputs, targets), not {type(loss).__name__}")
+        self.name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+        if isinstance(loss, str):
+            self._values, self._at = NAMED[loss]
+        else:
+            function = loss
+            self._values, self._at = function, lambda outputs, targets: _generic_at(function, outputs, targets)
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """One loss per sample, (B,), in float32 or wider."""
+        return self._checked(self._values(_wide(outputs), targets), targets)
+
+    @torch.no_grad()
+    def at(self, outputs: Tensor, targets: Tensor) -> LossAt:
+        """Values, gradient and Hessian products at these outputs, in float32 or wider."""
+        found = self._at(_wide(outputs.detach()), targets)
+        self._checked(found.values, targets)
+        return found
+
+    def _checked(self, values: Tensor, targets: Tensor) -> Tensor:
+        samples = len(targets)
+        if not isinstance(values, Tensor) or values.shape != (samples,):
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(
+                f"loss {self.name!r} must return one value per sample, shape ({samples},), not {shape}; "
+                "reduction='none' and a sum over the other dimensions is what most losses need"
+            )
+        return values
+
+
+def _wide(outputs: Tensor) -> Tensor:
+    return outputs if outputs.dtype in (torch.float32, torch.float64) else outputs.float()

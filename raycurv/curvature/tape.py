@@ -1,0 +1,251 @@
+"""A forward pass written down, so that tangents can be sent through it afterwards without computing it again.
+
+A :class:`Tape` is entered around ``outputs = model(inputs)`` while gradients are enabled. It sees every operator that torch
+executes (below autograd, where modules, functions and composite operators have been resolved into a small set) and keeps,
+for those that depend on a parameter, the operator's derivative at the point (:mod:`raycurv.curvature.rules`). The
+autograd graph is not touched: the same forward pass serves ``backward``, so one pass gives
+
+- ``push(tangents)``: J·z on the kept activations, as often as wanted, at the cost of the products alone;
+- ``second_order(tangents)``: J·z and d²/dt² of the outputs along Θ + t·z.
+
+How a tensor is recognised: torch may hand a view to the next operator as another object than the one this mode saw, so
+tensors are known by storage and geometry, and count only while ``requires_grad`` says that gradients flow through them; what the
+model detaches or computes under ``no_grad`` is a constant here exactly as it is for ``backward``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from raycurv.curvature import rules
+from raycurv.curvature.rules import Call, Derivative, UnsupportedOperator
+
+_Key = tuple[Any, ...]
+_IGNORED = frozenset({"detach", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_empty",
+                      "new_zeros", "new_ones", "new_full", "sym_size", "sym_stride", "sym_numel", "is_same_size"})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """One recorded operator: the slots it reads and writes, and its derivative at the point."""
+
+    name: str
+    inputs: tuple[int | None, ...]
+    outputs: tuple[int | None, ...]
+    derivative: Derivative
+
+
+class Tape(TorchDispatchMode):
+    """Records the operators between `parameters` and the outputs while it is entered.
+
+    Args:
+        parameters: the leaves whose tangents will be pushed, in the order in which they will be given.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._slots: dict[_Key, int] = {}
+        self._storages: dict[int, tuple[StorageWeakRef, set[_Key]]] = {}
+        self._number_of_slots = 0
+        self._paused = False
+        self.steps: list[Step] = []
+        self.parameter_slots = tuple(self._register(parameter) for parameter in parameters)
+        self._output_slot: int | None = None
+        self._last_use: list[int] = []
+
+    # --- recording -------------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Execute one operator, and keep its derivative if a tangent can reach it."""
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        if self._paused or name in _IGNORED:
+            return func(*args, **kwargs)
+        tensors = rules.tensors_of(args)
+        slots = tuple(self._slot_of(tensor, name) for tensor in tensors)
+        if all(slot is None for slot in slots):
+            return func(*args, **kwargs)
+        if any(isinstance(value, Tensor) and value.requires_grad for value in kwargs.values()):
+            raise UnsupportedOperator(f"{func} takes a differentiable tensor by keyword, for which there is no rule")
+        in_place = name.endswith("_") and not name.endswith("__")
+        call = Call(func, name.rstrip("_") if in_place else name, args, kwargs, [slot is not None for slot in slots])
+        if in_place and rules.keeps_input(call):
+            call.args = (args[0].clone(), *args[1:])
+        out = func(*args, **kwargs)
+        call.out = out
+        self.record(name, slots, out, rules.derivative(call), in_place=in_place)
+        return out
+
+    def record(
+        self, name: str, slots: tuple[int | None, ...], out: Any, derivative: Derivative, *, in_place: bool = False
+    ) -> None:
+        """Append one operator whose inputs have these slots and whose output (or outputs) is `out`."""
+        outs = (out,) if isinstance(out, Tensor) else tuple(out)
+        if in_place:
+            self._forget_views(outs[0])
+        made = tuple(
+            self._register(tensor) if isinstance(tensor, Tensor) and tensor.is_floating_point() else None
+            for tensor in outs
+        )
+        self.steps.append(Step(name, slots, made, derivative))
+
+    def paused(self) -> _Paused:
+        """A context in which operators are executed without being recorded."""
+        return _Paused(self)
+
+    def slots(self, tensors: Sequence[Tensor | None], name: str) -> tuple[int | None, ...]:
+        """The slots of an operator's inputs, None for those that no tangent reaches."""
+        return tuple(None if tensor is None else self._slot_of(tensor, name) for tensor in tensors)
+
+    def _slot_of(self, tensor: Tensor, name: str) -> int | None:
+        if not tensor.requires_grad:
+            return None
+        slot = self._slots.get(_key(tensor))
+        if slot is None and tensor.grad_fn is not None:
+            raise UnsupportedOperator(
+                f"{name} reads a tensor whose tangent is not known, because it was made by {tensor.grad_fn.name()}: "
+                "a custom autograd.Function, or a write through a view (x[:, 0] = …, an in-place operation on one of two "
+                "views). Write it with torch operators, out of place"
+            )
+        return slot
+
+    def _register(self, tensor: Tensor) -> int:
+        storage = tensor.untyped_storage()
+        key = _key(tensor)
+        # The weak reference keeps the storage's identity from being given to another tensor after it is freed.
+        known = self._storages.setdefault(storage._cdata, (StorageWeakRef(storage), set()))
+        known[1].add(key)
+        slot = self._number_of_slots
+        self._slots[key] = slot
+        self._number_of_slots += 1
+        return slot
+
+    def _forget_views(self, tensor: Tensor) -> None:
+        """An in-place write changed every view of the storage; only the written one has a known tangent."""
+        known = self._storages.get(tensor.untyped_storage()._cdata)
+        if known is not None:
+            for key in known[1]:
+                self._slots.pop(key, None)
+            known[1].clear()
+
+    def finish(self, outputs: Tensor) -> None:
+        """Name the tensor whose tangents are wanted.
+
+        Raises:
+            UnsupportedOperator: the outputs do not depend on the parameters through recorded operators.
+        """
+        slot = self._slot_of(outputs, "the loss")
+        if slot is None:
+            raise UnsupportedOperator("the outputs of the model do not depend on its parameters (detached, or no_grad?)")
+        self._output_slot = slot
+        self._slots.clear()
+        self._storages.clear()
+        needed = {slot}
+        kept = []
+        for step in reversed(self.steps):
+            if needed.intersection(step.outputs):
+                needed.update(s for s in step.inputs if s is not None)
+                kept.append(step)
+        self.steps = kept[::-1]
+        self._last_use = [-1] * self._number_of_slots
+        for index, step in enumerate(self.steps):
+            for read in step.inputs:
+                if read is not None:
+                    self._last_use[read] = index
+
+    # --- replaying -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def push(self, tangents: Sequence[Tensor | None]) -> Tensor | None:
+        """J·z: the tangent of the outputs for these tangents of the parameters; None is zero."""
+        first: dict[int, Tensor] = _start(self.parameter_slots, tangents)
+        for index, step in enumerate(self.steps):
+            incoming = [None if s is None else first.get(s) for s in step.inputs]
+            self._free(step, index, first)
+            if any(tangent is not None for tangent in incoming):
+                _store(step.outputs, step.derivative.first(*incoming), first)
+        return first.get(self._output())
+
+    @torch.no_grad()
+    def second_order(self, tangents: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
+        """First and second derivative of the outputs along Θ + t·z at t = 0."""
+        first: dict[int, Tensor] = _start(self.parameter_slots, tangents)
+        second: dict[int, Tensor] = {}
+        for index, step in enumerate(self.steps):
+            d = [None if s is None else first.get(s) for s in step.inputs]
+            dd = [None if s is None else second.get(s) for s in step.inputs]
+            self._free(step, index, first, second)
+            if any(tangent is not None for tangent in d):
+                _store(step.outputs, step.derivative.first(*d), first)
+                _store(step.outputs, _second(step.derivative, d, dd), second)
+        return first.get(self._output()), second.get(self._output())
+
+    def _output(self) -> int:
+        if self._output_slot is None:
+            raise RuntimeError("Tape.finish(outputs) must be called before tangents are pushed")
+        return self._output_slot
+
+    def _free(self, step: Step, index: int, *tables: dict[int, Tensor]) -> None:
+        for slot in step.inputs:
+            if slot is not None and self._last_use[slot] == index:
+                for table in tables:
+                    table.pop(slot, None)
+
+
+class _Paused:
+    def __init__(self, tape: Tape) -> None:
+        self.tape = tape
+
+    def __enter__(self) -> None:
+        self.tape._paused = True
+
+    def __exit__(self, *_: object) -> None:
+        self.tape._paused = False
+
+
+def _key(tensor: Tensor) -> _Key:
+    return (
+        tensor.untyped_storage()._cdata,
+        tensor.storage_offset(),
+        tensor.shape,
+        tensor.stride(),
+        tensor.dtype,
+    )
+
+
+def _start(slots: Sequence[int], tangents: Sequence[Tensor | None]) -> dict[int, Tensor]:
+    if len(slots) != len(tangents):
+        raise ValueError(f"a direction has one tensor for each of the {len(slots)} parameters, not {len(tangents)}")
+    return {slot: tangent for slot, tangent in zip(slots, tangents, strict=True) if tangent is not None}
+
+
+def _store(slots: Sequence[int | None], values: Any, table: dict[int, Tensor]) -> None:
+    for slot, value in zip(slots, values if isinstance(values, tuple) else (values,), strict=False):
+        if slot is not None and value is not None:
+            table[slot] = value
+
+
+def _second(derivative: Derivative, d: list[Tensor | None], dd: list[Tensor | None]) -> Any:
+    """Df·dd + D²f[d, d]."""
+    linear = derivative.first(*dd) if any(tangent is not None for tangent in dd) else None
+    quadratic = derivative.quadratic(*d) if derivative.quadratic is not None else None
+    return _add(linear, quadratic)
+
+
+def _add(a: Any, b: Any) -> Any:
+    if isinstance(a, tuple) or isinstance(b, tuple):
+        left, right = a or (None,) * len(b), b or (None,) * len(a)
+        return tuple(_add(x, y) for x, y in zip(left, right, strict=True))
+    return b if a is None else a if b is None else a + b
+
+
+Pusher = Callable[[Sequence[Tensor | None]], Tensor | None]

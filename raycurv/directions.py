@@ -1,0 +1,56 @@
+"""Directions in parameter space: one flat vector, seen as one tensor for each parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class Direction(list[Tensor]):
+    """Tensors in the shapes and order of the parameters, all views of one contiguous vector.
+
+    Whole-vector operations (inner products, updates, a gate against NaN) are then single calls.
+
+    Attributes:
+        flat: the vector, (number of parameters,).
+    """
+
+    def __init__(self, flat: Tensor, parameters: Sequence[Tensor]) -> None:
+        self.flat = flat
+        pieces = flat.split([parameter.numel() for parameter in parameters])
+        super().__init__(piece.view(parameter.shape) for piece, parameter in zip(pieces, parameters, strict=True))
+
+    @classmethod
+    def of(cls, tensors: Iterable[Tensor | None], parameters: Sequence[Tensor]) -> Direction:
+        """These tensors as a direction, without a copy if they are one already; None is zero.
+
+        Raises:
+            ValueError: the number of tensors or a shape differs from the parameters'.
+        """
+        if isinstance(tensors, Direction):
+            return tensors
+        given = list(tensors)
+        if len(given) != len(parameters):
+            raise ValueError(f"a direction has one tensor for each of the {len(parameters)} parameters, not {len(given)}")
+        for tensor, parameter in zip(given, parameters, strict=True):
+            if tensor is not None and tensor.shape != parameter.shape:
+                raise ValueError(
+                    f"a direction's tensor has shape {tuple(tensor.shape)} where the parameter has {tuple(parameter.shape)}"
+                )
+        flat = torch.cat(
+            [
+                (parameter.new_zeros(parameter.numel()) if tensor is None else tensor.detach().reshape(-1))
+                for tensor, parameter in zip(given, parameters, strict=True)
+            ]
+        )
+        return cls(flat, parameters)
+
+    def scaled(self, factor: float) -> Direction:
+        """A new direction, `factor` times this one."""
+        return Direction(self.flat * factor, self)
+
+    def dot(self, other: Direction) -> Tensor:
+        """The inner product, 0-d float64."""
+        return torch.dot(self.flat, other.flat).double()
