@@ -1,0 +1,228 @@
+"""CurveBall: one step of a Newton solver for each step of the network.
+
+*Small Steps and Giant Leaps: Minimal Newton Solvers for Deep Learning* (Henriques, Ehrhardt, Albanie, Vedaldi; ICCV 2019).
+
+With Ĥ = J_φ H_L J_φᵀ + λI, one step is (Algorithm 1, eq. 16–18)
+
+    Δz = Ĥz + J = J_φ(H_L J_φᵀz + J_L) + λz          one forward pass, one J_φᵀz, one backward pass
+    z ← ρz − βΔz                                     one J_φᵀΔz for the 2×2 system that gives β and ρ
+    w ← w + z
+
+Symbols: w parameters, z ``direction``, β ``learning_rate``, ρ ``momentum``, λ ``damping``, γ ``reduction_ratio``.
+
+Deviations from the paper:
+
+- λ is multiplied by ``damping_factor ** damping_interval`` at each check, as both public implementations do, where the text
+  says 0.999 for each adaptation.
+- The 2×2 system is solved in float64 by a pseudo-inverse after scaling its diagonal to one: at z = 0 (the first step), and
+  where z and Δz are collinear, it is singular, and the minimum of least norm is taken.
+- A step whose loss, system or Δz is not finite leaves z and w as they were, and is reported.
+- An L2 term belongs to the objective: its Hessian l2·I joins Ĥ and its gradient l2·w joins J.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raycurv.directions import Direction
+from raycurv.objective import Batch, Linearisation, Objective
+from raycurv.optim.protocol import Horizon, StepOptimizer, StepReport, check_batch, one_group
+from raycurv.optim.registry import register
+
+_DAMPING_WITH_BATCH_NORM, _DAMPING_WITHOUT = 1.0, 10.0  # section 3, "Automatic λ hyper-parameter rescaling"
+
+
+def solve_system(matrix: Tensor, right: Tensor, tolerance: float) -> Tensor:
+    """Pseudo-inverse of a symmetric positive semi-definite 2×2 matrix times a vector (eq. 18), without a branch on the host.
+
+    Args:
+        matrix: (2, 2) float64.
+        right: (2,) float64.
+        tolerance: of 1 − cos² between the two directions, below which they count as collinear.
+    """
+    diagonal = matrix.diagonal().clamp(min=0)
+    scale = torch.where(diagonal > 0, diagonal.rsqrt(), 0.0)
+    scaled_right = scale * right
+    cosine = matrix[0, 1] * scale[0] * scale[1]
+    determinant = 1 - cosine.square()
+    regular = (determinant > tolerance) & (diagonal > 0).all()
+    crossed = scaled_right - cosine * scaled_right.flip(0)
+    full = crossed / torch.where(regular, determinant, 1.0)
+    # Rank one: [[1, c], [c, 1]] with c = ±1 has the pseudo-inverse [[1, c], [c, 1]] / 4; one zero row leaves 1 / diagonal.
+    sign = torch.sign(cosine)
+    collinear = (scaled_right + sign * scaled_right.flip(0)) / 4
+    single = torch.where((diagonal > 0).all(), collinear, scaled_right)
+    return scale * torch.where(regular, full, single)
+
+
+def quadratic(matrix: Tensor, right: Tensor, x: Tensor) -> Tensor:
+    """f̂ = bᵀx + ½ xᵀKx: the change of the objective that the quadratic model predicts."""
+    return right @ x + 0.5 * x @ matrix @ x
+
+
+def rescaled_damping(damping: Tensor, reduction_ratio: Tensor, factor: float) -> Tensor:
+    """λ·factor where γ > 3/2, λ/factor where γ < 1/2 (section 3)."""
+    smaller = torch.where(reduction_ratio > 1.5, damping * factor, damping)
+    return torch.where(reduction_ratio < 0.5, damping / factor, smaller)
+
+
+@register("curveball")
+class CurveBall(StepOptimizer):
+    """CurveBall with ρ and β in closed form and λ adapted (see the module's text for equations and deviations).
+
+    Args:
+        model_or_params: a module or its parameters, one group.
+        horizon: not used.
+        damping: λ₀. None takes the paper's choice: 1 for a model with batch normalisation, 10 without.
+        damping_factor: by which λ changes per step, applied once per interval.
+        damping_interval: steps between two checks of λ; None keeps λ fixed ("without λ rescaling", Table 2).
+        momentum: ρ; None solves for it. 1.0 is Fig. 8.
+        learning_rate: β; None solves for it. With both fixed the 2×2 system and its pass are left out (Theorem A.1).
+
+    Raises:
+        ValueError: a setting out of bounds, or several parameter groups.
+    """
+
+    def __init__(
+        self,
+        model_or_params: nn.Module | Iterable[Any],
+        *,
+        horizon: Horizon | None = None,
+        damping: float | None = None,  # λ₀
+        damping_factor: float = 0.999,
+        damping_interval: int | None = 5,
+        momentum: float | None = None,  # ρ
+        learning_rate: float | None = None,  # β
+    ) -> None:
+        _check("damping", damping, damping is None or 0 <= damping < math.inf, "None or a finite number of at least 0")
+        _check("damping_factor", damping_factor, 0 < damping_factor <= 1, "in (0, 1]")
+        _check("damping_interval", damping_interval, damping_interval is None or damping_interval >= 1, "None or at least 1")
+        _check("momentum", momentum, momentum is None or math.isfinite(momentum), "None or a finite number")
+        _check("learning_rate", learning_rate, learning_rate is None or 0 < learning_rate < math.inf, "None or positive")
+        super().__init__(one_group("curveball", model_or_params), {})
+        self.damping, self.damping_factor, self.damping_interval = damping, damping_factor, damping_interval
+        self.momentum, self.learning_rate = momentum, learning_rate
+
+    @torch.no_grad()
+    def step(self, batch: Batch, *, validation: Batch | None = None) -> StepReport:  # type: ignore[override]
+        """One step of Algorithm 1 with eq. 18, and every ``damping_interval`` steps a check of λ on the same batch."""
+        check_batch(self, batch)
+        objective = batch.objective
+        z, damping, steps = self._start(objective)
+        linear = batch.linearise(z if steps else None)  # z₀ = 0 has the tangent 0
+        tangent_z = linear.tangent if linear.tangent is not None else torch.zeros_like(linear.gradient)
+
+        cotangent = linear.hessian(tangent_z) + linear.gradient
+        step_direction = linear.pull(cotangent)  # Δz, eq. 17
+        _add_regularisers(step_direction.flat, objective, z, damping)
+
+        loss, matrix, right = self._system(linear, objective, z, tangent_z, step_direction, damping)
+        x = self._coefficients(matrix, right, torch.finfo(z.flat.dtype).eps)
+        finite = torch.isfinite(torch.cat([loss.view(1), matrix.flatten(), right, x])).all()
+        _move(objective, z, step_direction, x, finite)
+
+        scalars = {"learning_rate": -x[0], "momentum": x[1], "damping": damping}
+        self.state["global"]["steps"] = steps + 1
+        if self.damping_interval is not None and (steps + 1) % self.damping_interval == 0:
+            ratio = (batch.value() - loss) / quadratic(matrix, right, x)
+            scalars["reduction_ratio"] = ratio
+            factor = self.damping_factor**self.damping_interval
+            adapted = rescaled_damping(damping, ratio, factor)
+            self.state["global"]["damping"] = torch.where(finite, adapted, damping)
+        return StepReport(loss, scalars, finite)
+
+    def _start(self, objective: Objective) -> tuple[Direction, Tensor, int]:
+        """z, λ and the number of steps taken; z₀ = 0 and λ₀ at the first."""
+        state = self.state["global"]
+        if not state:
+            chosen = _default_damping(objective.model) if self.damping is None else self.damping
+            state["direction"] = torch.zeros(
+                sum(p.numel() for p in objective.parameters), dtype=objective.dtype, device=objective.device
+            )
+            state["damping"] = torch.tensor(chosen, dtype=torch.float64, device=objective.device)
+            state["steps"] = 0
+        return Direction(state["direction"], objective.parameters), state["damping"], state["steps"]
+
+    def _system(
+        self,
+        linear: Linearisation,
+        objective: Objective,
+        z: Direction,
+        tangent_z: Tensor,
+        delta: Direction,
+        damping: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """J(w) and the K and b of eq. 18 in the order (Δz, z): inner products of outputs, and λ times those of parameters."""
+        gradient = linear.gradient
+        if self.momentum is not None and self.learning_rate is not None and self.damping_interval is None:
+            (data_loss,) = linear.means()
+            loss = data_loss + objective.l2_value(objective.parameters)
+            return loss, torch.zeros(2, 2, dtype=loss.dtype, device=loss.device), delta.dot(delta).new_zeros(2)
+        tangent_delta = linear.push(delta)
+        curved_delta, curved_z = linear.hessian(tangent_delta), linear.hessian(tangent_z)
+        data_loss, k11, k12, k22, b1, b2 = linear.means(
+            linear.inner(tangent_delta, curved_delta),
+            linear.inner(tangent_z, curved_delta),
+            linear.inner(tangent_z, curved_z),
+            linear.inner(gradient, tangent_delta),
+            linear.inner(gradient, tangent_z),
+        )
+        matrix = torch.stack([k11, k12, k12, k22]).view(2, 2)
+        norms = torch.stack([delta.dot(delta), z.dot(delta), z.dot(delta), z.dot(z)]).view(2, 2)
+        matrix, right = matrix + damping * norms, torch.stack([b1, b2])
+        if objective.l2:
+            l2_delta, l2_z = objective.l2_gradient(delta), objective.l2_gradient(z)
+            at = objective.direction(objective.parameters)
+            shared = l2_z.dot(delta)
+            matrix = matrix + torch.stack([l2_delta.dot(delta), shared, shared, l2_z.dot(z)]).view(2, 2)
+            right = right + torch.stack([l2_delta.dot(at), l2_z.dot(at)])
+        return data_loss + objective.l2_value(objective.parameters), matrix, right
+
+    def _coefficients(self, matrix: Tensor, right: Tensor, eps: float) -> Tensor:
+        """x = (−β, ρ), minimising f̂ over what is not fixed."""
+        if self.momentum is None and self.learning_rate is None:
+            return -solve_system(matrix, right, 8 * eps)
+        if self.momentum is not None and self.learning_rate is not None:
+            return matrix.new_tensor([-self.learning_rate, self.momentum])
+        if self.momentum is not None:
+            rho = matrix.new_tensor(self.momentum)
+            return torch.stack([_minimum(matrix[0, 0], right[0] + rho * matrix[0, 1]), rho])
+        assert self.learning_rate is not None
+        minus_beta = matrix.new_tensor(-self.learning_rate)
+        return torch.stack([minus_beta, _minimum(matrix[1, 1], right[1] + minus_beta * matrix[0, 1])])
+
+
+def _minimum(curvature: Tensor, slope: Tensor) -> Tensor:
+    """argmin of slope·x + ½ curvature·x², 0 where there is no curvature."""
+    return torch.where(curvature > 0, -slope / curvature, 0.0)
+
+
+def _add_regularisers(delta: Tensor, objective: Objective, z: Direction, damping: Tensor) -> None:
+    """Δz += λz + l2(w + z): what the damping and the L2 term add to Ĥz + J."""
+    delta.addcmul_(z.flat, damping.to(delta.dtype).expand_as(delta))
+    if objective.l2:
+        delta.add_(objective.l2_gradient(objective.parameters).flat).add_(objective.l2_gradient(z).flat)
+
+
+def _move(objective: Objective, z: Direction, delta: Direction, x: Tensor, finite: Tensor) -> None:
+    """z ← ρz − βΔz and w ← w + z, or nothing at all if a number is not finite: decided on the device."""
+    minus_beta, rho = x.to(z.flat.dtype)
+    new = delta.flat.mul_(minus_beta).add_(z.flat * rho)
+    move = Direction(torch.where(finite, new, 0.0), objective.parameters)
+    z.flat.copy_(torch.where(finite, new, z.flat))
+    torch._foreach_add_(objective.parameters, list(move))
+
+
+def _default_damping(model: nn.Module) -> float:
+    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    return _DAMPING_WITH_BATCH_NORM if normalised else _DAMPING_WITHOUT
+
+
+def _check(name: str, value: object, holds: bool, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"curveball: {name} is {value!r}; it must be {allowed}")
