@@ -63,6 +63,7 @@ class Component:
 
         Raises:
             ValueError: there is no such module or no such function in it.
+            ModuleNotFoundError: the module is there, and something that it imports is not.
         """
         module, _, name = self.target.partition(":")
         try:
@@ -85,15 +86,29 @@ class Component:
         Raises:
             ValueError: a setting is unknown to the function, or a needed one is missing.
         """
-        function = self.resolve()
-        parameters = inspect.signature(function).parameters
+        return self.resolve()(**self._bound(offered))
+
+    def check(self, *offered: str) -> None:
+        """Import the function and see that it takes its settings, without calling it.
+
+        Args:
+            offered: names that :meth:`build` will be given.
+
+        Raises:
+            ValueError: as :meth:`resolve` and :meth:`build` would.
+        """
+        self._bound(dict.fromkeys(offered))
+
+    def _bound(self, offered: Mapping[str, Any]) -> dict[str, Any]:
+        signature = inspect.signature(self.resolve())
+        parameters = signature.parameters
         taken = {name: value for name, value in offered.items() if name in parameters and name not in self.settings}
         try:
-            inspect.signature(function).bind(**self.settings, **taken)
+            signature.bind(**self.settings, **taken)
         except TypeError as error:
             allowed = ", ".join(parameters) or "none"
             raise ValueError(f"{self.target!r}: {error}; its settings are: {allowed}") from error
-        return function(**self.settings, **taken)
+        return {**self.settings, **taken}
 
 
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:
@@ -161,7 +176,9 @@ class RunConfig:
         _require(self.precision in get_args(Precision), "precision", self.precision, "one of fp32, fp64, bf16")
         clip, average = self.clip_gradient, self.average_weights
         _require(clip is None or (math.isfinite(clip) and clip > 0), "clip_gradient", clip, "None or a positive number")
-        _require(average is None or 0 < average < 1, "average_weights", average, "None or between 0 and 1 (0.99 is usual)")
+        _require(
+            average is None or 0 < average < 1, "average_weights", average, "None or between 0 and 1 (0.99 is usual)"
+        )
         if self.loss not in ("cross_entropy", "squared_error"):
             Component(self.loss)
 

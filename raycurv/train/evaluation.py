@@ -1,0 +1,112 @@
+"""The mean loss, and for classification the accuracy, over a whole set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from raycurv.collectives import Collectives, Local
+from raycurv.curvature.losses import Loss, LossFunction
+from raycurv.data.loader import Loader
+from raycurv.data.source import Source
+from raycurv.train.config import Precision
+from raycurv.train.precision import computing, dtype_of
+
+Batch = tuple[Tensor, Tensor]
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    source: Source,
+    *,
+    loss: str | LossFunction,
+    batch_size: int = 256,
+    collectives: Collectives | None = None,
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
+    prefix: str = "test/",
+) -> dict[str, float]:
+    """Mean loss and accuracy over `source`, every sample counted once for any number of workers.
+
+    Args:
+        model: on `device`; it is put in evaluation mode and back.
+        source: what to evaluate on; images are not augmented.
+        loss: ``"cross_entropy"``, ``"squared_error"``, or a function of (outputs, targets) returning (B,).
+        batch_size: samples at a time, over all workers.
+        collectives: the workers, who all call this together; by default one process.
+        device: where to compute.
+        precision: what to compute in.
+        prefix: put before the names.
+
+    Returns:
+        ``loss``, and ``accuracy`` where targets are class indices of outputs of shape (B, classes).
+
+    Raises:
+        ValueError: no sample could be read.
+    """
+    per_sample = Loss(loss)
+    workers = Local() if collectives is None else collectives
+    device = torch.device(device)
+    loader = Loader(
+        source,
+        batch_size=batch_size,
+        seed=0,
+        rank=workers.rank,
+        size=workers.size,
+        training=False,
+        device=device,
+        dtype=dtype_of(precision),
+    )
+    # Sums of losses and of right answers, samples, and samples that have a right answer.
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    with evaluation_mode(model), computing(precision, device), reading(loader, 0) as batches:
+        for inputs, targets in batches:
+            if len(targets):
+                sums += _sums(model(inputs), targets, per_sample)
+    total, right, samples, classified = workers.sum(sums).tolist()
+    if not samples:
+        raise ValueError("the evaluation set gave no sample: it is empty, or every one of its images was skipped")
+    values = {f"{prefix}loss": total / samples}
+    if classified:
+        values[f"{prefix}accuracy"] = right / classified
+    return values
+
+
+def _sums(outputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
+    losses = loss.values(outputs, targets)
+    count = torch.full((), float(len(targets)), dtype=torch.float64, device=losses.device)
+    classes = outputs.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
+    right = (outputs.argmax(1) == targets).sum(dtype=torch.float64) if classes else torch.zeros_like(count)
+    return torch.stack([losses.sum(dtype=torch.float64), right, count, count if classes else torch.zeros_like(count)])
+
+
+@contextmanager
+def reading(loader: Loader, epoch: int, start: int = 0) -> Iterator[Iterator[Batch]]:
+    """The batches of an epoch; the threads that read ahead end with the block, even if not all was read.
+
+    Yields:
+        What ``loader.epoch`` gives.
+    """
+    batches = loader.epoch(epoch, start)
+    try:
+        yield batches
+    finally:
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode; modules that were in it already stay so afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,215 @@
+"""Everything that one run is made of, and its state from one sitting to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raycurv import Objective, optim
+from raycurv.collectives import Collectives
+from raycurv.data.loader import Loader
+from raycurv.data.source import Data
+from raycurv.train import randomness
+from raycurv.train.averaging import AveragedWeights
+from raycurv.train.checkpoint import CheckpointError
+from raycurv.train.config import Component, RunConfig
+from raycurv.train.precision import dtype_of
+from raycurv.train.records import Record
+
+
+@dataclass
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        step: updates made.
+        epoch: the current pass, from 0.
+        step_in_epoch: updates made in it.
+        samples: training samples seen.
+        training_seconds: time in steps alone.
+        seconds: all the time.
+        evaluations: what was measured so far.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    samples: int = 0
+    training_seconds: float = 0.0
+    seconds: float = 0.0
+    evaluations: list[Record] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Progress:
+        """Read what `dataclasses.asdict` wrote."""
+        return cls(**{**values, "evaluations": [Record(**record) for record in values["evaluations"]]})
+
+
+class Run:
+    """Data, model, objective, optimizer and position of one run on one worker.
+
+    Args:
+        config: of the run.
+        collectives: the workers; the initial weights are the same on all of them, the dropout masks are not.
+        device: of this worker.
+
+    Raises:
+        ValueError: a component, a setting or a combination of them is not allowed.
+    """
+
+    def __init__(self, config: RunConfig, collectives: Collectives, device: torch.device) -> None:
+        self.config, self.collectives, self.device = config, collectives, device
+        self.data: Data = config.data.build()
+        torch.manual_seed(config.seed)
+        self.shape = described(self.data)
+        self.model = build_model(config, self.shape).to(device)
+        self.loss = resolve_loss(config.loss)
+        self.loader = self._loader()
+        self.horizon = optim.Horizon(
+            epochs=config.epochs, steps_per_epoch=self.loader.steps_per_epoch, training_samples=len(self.data.train)
+        )
+        self.objective = Objective(self.model, self.loss, config.l2, collectives=collectives)
+        self.optimizer = build_optimizer(config, self.model, self.horizon)
+        decay = config.average_weights
+        self.average = None if decay is None else AveragedWeights(self.model, decay)
+        self.progress = Progress()
+        # The sum over the samples of this epoch.
+        self.epoch_loss = torch.zeros((), dtype=torch.float64, device=device)
+        torch.manual_seed(randomness.derive(config.seed, "dropout", collectives.rank))
+
+    def _loader(self) -> Loader:
+        return Loader(
+            self.data.train,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            rank=self.collectives.rank,
+            size=self.collectives.size,
+            device=self.device,
+            dtype=dtype_of(self.config.precision),
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates of one whole pass."""
+        return self.loader.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the whole run."""
+        total = self.config.epochs * self.steps_per_epoch
+        return total if self.config.max_steps is None else min(total, self.config.max_steps)
+
+    @property
+    def epochs_done(self) -> float:
+        """Passes made, with the fraction of the current one."""
+        return self.progress.epoch + self.progress.step_in_epoch / self.steps_per_epoch
+
+    def samples_until(self, step_in_epoch: int) -> int:
+        """Samples of the first steps of a pass; all batches are of one size but the last."""
+        return min(step_in_epoch * self.config.batch_size, len(self.data.train))
+
+    def samples_of(self, step_in_epoch: int) -> int:
+        """Samples of the global batch of this step of a pass."""
+        return self.samples_until(step_in_epoch + 1) - self.samples_until(step_in_epoch)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds; all workers call it together."""
+        state = {
+            "version": 1,
+            "step": self.progress.step,
+            "progress": asdict(self.progress),
+            "epoch_loss": self.epoch_loss,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": randomness.states(self.collectives, self.device),
+            "workers": self.collectives.size,
+            "config": self.config.to_json(),
+            "data": self.shape,
+            "horizon": asdict(self.horizon),
+        }
+        return state if self.average is None else state | {"average": self.average.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> str:
+        """Go on from a checkpoint, and say in words from where.
+
+        Raises:
+            CheckpointError: it is one of another release or of other data.
+        """
+        if state.get("version") != 1:
+            raise CheckpointError(
+                f"the checkpoint is of version {state.get('version')!r}; this release reads version 1"
+            )
+        if state["data"] != self.shape:
+            raise CheckpointError(
+                f"the data set is {self.shape} and was {state['data']} when the checkpoint was written: "
+                "put the data back as it was, or start a new run"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.progress = Progress.of(state["progress"])
+        self.epoch_loss.copy_(state["epoch_loss"])
+        where = f"goes on at step {self.progress.step}, epoch {self.epochs_done:.3f}"
+        if randomness.restore(state["random"], self.collectives, self.device):
+            return where
+        workers = self.collectives
+        torch.manual_seed(
+            randomness.derive(self.config.seed, "dropout", workers.rank, workers.size, self.progress.step)
+        )
+        return f"{where}, on {workers.size} workers instead of {state['workers']}: dropout masks are drawn anew"
+
+
+def described(data: Data) -> dict[str, Any]:
+    """What a model must know of its data, and a checkpoint must find again."""
+    return {
+        "num_classes": None if data.train.classes is None else len(data.train.classes),
+        "input_shape": list(data.train.input_shape),
+        "training_samples": len(data.train),
+    }
+
+
+def build_model(config: RunConfig, shape: dict[str, Any]) -> nn.Module:
+    """The network of a configuration, on the CPU, in the precision of its weights.
+
+    Raises:
+        ValueError: a setting of the model is unknown or missing.
+        TypeError: the component builds something else.
+    """
+    offered: dict[str, Any] = {"input_shape": tuple(shape["input_shape"])}
+    if shape["num_classes"] is not None:
+        offered["num_classes"] = shape["num_classes"]
+    model = config.model.build(**offered)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{config.model.target!r} built a {type(model).__name__}; a model must be a torch.nn.Module")
+    return model.double() if config.precision == "fp64" else model
+
+
+def build_optimizer(config: RunConfig, model: nn.Module, horizon: optim.Horizon) -> optim.StepOptimizer:
+    """The optimizer of a configuration.
+
+    Raises:
+        ValueError: its name or one of its settings is unknown or out of bounds, or it needs what a run cannot give.
+    """
+    settings: dict[str, Any] = dict(config.optimizer_settings)
+    if config.clip_gradient is not None:
+        settings["clip_gradient"] = config.clip_gradient
+    optimizer = optim.create(config.optimizer, model, horizon=horizon, **settings)
+    if optimizer.needs_validation:
+        raise ValueError(
+            f"optimizer {config.optimizer!r} wants a validation batch at every step, and a run has none to give"
+        )
+    return optimizer
+
+
+def resolve_loss(name: str) -> str | Callable[[Tensor, Tensor], Tensor]:
+    """A named loss by its name, another by its function.
+
+    Raises:
+        ValueError: there is no such function.
+    """
+    return Component(name).resolve() if ":" in name else name

@@ -1,0 +1,75 @@
+"""A trained network out of a checkpoint, without its data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from raycurv import optim
+from raycurv.train.averaging import AveragedWeights
+from raycurv.train.checkpoint import CheckpointError, Store
+from raycurv.train.config import RunConfig
+from raycurv.train.run import build_model, build_optimizer
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with the weights that its run evaluates, in evaluation mode on the CPU.
+
+    Attributes:
+        model: the network.
+        config: of its run.
+        step: updates that had been made.
+        input_shape: of one sample.
+        num_classes: None where the targets are not classes.
+    """
+
+    model: nn.Module
+    config: RunConfig
+    step: int
+    input_shape: tuple[int, ...]
+    num_classes: int | None
+
+
+def load_trained(store: Store, *, averaged: bool = False) -> Trained:
+    """Build the network of a run and fill in the weights of its newest checkpoint.
+
+    Args:
+        store: the checkpoints of the run.
+        averaged: the exponential average of the weights in place of the raw ones, with the running statistics that were
+            renewed for it at the last evaluation.
+
+    Raises:
+        CheckpointError: there is no checkpoint, none can be read, or it holds no average.
+        ValueError: the model's component cannot be built here.
+    """
+    state = store.load()
+    if state is None:
+        raise CheckpointError(f"there is no checkpoint in {store.uri}")
+    config = RunConfig.from_json(state["config"])
+    shape = state["data"]
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(config, shape)
+    model.load_state_dict(state["model"])
+    if averaged:
+        _impose_average(model, config, state)
+    else:
+        optimizer = build_optimizer(config, model, optim.Horizon(**state["horizon"]))
+        optimizer.load_state_dict(state["optimizer"])
+        with optimizer.evaluation_weights():
+            weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(weights)
+    return Trained(model.eval(), config, state["step"], tuple(shape["input_shape"]), shape["num_classes"])
+
+
+def _impose_average(model: nn.Module, config: RunConfig, state: dict[str, Any]) -> None:
+    if config.average_weights is None:
+        raise CheckpointError(
+            f"run {config.name!r} did not average its weights; load the raw ones, or set average_weights"
+        )
+    average = AveragedWeights(model, config.average_weights)
+    average.load_state_dict(state["average"])
+    average.impose()

@@ -1,0 +1,49 @@
+"""Small problems that a worker can import: networks and data sets as components."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from raycurv.data.source import Data, TensorSource
+from raycurv.train import Component, Record, RunConfig
+
+
+def blobs(samples: int = 40, held_out: int = 13, features: int = 4, classes: int = 3, broken_row: int = -1) -> Data:
+    generator = torch.Generator().manual_seed(0)
+    names = tuple(f"class {i}" for i in range(classes))
+    total = samples + held_out
+    targets = torch.arange(total) % classes
+    centres = torch.randn(classes, features, generator=generator, dtype=torch.float64)
+    inputs = centres[targets] + 0.5 * torch.randn(total, features, generator=generator, dtype=torch.float64)
+    if broken_row >= 0:
+        inputs[broken_row] = float("nan")
+    evaluation = TensorSource(inputs[samples:], targets[samples:], names) if held_out else None
+    return Data(TensorSource(inputs[:samples], targets[:samples], names), evaluation)
+
+
+def network(input_shape: tuple[int, ...], num_classes: int, dropout: float = 0.0, norm: bool = False) -> nn.Module:
+    middle = nn.BatchNorm1d(8) if norm else nn.Identity()
+    drop = nn.Dropout(dropout) if dropout else nn.Identity()
+    return nn.Sequential(nn.Linear(input_shape[0], 8), middle, nn.Tanh(), drop, nn.Linear(8, num_classes))
+
+
+def absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - nn.functional.one_hot(targets, outputs.shape[1])).abs().sum(1)
+
+
+def config(**changes: object) -> RunConfig:
+    model = {"dropout": changes.pop("dropout", 0.0), "norm": changes.pop("norm", False)}
+    data = {name: changes.pop(name) for name in ("samples", "held_out", "broken_row") if name in changes}
+    settings = {"name": "test", "batch_size": 8, "epochs": 2, "log_every": 3, "precision": "fp64"} | changes
+    return RunConfig(model=Component.of(network, **model), data=Component.of(blobs, **data), **settings)
+
+
+class Kept(list[Record]):
+    """Records as they were emitted."""
+
+    def __call__(self, records: list[Record]) -> None:
+        self.extend(records)
+
+    def of(self, kind: str) -> list[Record]:
+        return [record for record in self if record.kind == kind]
