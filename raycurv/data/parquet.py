@@ -1,0 +1,338 @@
+"""Parquet image sets: encoded images by row groups, decoded and augmented when a batch is made."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raycurv.data import images
+from raycurv.data.errors import DataError
+from raycurv.data.order import Rows, draw_classes
+from raycurv.data.row_groups import RowGroups
+from raycurv.data.shards import ShardFolder, Split, concurrently, locate, read_images, read_labels
+from raycurv.data.source import Data
+
+_LOG = logging.getLogger(__name__)
+Augmentation = Literal["none", "crop_flip", "resize_crop_flip"]
+_STREAMS = 64
+_WINDOW_ROWS = 100  # a window has about so many rows, in as many row groups as that takes
+_STATISTICS = {1: ((0.5,), (0.5,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What every image becomes.
+
+    Attributes:
+        channels: 1 or 3.
+        size: height and width in pixels.
+        augmentation: of training samples.
+        mean: subtracted from each channel of images in [0, 1].
+        std: what each channel is then divided by.
+    """
+
+    channels: int
+    size: tuple[int, int]
+    augmentation: Augmentation
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def fitted(self, image: Tensor) -> Tensor:
+        """The image without augmentation."""
+        return images.fit(image, self.size, images.CENTRE if self.augmentation == "resize_crop_flip" else 1.0)
+
+
+class ParquetImages:
+    """One split of a Parquet image set; :func:`parquet_images` makes it.
+
+    A set whose encoded images take at most `memory_limit` is held in memory; if its decoded images do too, they are kept
+    once they have been decoded, and the encoded ones dropped (not for ``resize_crop_flip``, which needs the whole
+    photograph). A larger set is streamed, and holds at most half of `memory_limit` at a time.
+
+    Args:
+        split: its shards.
+        chosen: the labels that are kept, in ascending order; None keeps all.
+        picture: what every image becomes.
+        memory_limit: bytes.
+        max_rows: keep the first rows only.
+        skip_corrupt: leave out and count what cannot be read, instead of raising.
+
+    Raises:
+        DataError: nothing is left of the set.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        chosen: Sequence[int] | None,
+        picture: Picture,
+        *,
+        memory_limit: int,
+        max_rows: int | None,
+        skip_corrupt: bool,
+    ) -> None:
+        self._split, self.picture, self._skip_corrupt = split, picture, skip_corrupt
+        labels = np.arange(len(split.names)) if chosen is None else np.asarray(chosen)
+        self.classes: tuple[str, ...] | None = tuple(split.names[label] for label in labels)
+        self.input_shape: tuple[int, ...] = (picture.channels, *picture.size)
+        self._renumbered = np.full(len(split.names), -1)
+        self._renumbered[labels] = np.arange(len(labels))
+        kept = None if chosen is None else concurrently(self._kept_rows, range(len(split.groups)))
+        lengths = [group.rows for group in split.groups] if kept is None else [len(rows) for rows in kept]
+        if max_rows is not None:
+            before = np.cumsum([0, *lengths])[:-1]
+            lengths = [int(np.clip(max_rows - start, 0, rows)) for start, rows in zip(before, lengths, strict=True)]
+        self.row_groups: tuple[int, ...] = tuple(lengths)
+        self._first = np.cumsum([0, *lengths])
+        if len(self) == 0:
+            raise DataError(f"{split.uri}: no rows of the {len(labels)} classes are left (max_rows is {max_rows})")
+        self._groups = RowGroups(split, kept, skip_corrupt)
+        self._lay_out(memory_limit)
+        self._labels = np.full(len(self), -1)
+        self._lock, self._loaded, self._corrupt = threading.Lock(), False, set[int]()
+
+    def _kept_rows(self, number: int) -> NDArray[np.int64]:
+        return np.flatnonzero(self._renumbered[read_labels(self._split, self._split.groups[number])] >= 0)
+
+    def _lay_out(self, memory_limit: int) -> None:
+        """Decide between memory and streams, from the metadata alone."""
+        sizes = [g.bytes * rows // g.rows for g, rows in zip(self._split.groups, self.row_groups, strict=True)]
+        self.in_memory = sum(sizes) <= memory_limit
+        used = int(np.count_nonzero(self.row_groups))
+        self.window = max(1, _WINDOW_ROWS * used // len(self))
+        most = max(1, memory_limit // 2 // max(1, self.window * max(sizes)))
+        self.streams = min(_STREAMS, 2 ** (most.bit_length() - 1), used)
+        self._decoded: Tensor | None = None
+        pixels = len(self) * int(np.prod(self.input_shape))
+        if self.in_memory and self.picture.augmentation != "resize_crop_flip" and pixels <= memory_limit:
+            self._decoded = torch.empty((len(self), *self.input_shape), dtype=torch.uint8)
+            self._is_decoded = np.zeros(len(self), bool)
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    @property
+    def skipped(self) -> int:
+        """Corrupt images and shards left out so far."""
+        return len(self._corrupt) + self._split.skipped_shards
+
+    def fetch(self, group: int) -> None:
+        """Read a row group and hold it."""
+        self._groups.get(group)
+
+    def release(self, group: int) -> None:
+        """Let go of a row group."""
+        self._groups.release(group)
+
+    def read(self, rows: Rows, *, seed: int, epoch: int, training: bool) -> tuple[Tensor, Tensor]:
+        """The images `rows` as (B, C, H, W) uint8, and their labels.
+
+        Raises:
+            DataError: an image or its row group is corrupt (without `skip_corrupt`).
+        """
+        self._load()
+        augmentation = self.picture.augmentation if training else "none"
+        keys = images.sample_keys(seed, epoch, rows)
+        if self._decoded is not None:
+            batch, labels, good = self._cached(rows)
+        elif augmentation == "resize_crop_flip":
+            size = self.picture.size
+            batch, labels, good = self._decode(rows, lambda image, i: images.random_resized_crop(image, keys[i], size))
+        else:
+            batch, labels, good = self._decode(rows, lambda image, _: self.picture.fitted(image))
+        if augmentation == "crop_flip":
+            batch = images.crop_and_flip(batch, keys[good], max(1, self.picture.size[0] // 8))
+        return batch, torch.from_numpy(labels)
+
+    def convert(self, inputs: Tensor, dtype: torch.dtype) -> Tensor:
+        """Scaled to [0, 1], less the mean, divided by the standard deviation; (B, C, H, W)."""
+        work = torch.promote_types(dtype, torch.float32)
+        mean, std = (
+            torch.tensor(values, dtype=work, device=inputs.device).mul_(255).view(-1, 1, 1)
+            for values in (self.picture.mean, self.picture.std)
+        )
+        return inputs.to(work, memory_format=torch.contiguous_format).sub_(mean).div_(std).to(dtype)
+
+    def _load(self) -> None:
+        """Read a set that is held in memory, once."""
+        if self.in_memory and not self._loaded:
+            with self._lock:
+                if not self._loaded:
+                    concurrently(self._groups.get, np.flatnonzero(self.row_groups).tolist())
+                    self._loaded = True
+
+    def _cached(self, rows: Rows) -> tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]:
+        """As :meth:`_decode`, from the decoded images; those that are missing are decoded first."""
+        assert self._decoded is not None
+        missing = rows[~self._is_decoded[rows]]
+        if len(missing):
+            batch, labels, good = self._decode(missing, lambda image, _: self.picture.fitted(image))
+            self._decoded[torch.from_numpy(missing[good])] = batch
+            self._labels[missing[good]] = labels
+            self._is_decoded[missing[good]] = True
+            if self._is_decoded.all():
+                self._groups.clear()
+        good = np.flatnonzero(self._is_decoded[rows])
+        return self._decoded[torch.from_numpy(rows[good])], self._labels[rows[good]], good
+
+    def _decode(
+        self, rows: Rows, finish: Callable[[Tensor, int], Tensor]
+    ) -> tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]:
+        """The finished images of `rows`, their labels, and which of `rows` they are: all but the corrupt ones."""
+        numbers = np.searchsorted(self._first, rows, side="right") - 1
+        held = {number: self._groups.get(number) for number in np.unique(numbers).tolist()}
+        finished, labels, good = [], [], []
+        for i, (row, number, index) in enumerate(
+            zip(rows.tolist(), numbers.tolist(), (rows - self._first[numbers]).tolist(), strict=True)
+        ):
+            group = held[number]
+            try:
+                if group is None:
+                    raise ValueError("corrupt row group")
+                image = images.decode(group.image(index), self.picture.channels)
+            except ValueError as error:
+                shard = self._split.groups[number].shard.info.path
+                self._leave_out(row, f"{shard}, row {group.rows[index] if group else 'of a'} (from 0)", error)
+                continue
+            finished.append(finish(image, i))
+            labels.append(group.labels[index])
+            good.append(i)
+        batch = torch.stack(finished) if finished else torch.empty((0, *self.input_shape), dtype=torch.uint8)
+        return batch, self._renumbered[np.asarray(labels, np.int64)], np.asarray(good, np.int64)
+
+    def _leave_out(self, row: int, place: str, error: ValueError) -> None:
+        if not self._skip_corrupt:
+            raise DataError(f"{place}: corrupt image: {error}; --skip-corrupt leaves it out") from error
+        if row not in self._corrupt:
+            _LOG.warning("left out %s: corrupt image: %s", place, error)
+            self._corrupt.add(row)
+
+
+def parquet_images(
+    path: str | os.PathLike[str],
+    *,
+    train: str = "train",
+    evaluation: str | None = "auto",
+    image_size: int | None = None,
+    augmentation: Augmentation = "none",
+    channels: int | None = None,
+    classes: int | None = None,
+    class_seed: int = 0,
+    image_column: str | None = None,
+    label_column: str = "label",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    max_rows: int | None = None,
+    memory_limit: int = 2**30,
+    skip_corrupt: bool = False,
+) -> Data:
+    """Open a folder of Parquet shards in the Hugging Face image layout; nothing but metadata and one row group is read.
+
+    Args:
+        path: a folder, ``s3://bucket/folder`` or ``gs://bucket/folder``, or a name in the folder RAYCURV_DATA.
+        train: the split to learn from: ``train-*.parquet``, at any depth.
+        evaluation: the split to evaluate on; ``"auto"`` is the first of validation, val, valid and test that there is,
+            None is none.
+        image_size: pixels of the square that every image becomes; None keeps the size, which must then be one for all.
+        augmentation: of training images. ``"crop_flip"`` pads by an eighth of the size, crops at random and flips left
+            to right half of the time. ``"resize_crop_flip"`` is the usual one for photographs: a random part of 8 % to
+            100 % of the area, resized, flipped half of the time; evaluation then takes the middle 7/8.
+        channels: 1 or 3; None takes what the first image has.
+        classes: draw so many classes by `class_seed` and keep their images; the names drawn are in ``train.classes``.
+            Every label is read to do so.
+        class_seed: of the draw.
+        image_column: None is ``image`` or ``img``.
+        label_column: ``fine_label`` for CIFAR-100.
+        mean: of each channel in [0, 1]; None is ImageNet's for 3 channels and 0.5 for 1.
+        std: of each channel; None is ImageNet's for 3 channels and 0.5 for 1.
+        max_rows: keep the first so many rows of each split.
+        memory_limit: bytes; a split whose encoded images take more is streamed.
+        skip_corrupt: leave out and count images, row groups and shards that cannot be read, instead of raising.
+
+    Raises:
+        DataError: an argument out of bounds, or data that cannot be used.
+    """
+    _check_arguments(image_size, augmentation, channels, classes, max_rows, memory_limit)
+    folder = ShardFolder(locate(path))
+    columns = (image_column, label_column)
+    learned = folder.open(train, columns, skip_corrupt=skip_corrupt)
+    chosen = None
+    if classes is not None:
+        if classes > len(learned.names):
+            raise DataError(f"classes is {classes}, but {folder.uri} has {len(learned.names)} classes")
+        chosen = draw_classes(len(learned.names), classes, class_seed)
+    picture = _picture(learned, image_size, channels, augmentation, mean, std)
+
+    def source(split: Split) -> ParquetImages:
+        return ParquetImages(
+            split, chosen, picture, memory_limit=memory_limit, max_rows=max_rows, skip_corrupt=skip_corrupt
+        )
+
+    held_out = folder.evaluation() if evaluation == "auto" else evaluation
+    if held_out is None:
+        return Data(source(learned))
+    return Data(source(learned), source(folder.open(held_out, columns, skip_corrupt=skip_corrupt, names=learned.names)))
+
+
+def _check_arguments(
+    image_size: int | None,
+    augmentation: str,
+    channels: int | None,
+    classes: int | None,
+    max_rows: int | None,
+    memory_limit: int,
+) -> None:
+    if augmentation not in get_args(Augmentation):
+        raise DataError(f"augmentation is {augmentation!r}; it must be one of {', '.join(get_args(Augmentation))}")
+    if channels not in (None, 1, 3):
+        raise DataError(f"channels is {channels!r}; it must be 1, 3 or None")
+    for name, value in {
+        "image_size": image_size,
+        "classes": classes,
+        "max_rows": max_rows,
+        "memory_limit": memory_limit,
+    }.items():
+        if value is not None and value < 1:
+            raise DataError(f"{name} is {value!r}; it must be at least 1")
+
+
+def _picture(
+    split: Split,
+    image_size: int | None,
+    channels: int | None,
+    augmentation: Augmentation,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Picture:
+    """What every image becomes, by the arguments and the first images of the set."""
+    encoded, _ = read_images(split, split.groups[0])
+    first = []
+    for value in encoded[:16]:
+        try:
+            first.append(images.decode(torch.from_numpy(np.frombuffer(value.as_py() or b"", np.uint8).copy())))
+        except ValueError:
+            continue  # named when its batch is made
+    if not first:
+        raise DataError(
+            f"{split.groups[0].shard.info.path}: none of the first {len(encoded[:16])} images can be decoded"
+        )
+    channels = channels or (1 if len(first[0]) == 1 else 3)
+    sizes = {tuple(image.shape[1:]) for image in first}
+    if image_size is None and len(sizes) > 1:
+        some = ", ".join(f"{h}×{w}" for h, w in sorted(sizes)[:3])
+        raise DataError(f"{split.uri}: the images differ in size ({some} …); set image_size, for example to 224")
+    height, width = (image_size, image_size) if image_size else next(iter(sizes))
+    usual = _STATISTICS[channels]
+    statistics = tuple(mean or usual[0]), tuple(std or usual[1])
+    if any(len(values) != channels for values in statistics) or min(statistics[1]) <= 0:
+        raise DataError(f"mean {mean} and std {std} must have {channels} values each, and std only positive ones")
+    return Picture(channels, (height, width), augmentation, *statistics)

@@ -1,0 +1,113 @@
+"""The row groups of a split that are in memory."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raycurv.data.errors import DataError
+from raycurv.data.shards import RowGroup, Split, check_labels, check_reachable, read_images
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Held:
+    """The rows of a row group that are used: encoded images one after the other, and labels.
+
+    Attributes:
+        encoded: the bytes of all images.
+        bounds: where each image begins, and where the last one ends.
+        labels: as stored.
+        rows: the number of each row in its file.
+    """
+
+    encoded: Tensor
+    bounds: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    def image(self, index: int) -> Tensor:
+        """The bytes of one image."""
+        return self.encoded[self.bounds[index] : self.bounds[index + 1]]
+
+
+class RowGroups:
+    """Reads row groups once, however many threads ask, and holds them until they are released.
+
+    Args:
+        split: the shards.
+        kept: of each row group, the rows that are used; None uses all.
+        skip_corrupt: a row group that cannot be read is None, instead of an error.
+    """
+
+    def __init__(self, split: Split, kept: Sequence[NDArray[np.int64]] | None, skip_corrupt: bool) -> None:
+        self._split, self._kept, self._skip_corrupt = split, kept, skip_corrupt
+        self._lock = threading.Lock()
+        self._held: dict[int, Future[Held | None]] = {}
+
+    def get(self, number: int) -> Held | None:
+        """A row group, read now unless it is held; None if it is corrupt and corrupt ones are skipped.
+
+        Raises:
+            DataError: it is corrupt, or a label lies outside the classes.
+        """
+        with self._lock:
+            found = self._held.get(number)
+            future = found or self._held.setdefault(number, Future())
+        if found is None:
+            try:
+                future.set_result(self._read(number))
+            except BaseException as error:
+                self.release(number)
+                future.set_exception(error)
+        return future.result()
+
+    def release(self, number: int) -> None:
+        """Let go of a row group."""
+        with self._lock:
+            self._held.pop(number, None)
+
+    def clear(self) -> None:
+        """Let go of all."""
+        with self._lock:
+            self._held.clear()
+
+    def _read(self, number: int) -> Held | None:
+        group = self._split.groups[number]
+        try:
+            encoded, labels = read_images(self._split, group)
+        except (pa.ArrowException, OSError) as error:
+            check_reachable(self._split, group.shard.info)
+            last = group.first + group.rows - 1
+            message = f"{group.shard.info.path}, rows {group.first} to {last} (from 0): corrupt row group: {error}"
+            if not self._skip_corrupt:
+                raise DataError(f"{message}; --skip-corrupt leaves it out") from error
+            _LOG.warning("left out %s", message)
+            return None
+        check_labels(self._split, group, labels)
+        return self._held_rows(group, encoded, labels, None if self._kept is None else self._kept[number])
+
+    @staticmethod
+    def _held_rows(
+        group: RowGroup, encoded: pa.Array, labels: NDArray[np.int64], kept: NDArray[np.int64] | None
+    ) -> Held:
+        rows = np.arange(len(labels)) if kept is None else kept
+        if kept is not None:
+            encoded = encoded.take(pa.array(kept))
+        # A missing image has no bytes, and is then found corrupt when it is decoded.
+        bounds = np.cumsum([0, *pc.fill_null(pc.binary_length(encoded), 0).to_numpy(zero_copy_only=False)])
+        _, offsets, values = encoded.buffers()
+        start = int(np.frombuffer(offsets, np.int64, 1, encoded.offset * 8)[0]) if len(encoded) else 0
+        held = np.frombuffer(values, np.uint8, int(bounds[-1]), start).copy() if bounds[-1] else np.empty(0, np.uint8)
+        return Held(torch.from_numpy(held), bounds, labels[rows], group.first + rows)

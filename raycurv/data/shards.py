@@ -1,0 +1,338 @@
+"""Parquet shards in the Hugging Face image layout: finding, opening and checking them, and reading a row group."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pyarrow import fs
+
+from raycurv import storage
+from raycurv.data.errors import DataError
+
+_LOG = logging.getLogger(__name__)
+_EVALUATION = ("validation", "val", "valid", "test")
+_IMAGES = ("image", "img")
+_THREADS = 16  # requests under way at once; most of the time is waiting for the server
+A, B = TypeVar("A"), TypeVar("B")
+
+
+def concurrently(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
+    """`function` of every item, in their order; the first error is raised."""
+    with ThreadPoolExecutor(_THREADS, "raycurv-open") as pool:
+        return list(pool.map(function, items))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """An open Parquet file: its footer is read, its rows are not."""
+
+    info: fs.FileInfo
+    metadata: pq.FileMetaData
+    schema: pa.Schema
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Where a row group lies.
+
+    Attributes:
+        shard: its file.
+        index: its number in the file.
+        first: number of its first row in the file.
+        rows: how many rows it has.
+        bytes: what its images take in memory, encoded.
+    """
+
+    shard: Shard
+    index: int
+    first: int
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns that hold the encoded images and the labels."""
+
+    image: str
+    label: str
+
+
+def locate(path: str | os.PathLike[str]) -> str:
+    """The absolute address of a data set: a URI, a path, or a name in the folder RAYCURV_DATA.
+
+    Raises:
+        DataError: there is nothing at the path.
+    """
+    text = os.fspath(path)
+    if not text:
+        raise DataError("the data path is empty; name a folder with Parquet shards, or s3:// or gs://")
+    if "://" in text:
+        return text
+    folder = os.environ.get("RAYCURV_DATA")
+    candidates = [Path(text).expanduser()] + ([Path(folder).expanduser() / text] if folder else [])
+    for candidate in candidates:
+        if candidate.exists():
+            return str(candidate.absolute())
+    looked = " or ".join(str(candidate.absolute()) for candidate in candidates)
+    hint = "" if folder else "; a bare name is looked up in the folder that RAYCURV_DATA names, which is not set"
+    raise DataError(f"there is no data at {looked}{hint}")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The shards of one split.
+
+    Attributes:
+        uri: where the data set was looked for.
+        system: its file system.
+        columns: where images and labels are.
+        groups: every row group that is not empty, in stored order.
+        names: of the classes.
+        skipped_shards: corrupt shards left out.
+    """
+
+    uri: str
+    system: fs.FileSystem
+    columns: Columns
+    groups: tuple[RowGroup, ...]
+    names: tuple[str, ...]
+    skipped_shards: int
+
+
+class ShardFolder:
+    """The Parquet files below an address, by split.
+
+    Args:
+        uri: an address out of :func:`locate`.
+
+    Raises:
+        DataError: there are no Parquet files, or those of several data sets.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        with storage.explained(uri):
+            self.system, root = storage.resolve(uri)
+            found = self.system.get_file_info(root)
+            if found.type == fs.FileType.NotFound:
+                raise DataError(f"there is no data at {uri}")
+            self._file = found if found.type == fs.FileType.File else None
+            listed = [found] if self._file else self.system.get_file_info(fs.FileSelector(root, recursive=True))
+        files = [info for info in listed if info.type == fs.FileType.File]
+        self._shards = {info.path[len(root) :].strip("/"): info for info in files if info.extension == "parquet"}
+        self._shards = {name: info for name, info in self._shards.items() if not re.search(r"(^|/)[._]", name)}
+        if not self._shards:
+            raise DataError(
+                f"no Parquet shards below {uri} ({len(files)} other files); "
+                "jobs/prepare_parquet.py makes them from a folder of images"
+            )
+
+    def has(self, split: str) -> bool:
+        """Whether there are shards of `split`."""
+        return any(_belongs(name, split) for name in self._shards)
+
+    def evaluation(self) -> str | None:
+        """The first of validation, val, valid and test that there is."""
+        return next((split for split in _EVALUATION if self.has(split)), None)
+
+    def open(
+        self, split: str, columns: tuple[str | None, str], *, skip_corrupt: bool, names: tuple[str, ...] | None = None
+    ) -> Split:
+        """Read the footers of the shards of `split`, check their columns and, by the statistics, their labels.
+
+        Args:
+            split: its name, as the shards spell it.
+            columns: of images (None: ``image`` or ``img``) and labels.
+            skip_corrupt: leave out a shard that cannot be read.
+            names: of the classes; None takes them from the metadata, or else numbers the labels.
+
+        Raises:
+            DataError: there is no such split, it is incomplete or ambiguous, or a shard cannot be used.
+        """
+        chosen = self._chosen(split)
+        shards = [s for s in concurrently(lambda info: self._opened(info, skip_corrupt), chosen) if s is not None]
+        if not shards:
+            raise DataError(f"{self.uri}: none of the {len(chosen)} shards of {split!r} can be read")
+        where = _columns(shards[0], columns)
+        for shard in shards:
+            _check_columns(shard, where)
+        groups = tuple(group for shard in shards for group in _row_groups(shard, where))
+        if not groups:
+            raise DataError(f"{self.uri}: the shards of {split!r} have no rows")
+        found = next((found for shard in shards if (found := _class_names(shard.schema, where.label))), ())
+        opened = Split(self.uri, self.system, where, groups, names or found, len(chosen) - len(shards))
+        if not opened.names:
+            opened = replace(opened, names=_numbered(opened))
+        for group in groups:
+            known = _label_range(opened, group)
+            if known is not None and (known[0] < 0 or known[1] >= len(opened.names)):
+                check_labels(opened, group, read_labels(opened, group))
+        return opened
+
+    def _chosen(self, split: str) -> list[fs.FileInfo]:
+        if self._file:
+            return [self._file]
+        names = sorted(name for name in self._shards if _belongs(name, split))
+        if not names:
+            others = ", ".join(sorted(self._shards)[:5])
+            raise DataError(f"{self.uri} has no shards of the split {split!r} ({split}-*.parquet); it has {others} …")
+        roots = sorted({_root(name, split) for name in names})
+        if len(roots) > 1:
+            raise DataError(f"{self.uri} holds several data sets ({', '.join(roots[:5])} …); name one of these folders")
+        _check_complete(self.uri, names)
+        return [self._shards[name] for name in names]
+
+    def _opened(self, info: fs.FileInfo, skip_corrupt: bool) -> Shard | None:
+        try:
+            with self.system.open_input_file(info.path) as file:
+                parquet = pq.ParquetFile(file)
+                return Shard(info, parquet.metadata, parquet.schema_arrow)
+        except (pa.ArrowInvalid, OSError) as error:
+            _check_reachable(self.uri, self.system, info)
+            if not skip_corrupt:
+                raise DataError(
+                    f"{info.path} cannot be read as Parquet: {error}; --skip-corrupt leaves it out"
+                ) from error
+            _LOG.warning("left out %s, which cannot be read as Parquet: %s", info.path, error)
+            return None
+
+
+def check_reachable(split: Split, info: fs.FileInfo) -> None:
+    """Raise the error of the file system, should reading the bytes of a file fail too: then nothing is corrupt."""
+    _check_reachable(split.uri, split.system, info)
+
+
+def _check_reachable(uri: str, system: fs.FileSystem, info: fs.FileInfo) -> None:
+    with storage.explained(uri), system.open_input_file(info.path) as file:
+        file.read(1)
+
+
+def read_labels(split: Split, group: RowGroup) -> NDArray[np.int64]:
+    """The labels of a row group; a missing one is -1."""
+    return _label_array(_read(split, group, [split.columns.label]), split.columns)
+
+
+def read_images(split: Split, group: RowGroup) -> tuple[pa.BinaryArray, NDArray[np.int64]]:
+    """The encoded images and the labels of a row group."""
+    table = _read(split, group, [f"{split.columns.image}.bytes", split.columns.label])
+    encoded = pc.struct_field(table.column(split.columns.image), "bytes").combine_chunks()
+    return pc.cast(encoded, pa.large_binary()), _label_array(table, split.columns)
+
+
+def check_labels(split: Split, group: RowGroup, labels: NDArray[np.int64]) -> None:
+    """Refuse labels that are not one of the classes.
+
+    Raises:
+        DataError: names the file and the row.
+    """
+    outside = np.flatnonzero((labels < 0) | (labels >= len(split.names)))
+    if len(outside):
+        raise DataError(
+            f"{group.shard.info.path}, row {group.first + outside[0]} (from 0): the label is {labels[outside[0]]}; "
+            f"{len(split.names)} classes allow 0 to {len(split.names) - 1}"
+        )
+
+
+def _label_range(split: Split, group: RowGroup) -> tuple[int, int] | None:
+    """The smallest and largest label of a row group by the statistics of its file; None where there are none."""
+    metadata = group.shard.metadata
+    statistics = metadata.row_group(group.index).column(_leaf(metadata, split.columns.label)).statistics
+    if statistics is None or not statistics.has_min_max or not statistics.has_null_count or statistics.null_count:
+        return None
+    return int(statistics.min), int(statistics.max)
+
+
+def _label_array(table: pa.Table, columns: Columns) -> NDArray[np.int64]:
+    labels = pc.fill_null(table.column(columns.label).combine_chunks().cast(pa.int64()), -1)
+    return np.asarray(labels.to_numpy(zero_copy_only=False), np.int64)
+
+
+def _read(split: Split, group: RowGroup, columns: list[str]) -> pa.Table:
+    with split.system.open_input_file(group.shard.info.path) as file:
+        parquet = pq.ParquetFile(file, metadata=group.shard.metadata, pre_buffer=True)
+        return parquet.read_row_group(group.index, columns=columns, use_threads=False)
+
+
+def _belongs(name: str, split: str) -> bool:
+    folder, _, base = name.rpartition("/")
+    return re.match(rf"{re.escape(split)}[-_.]", base) is not None or folder.rpartition("/")[2] == split
+
+
+def _root(name: str, split: str) -> str:
+    folder = name.rpartition("/")[0]
+    parent, _, last = folder.rpartition("/")
+    return (parent if last == split else folder) or "."
+
+
+def _check_complete(uri: str, names: Sequence[str]) -> None:
+    numbered = [match for name in names if (match := re.search(r"-(\d+)-of-(\d+)\.parquet$", name))]
+    for count in {int(match[2]) for match in numbered}:
+        present = {int(match[1]) for match in numbered if int(match[2]) == count}
+        if missing := sorted(set(range(count)) - present):
+            raise DataError(
+                f"{uri}: {len(missing)} of {count} shards are missing, the first is number {missing[0]:05d}"
+            )
+
+
+def _columns(shard: Shard, wanted: tuple[str | None, str]) -> Columns:
+    image, label = wanted
+    if image is None:
+        image = next((name for name in _IMAGES if name in shard.schema.names), _IMAGES[0])
+    return Columns(image, label)
+
+
+def _check_columns(shard: Shard, columns: Columns) -> None:
+    has = ", ".join(f"{field.name}: {field.type}" for field in shard.schema)
+    for name, wanted in ((columns.image, "image or img: struct<bytes, path>"), (columns.label, "label: int64")):
+        if name not in shard.schema.names:
+            raise DataError(f"{shard.info.path} has no column {name!r} (wanted {wanted}); it has {has}")
+    image, label = (shard.schema.field(name).type for name in (columns.image, columns.label))
+    if not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
+        raise DataError(
+            f"{shard.info.path}: column {columns.image!r} is {image}, not struct<bytes: binary, path: string>"
+        )
+    if not pa.types.is_integer(label):
+        raise DataError(f"{shard.info.path}: column {columns.label!r} is {label}, not a whole number")
+
+
+def _leaf(metadata: pq.FileMetaData, path: str) -> int:
+    return next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == path)
+
+
+def _row_groups(shard: Shard, columns: Columns) -> list[RowGroup]:
+    leaf, first, groups = _leaf(shard.metadata, f"{columns.image}.bytes"), 0, []
+    for index in range(shard.metadata.num_row_groups):
+        stored = shard.metadata.row_group(index)
+        if stored.num_rows:
+            groups.append(RowGroup(shard, index, first, stored.num_rows, stored.column(leaf).total_uncompressed_size))
+        first += stored.num_rows
+    return groups
+
+
+def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
+    try:
+        stored: Any = json.loads((schema.metadata or {})[b"huggingface"])
+        return tuple(str(name) for name in stored["info"]["features"][label]["names"])
+    except (KeyError, TypeError, json.JSONDecodeError):
+        return None  # another writer's metadata: the labels tell how many classes there are
+
+
+def _numbered(split: Split) -> tuple[str, ...]:
+    """Names for classes that have none: the numbers from 0 to the largest label."""
+    ranges = [_label_range(split, group) for group in split.groups]
+    largest = [r[1] if r else int(read_labels(split, g).max()) for r, g in zip(ranges, split.groups, strict=True)]
+    return tuple(str(label) for label in range(max(largest) + 1))
