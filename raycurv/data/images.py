@@ -50,7 +50,7 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def crop_and_flip(images: Tensor, keys: NDArray[np.uint64], padding: int) -> Tensor:
-    """Each of (B, C, H, W) shifted by up to `padding` pixels both ways, black coming in, and flipped half of the time."""
+    """Each of (B, C, H, W) shifted by up to `padding` pixels both ways (black comes in), half of them flipped."""
     _, channels, height, width = images.shape
     span = 2 * padding + 1
     down, right = (torch.from_numpy((uniform(keys, draw) * span).astype(np.int64)) for draw in (0, 1))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raycurv.data.errors import DataError
-from raycurv.data.order import Order, Permutation, Rows, Share, Streams
+from raycurv.data.order import Key, Order, Permutation, Rows, Share, Streams
 from raycurv.data.source import Source, StreamedSource
 
 Batch = tuple[Tensor, Tensor]
@@ -90,10 +90,10 @@ class Loader:
     def order(self, epoch: int) -> Order:
         """The rows of this worker at every step of `epoch`."""
         share = Share(self.batch_size, self.rank, self.size)
-        source, keys = self.source, {"seed": self.seed, "epoch": epoch, "shuffle": self.training}
+        key, source = Key(self.seed, epoch, shuffle=self.training), self.source
         if _streamed(source):
-            return Streams(source.row_groups, share, streams=source.streams, window=source.window, **keys)
-        return Permutation(len(source), share, **keys)
+            return Streams(source.row_groups, share, key, streams=source.streams, window=source.window)
+        return Permutation(len(source), share, key)
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         order = self.order(epoch)

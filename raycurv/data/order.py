@@ -33,7 +33,7 @@ def hash64(*keys: ArrayLike) -> NDArray[np.uint64]:
 
 def uniform(*keys: ArrayLike) -> NDArray[np.float64]:
     """Numbers in [0, 1) that depend on `keys` alone, broadcast over arrays."""
-    return (hash64(*keys) >> np.uint64(11)) * 2.0**-53
+    return (hash64(*keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def draw_classes(available: int, count: int, seed: int) -> list[int]:
@@ -67,22 +67,35 @@ class Share:
     size: int = 1
 
 
+@dataclass(frozen=True)
+class Key:
+    """What the order of an epoch follows from.
+
+    Attributes:
+        seed: of the run.
+        epoch: counted from 0.
+        shuffle: False keeps the stored order.
+    """
+
+    seed: int
+    epoch: int
+    shuffle: bool = True
+
+
 class Permutation:
     """The order of a set in memory: one permutation by (seed, epoch), a contiguous slice of each batch for each worker.
 
     Args:
         total: rows of the set.
         share: batch size, rank and number of workers.
-        seed: of the run.
-        epoch: counted from 0.
-        shuffle: False keeps the stored order.
+        key: seed and epoch.
     """
 
-    def __init__(self, total: int, share: Share, *, seed: int, epoch: int, shuffle: bool = True) -> None:
+    def __init__(self, total: int, share: Share, key: Key) -> None:
         self._share = share
         self._order = np.arange(total, dtype=np.int64)
-        if shuffle:
-            self._order = np.argsort(hash64(_ROWS, seed, epoch, self._order), kind="stable").astype(np.int64)
+        if key.shuffle:
+            self._order = np.argsort(hash64(_ROWS, key.seed, key.epoch, self._order), kind="stable").astype(np.int64)
 
     def rows(self, step: int) -> Rows:
         """The worker's share of the global batch of `step`; may be empty."""
@@ -108,30 +121,18 @@ class Streams:
     Args:
         lengths: rows of every row group, in stored order.
         share: batch size, rank and number of workers.
+        key: seed and epoch.
         streams: how many streams; at least one for each worker, or workers stay without work.
         window: row groups whose rows are shuffled together.
-        seed: of the run.
-        epoch: counted from 0.
-        shuffle: False keeps the stored order within each stream.
     """
 
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        share: Share,
-        *,
-        streams: int,
-        window: int,
-        seed: int,
-        epoch: int,
-        shuffle: bool = True,
-    ) -> None:
+    def __init__(self, lengths: Sequence[int], share: Share, key: Key, *, streams: int, window: int) -> None:
         self._lengths = np.asarray(lengths, np.int64)
         self._first = np.concatenate([[0], np.cumsum(self._lengths)])  # id of the first row of each row group
-        self._share, self._key, self._shuffle = share, (_WINDOW, seed, epoch), shuffle
+        self._share, self._key = share, key
         groups = np.flatnonzero(self._lengths)
-        if shuffle:
-            groups = groups[np.argsort(hash64(_GROUPS, seed, epoch, groups), kind="stable")]
+        if key.shuffle:
+            groups = groups[np.argsort(hash64(_GROUPS, key.seed, key.epoch, groups), kind="stable")]
         self._count = streams
         dealt = [groups[stream::streams] for stream in range(streams)]
         self._windows = [[own[i : i + window] for i in range(0, len(own), window)] for own in dealt]
@@ -199,4 +200,6 @@ class Streams:
     def _shuffled(self, stream: int, window: int) -> Rows:
         groups = self._windows[stream][window]
         rows = np.concatenate([np.arange(self._first[g], self._first[g + 1]) for g in groups])
-        return rows[np.argsort(hash64(*self._key, rows), kind="stable")] if self._shuffle else rows
+        if not self._key.shuffle:
+            return rows
+        return rows[np.argsort(hash64(_WINDOW, self._key.seed, self._key.epoch, rows), kind="stable")]

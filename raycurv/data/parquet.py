@@ -54,8 +54,8 @@ class Picture:
 class ParquetImages:
     """One split of a Parquet image set; :func:`parquet_images` makes it.
 
-    A set whose encoded images take at most `memory_limit` is held in memory; if its decoded images do too, they are kept
-    once they have been decoded, and the encoded ones dropped (not for ``resize_crop_flip``, which needs the whole
+    A set whose encoded images take at most `memory_limit` is held in memory; if its decoded images do too, they are
+    kept once they have been decoded, and the encoded ones dropped (not for ``resize_crop_flip``, which needs the whole
     photograph). A larger set is streamed, and holds at most half of `memory_limit` at a time.
 
     Args:
@@ -187,7 +187,11 @@ class ParquetImages:
     def _decode(
         self, rows: Rows, finish: Callable[[Tensor, int], Tensor]
     ) -> tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]:
-        """The finished images of `rows`, their labels, and which of `rows` they are: all but the corrupt ones."""
+        """The finished images of `rows`, their labels, and which of `rows` they are: all but the corrupt ones.
+
+        Raises:
+            DataError: one is corrupt (without `skip_corrupt`).
+        """
         numbers = np.searchsorted(self._first, rows, side="right") - 1
         held = {number: self._groups.get(number) for number in np.unique(numbers).tolist()}
         finished, labels, good = [], [], []
@@ -195,13 +199,14 @@ class ParquetImages:
             zip(rows.tolist(), numbers.tolist(), (rows - self._first[numbers]).tolist(), strict=True)
         ):
             group = held[number]
+            if group is None:  # a corrupt row group, already in the log
+                self._corrupt.add(row)
+                continue
             try:
-                if group is None:
-                    raise ValueError("corrupt row group")
                 image = images.decode(group.image(index), self.picture.channels)
             except ValueError as error:
                 shard = self._split.groups[number].shard.info.path
-                self._leave_out(row, f"{shard}, row {group.rows[index] if group else 'of a'} (from 0)", error)
+                self._leave_out(row, f"{shard}, row {group.rows[index]} (from 0): corrupt image: {error}", error)
                 continue
             finished.append(finish(image, i))
             labels.append(group.labels[index])
@@ -209,11 +214,11 @@ class ParquetImages:
         batch = torch.stack(finished) if finished else torch.empty((0, *self.input_shape), dtype=torch.uint8)
         return batch, self._renumbered[np.asarray(labels, np.int64)], np.asarray(good, np.int64)
 
-    def _leave_out(self, row: int, place: str, error: ValueError) -> None:
+    def _leave_out(self, row: int, message: str, error: ValueError) -> None:
         if not self._skip_corrupt:
-            raise DataError(f"{place}: corrupt image: {error}; --skip-corrupt leaves it out") from error
+            raise DataError(f"{message}; --skip-corrupt leaves it out") from error
         if row not in self._corrupt:
-            _LOG.warning("left out %s: corrupt image: %s", place, error)
+            _LOG.warning("left out %s", message)
             self._corrupt.add(row)
 
 
@@ -313,7 +318,11 @@ def _picture(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> Picture:
-    """What every image becomes, by the arguments and the first images of the set."""
+    """What every image becomes, by the arguments and the first images of the set.
+
+    Raises:
+        DataError: the first images cannot be decoded, or differ in size without `image_size`; or wrong statistics.
+    """
     encoded, _ = read_images(split, split.groups[0])
     first = []
     for value in encoded[:16]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raycurv.data.errors import DataError
-from raycurv.data.shards import RowGroup, Split, check_labels, check_reachable, read_images
+from raycurv.data.shards import Split, check_labels, check_reachable, read_images
 
 _LOG = logging.getLogger(__name__)
 
@@ -96,18 +96,17 @@ class RowGroups:
             _LOG.warning("left out %s", message)
             return None
         check_labels(self._split, group, labels)
-        return self._held_rows(group, encoded, labels, None if self._kept is None else self._kept[number])
+        rows = np.arange(len(labels))
+        if self._kept is not None:
+            rows = self._kept[number]
+            encoded = encoded.take(pa.array(rows))
+        return Held(*_contiguous(encoded), labels[rows], group.first + rows)
 
-    @staticmethod
-    def _held_rows(
-        group: RowGroup, encoded: pa.Array, labels: NDArray[np.int64], kept: NDArray[np.int64] | None
-    ) -> Held:
-        rows = np.arange(len(labels)) if kept is None else kept
-        if kept is not None:
-            encoded = encoded.take(pa.array(kept))
-        # A missing image has no bytes, and is then found corrupt when it is decoded.
-        bounds = np.cumsum([0, *pc.fill_null(pc.binary_length(encoded), 0).to_numpy(zero_copy_only=False)])
-        _, offsets, values = encoded.buffers()
-        start = int(np.frombuffer(offsets, np.int64, 1, encoded.offset * 8)[0]) if len(encoded) else 0
-        held = np.frombuffer(values, np.uint8, int(bounds[-1]), start).copy() if bounds[-1] else np.empty(0, np.uint8)
-        return Held(torch.from_numpy(held), bounds, labels[rows], group.first + rows)
+
+def _contiguous(encoded: pa.LargeBinaryArray) -> tuple[Tensor, NDArray[np.int64]]:
+    """The bytes of all images, and where each begins. A missing image has none, and is found corrupt when decoded."""
+    bounds = np.cumsum([0, *pc.fill_null(pc.binary_length(encoded), 0).to_numpy(zero_copy_only=False)])
+    _, offsets, values = encoded.buffers()
+    start = int(np.frombuffer(offsets, np.int64, 1, encoded.offset * 8)[0]) if len(encoded) else 0
+    held = np.frombuffer(values, np.uint8, int(bounds[-1]), start).copy() if bounds[-1] else np.empty(0, np.uint8)
+    return torch.from_numpy(held), bounds

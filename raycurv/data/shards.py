@@ -26,7 +26,8 @@ _LOG = logging.getLogger(__name__)
 _EVALUATION = ("validation", "val", "valid", "test")
 _IMAGES = ("image", "img")
 _THREADS = 16  # requests under way at once; most of the time is waiting for the server
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 def concurrently(function: Callable[[A], B], items: Iterable[A]) -> list[B]:

@@ -100,7 +100,7 @@ class TensorSource:
     def __init__(self, inputs: Tensor, targets: Tensor, classes: Sequence[str] | None = None) -> None:
         if len(inputs) != len(targets) or len(inputs) == 0:
             raise DataError(f"{len(inputs)} inputs and {len(targets)} targets; there must be as many, and at least one")
-        self.classes = None if classes is None else tuple(classes)
+        self.classes: tuple[str, ...] | None = None if classes is None else tuple(classes)
         if self.classes is not None:
             outside = torch.nonzero((targets < 0) | (targets >= len(self.classes)))
             if len(outside):
@@ -110,8 +110,8 @@ class TensorSource:
                     f"{len(self.classes) - 1}"
                 )
         self.inputs, self.targets = inputs.cpu(), targets.cpu()
-        self.input_shape = tuple(inputs.shape[1:])
-        self.row_groups = (len(inputs),)
+        self.input_shape: tuple[int, ...] = tuple(inputs.shape[1:])
+        self.row_groups: tuple[int, ...] = (len(inputs),)
 
     def __len__(self) -> int:
         return len(self.inputs)
