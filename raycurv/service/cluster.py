@@ -1,0 +1,119 @@
+"""Where and how runs are carried out: the part of a job that changes no number of its result."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REMOTE = ("s3://", "gs://", "gcs://", "file://")
+
+
+def default_runs() -> str:
+    """The folder of all runs: ``RAYCURV_RUNS``, or ``~/raycurv-runs``; Ray may own the working directory."""
+    return os.environ.get("RAYCURV_RUNS") or str(Path.home() / "raycurv-runs")
+
+
+def default_tracking_uri() -> str | None:
+    """``MLFLOW_TRACKING_URI`` of the environment."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or None
+
+
+def _require(holds: bool, name: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"Cluster.{name} is {value!r}; it must be {allowed}")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The workers of a launch, and where its traces go."""
+
+    workers: int = 1
+    """Processes that share every batch; the result does not depend on their number."""
+
+    use_gpu: bool = False
+    """Give every worker one GPU and talk over NCCL; otherwise the CPU and gloo."""
+
+    cpus_per_worker: float = 1.0
+    """CPUs that Ray reserves for every worker."""
+
+    threads: int | None = None
+    """Threads of torch in every worker; by default as many as CPUs are reserved for it."""
+
+    worker_timeout: float = 600.0
+    """Seconds to wait for the workers to be placed and started, an autoscaler's new nodes included."""
+
+    max_failures: int = 3
+    """How often workers that died (out of memory, lost node, kill -9) are started again, from the newest checkpoint."""
+
+    run_name: str | None = None
+    """Name of the run, a prefix of the names when there are several; needed to resume. By default a new, unique one."""
+
+    resume: bool = False
+    """Go on with the run of this name where its newest checkpoint is; without it, a name that exists is refused."""
+
+    runs: str = field(default_factory=default_runs)
+    """Folder of all runs: MLflow's data base, artifacts, checkpoints, failures. RAYCURV_RUNS sets the default."""
+
+    storage: str | None = None
+    """Folder of the checkpoints, local, s3:// or gs://; workers on several machines need one that all can reach.
+    By default `checkpoints` in the folder of all runs."""
+
+    tracking_uri: str | None = field(default_factory=default_tracking_uri)
+    """MLflow's server or data base. By default MLFLOW_TRACKING_URI, or a SQLite file in the folder of all runs."""
+
+    experiment: str = "raycurv"
+    """MLflow's experiment."""
+
+    tracking_patience: float = 60.0
+    """Seconds that the end of a launch waits for an MLflow server that went away, before the rest goes to a file."""
+
+    system_metrics_every: float = 10.0
+    """Seconds between two samples of the machine's CPU and memory, in MLflow as system metrics; 0 switches them off."""
+
+    log_model: bool = True
+    """Log the trained network in MLflow at the end of every run."""
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.workers, int) and not isinstance(self.workers, bool)
+        _require(whole and self.workers >= 1, "workers", self.workers, "a whole number of at least 1")
+        _require(self.threads is None or self.threads >= 1, "threads", self.threads, "None or at least 1")
+        positive = {"cpus_per_worker": self.cpus_per_worker, "worker_timeout": self.worker_timeout}
+        for name, value in positive.items():
+            _require(math.isfinite(value) and value > 0, name, value, "a positive number")
+        zero_or_more = {"tracking_patience": self.tracking_patience, "system_metrics_every": self.system_metrics_every}
+        for name, value in zero_or_more.items():
+            _require(math.isfinite(value) and value >= 0, name, value, "a number of at least 0")
+        _require(self.max_failures >= 0, "max_failures", self.max_failures, "a whole number of at least 0")
+        _require(bool(self.runs) and "://" not in self.runs, "runs", self.runs, "a local folder; use storage for s3://")
+        _require(bool(self.experiment), "experiment", self.experiment, "a name")
+        if self.resume and not self.run_name:
+            raise ValueError(
+                "Cluster.resume needs Cluster.run_name (--run-name NAME --resume): which run should go on?"
+            )
+        object.__setattr__(self, "runs", str(Path(self.runs).expanduser().absolute()))
+
+    @property
+    def threads_per_worker(self) -> int:
+        """Threads of torch in every worker."""
+        return self.threads or max(1, int(self.cpus_per_worker))
+
+    @property
+    def checkpoints(self) -> str:
+        """The folder, or address, under which every run has its checkpoints."""
+        if self.storage is None:
+            return str(Path(self.runs) / "checkpoints")
+        remote = self.storage.startswith(REMOTE)
+        return self.storage if remote else str(Path(self.storage).expanduser().absolute())
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray reserves for every worker."""
+        return {"CPU": self.cpus_per_worker} | ({"GPU": 1.0} if self.use_gpu else {})
+
+
+def hostname() -> str:
+    """The name of this machine, as written beside runs."""
+    return socket.gethostname()

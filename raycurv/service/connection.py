@@ -1,0 +1,148 @@
+"""The way to a Ray cluster, and whether it can ever give what is asked of it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from raycurv.service.cluster import Cluster
+from raycurv.service.local import LOOPBACK_ONLY
+
+JOINING_SECONDS = 20.0  # for nodes that are on their way, where no autoscaler will make new ones
+
+
+class CapacityError(RuntimeError):
+    """The cluster cannot give the workers that were asked for; the message says what is missing."""
+
+
+class ConnectionRefused(RuntimeError):
+    """There is a Ray cluster to connect to, and it does not take us; the message says what to check."""
+
+
+@contextlib.contextmanager
+def connected(cluster: Cluster, say: Callable[[str], None]) -> Iterator[None]:
+    """Connect to the cluster that ``RAY_ADDRESS`` names or that runs here, or start a Ray on loopback for ourselves.
+
+    Args:
+        cluster: decides how large a Ray of our own must be.
+        say: tells the user which it was.
+
+    Yields:
+        Nothing; ``ray`` is connected inside.
+
+    Raises:
+        ConnectionRefused: the cluster cannot be reached, or refuses.
+    """
+    running = _cluster_is_named()
+    if not running:
+        # Read when ray is imported, and by all that it starts.
+        os.environ |= LOOPBACK_ONLY
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+    import ray.exceptions
+
+    if ray.is_initialized():
+        yield
+        return
+    # What the workers print stays in Ray's logs: the progress is what a user wants to see.
+    initialise = functools.partial(ray.init, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        if running:
+            initialise(address="auto")
+            say(f"connected to Ray at {ray.get_runtime_context().gcs_address}")
+        else:
+            _loopback_now()
+            cpus = max(os.cpu_count() or 1, 1)
+            initialise(address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1")
+            say(f"started a Ray of our own with {cpus} CPUs, on loopback")
+    except (ConnectionError, ray.exceptions.RayError, RuntimeError) as error:
+        address = os.environ.get("RAY_ADDRESS", "the cluster that was last started on this machine")
+        raise ConnectionRefused(
+            f"cannot connect to Ray at {address}: {_first_line(error)}. Check that it runs (ray status), that "
+            "RAY_ADDRESS is right, and that RAY_AUTH_MODE and its token are those of the cluster"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def require_capacity(cluster: Cluster, say: Callable[[str], None]) -> None:
+    """Refuse more workers than the cluster can ever give.
+
+    With an autoscaler what counts is the most that it may start. Without one it is the nodes that are there, after a
+    short wait for those that are joining.
+
+    Raises:
+        CapacityError: it can never give that many.
+    """
+    import ray
+    from ray._private.state import state  # there is no public way to ask for the autoscaler's limits
+
+    limits = state.get_max_resources_from_cluster_config()
+    if limits:
+        short = {n: (cluster.workers * amount, limits.get(n, 0)) for n, amount in cluster.resources.items()}
+        missing = [
+            f"{needed:g} {n} where it may grow to {limit:g}" for n, (needed, limit) in short.items() if needed > limit
+        ]
+        if missing:
+            raise CapacityError(
+                f"{_asked(cluster)} need {', '.join(missing)}: ask for fewer workers, or raise max_workers"
+            )
+        return
+    deadline = time.monotonic() + min(JOINING_SECONDS, cluster.worker_timeout)
+    told = False
+    while (room := _room(ray.nodes(), cluster.resources)) < cluster.workers:
+        if time.monotonic() > deadline:
+            raise CapacityError(
+                f"{_asked(cluster)} were asked for and the cluster has room for {room}: {_inventory(ray.nodes())}, and "
+                "no autoscaler that could add more. Ask for fewer (--workers, --cpus-per-worker, --no-use-gpu), or "
+                "start more nodes"
+            )
+        if not told:
+            say(
+                f"waiting up to {JOINING_SECONDS:.0f} s for nodes to join: room for {room} of {cluster.workers} workers"
+            )
+            told = True
+        time.sleep(0.5)
+
+
+def _room(nodes: list[dict], resources: dict[str, float]) -> int:
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    return sum(min(int(node.get(name, 0) / amount) for name, amount in resources.items()) for node in alive)
+
+
+def _inventory(nodes: list[dict]) -> str:
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    cpus, gpus = (sum(node.get(name, 0) for node in alive) for name in ("CPU", "GPU"))
+    return f"{len(alive)} node{'s' if len(alive) != 1 else ''} with {cpus:g} CPU and {gpus:g} GPU"
+
+
+def _asked(cluster: Cluster) -> str:
+    each = " and ".join(f"{amount:g} {name}" for name, amount in cluster.resources.items())
+    return f"{cluster.workers} workers with {each} each"
+
+
+def _cluster_is_named() -> bool:
+    if os.environ.get("RAY_ADDRESS", "local") not in ("", "local"):
+        return True
+    temporary = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray"
+    return "RAY_ADDRESS" not in os.environ and (temporary / "ray_current_cluster").exists()
+
+
+def _loopback_now() -> None:
+    # The same switch as in LOOPBACK_ONLY, for a process that had imported ray before.
+    constants = sys.modules.get("ray._private.ray_constants")
+    if constants is not None:
+        constants.ENABLE_RAY_CLUSTER = False  # type: ignore[attr-defined]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,98 @@
+"""From exceptions to one short message that says what failed and what to do, and an exit code that is not zero."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+USAGE, FAILED, INTERRUPTED = 2, 1, 130
+# Errors whose own message says everything; any other one is a surprise, and named with its type.
+EXPLAINED = (
+    "LaunchError",
+    "Stopped",
+    "CapacityError",
+    "ConnectionRefused",
+    "TrackingError",
+    "CheckpointError",
+    "ResumeError",
+    "DataError",
+    "StorageError",
+    "NonFiniteLoss",
+    "WorkersDisagree",
+    "ValueError",
+    "FileNotFoundError",
+)
+
+
+class LaunchError(RuntimeError):
+    """A launch failed; the message says what to do.
+
+    Args:
+        message: for the user.
+        details: the traceback of the worker, for a file.
+    """
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
+
+
+class Stopped(RuntimeError):
+    """A launch was stopped by Ctrl-C, ``ray job stop`` or ``kill``; the message says how to go on."""
+
+
+@contextlib.contextmanager
+def reported(folder: str | None = None) -> Iterator[None]:
+    """For jobs: end the process with one message and an exit code when something fails inside.
+
+    Args:
+        folder: gets the whole traceback; by default the temporary folder.
+
+    Raises:
+        SystemExit: 2 for values that are not allowed, 130 after Ctrl-C or another stop, 1 for everything else.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, Stopped) as error:
+        _write(f"stopped: {error}" if str(error) else "stopped")
+        raise SystemExit(INTERRUPTED) from None
+    except Exception as error:
+        path = _write_details(error, folder)
+        _write(f"error: {describe(type(error).__name__, str(error))}\n(the whole traceback: {path})")
+        raise SystemExit(USAGE if isinstance(error, ValueError) else FAILED) from None
+
+
+def describe(kind: str, message: str) -> str:
+    """One message for an error of type `kind`."""
+    text = message.strip() or "no message"
+    return text if kind in EXPLAINED else f"{kind}: {text}"
+
+
+def _write_details(error: Exception, folder: str | None) -> Path:
+    text = "".join(traceback.format_exception(error)) + str(getattr(error, "details", ""))
+    for place in (folder, tempfile.gettempdir()):
+        if place is None:
+            continue
+        path = Path(place) / "failures" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        except OSError:  # a full disk may be what the error is about
+            logger.debug("could not write %s", path, exc_info=True)
+            continue
+        return path
+    return Path(os.devnull)
+
+
+def _write(text: str) -> None:
+    sys.stdout.flush()
+    sys.stderr.write(f"\n{text}\n")
+    sys.stderr.flush()

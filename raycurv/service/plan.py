@@ -1,0 +1,97 @@
+"""What exactly is about to run, under which names, and everything that can be said against it before Ray starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raycurv import storage
+from raycurv.service.cluster import Cluster
+from raycurv.train.check import check
+from raycurv.train.checkpoint import Store
+from raycurv.train.config import RunConfig
+from raycurv.train.session import require_startable
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a launch.
+
+    Attributes:
+        config: with the name under which MLflow and the checkpoints know it.
+        recipe: the name that it had before.
+        label: as short a name as tells it from the others of its launch.
+        checkpoints: folder or address.
+    """
+
+    config: RunConfig
+    recipe: str
+    label: str
+    checkpoints: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a launch.
+
+    Attributes:
+        name: of the launch.
+        runs: in the order in which they are trained.
+    """
+
+    name: str
+    runs: tuple[Planned, ...]
+
+
+def plan(runs: Sequence[RunConfig], cluster: Cluster) -> Plan:
+    """Name the runs, and check everything about them.
+
+    A launch of one run has the name of that run; the runs of a larger one have it as a prefix.
+
+    Raises:
+        ValueError: there are no runs, or something about one of them is not allowed.
+        ResumeError: a run of that name exists and should not go on, or does not and should.
+        CheckpointError: what lies there cannot be read.
+    """
+    if not runs:
+        raise ValueError("launch was given no runs; give it at least one RunConfig")
+    for config in runs:
+        check(config)
+    name = cluster.run_name or unique_name(runs)
+    planned = []
+    for config, own in zip(runs, _own_names(runs), strict=True):
+        full = name if len(runs) == 1 else f"{name}-{own}"
+        named = dataclasses.replace(config, name=full)
+        planned.append(
+            Planned(named, config.name, own if len(runs) > 1 else full, storage.join(cluster.checkpoints, full))
+        )
+    stores = [(run, Store(run.checkpoints)) for run in planned]
+    # Of a launch that was stopped early, only the first runs are there to go on with.
+    begun = any(store.exists() for _, store in stores)
+    for run, store in stores:
+        require_startable(run.config, store, ("auto" if begun else "must") if cluster.resume else "never")
+    return Plan(name, tuple(planned))
+
+
+def unique_name(runs: Sequence[RunConfig]) -> str:
+    """A name that no other launch has: recipe, optimizer, date, time, and something random."""
+    first = runs[0]
+    what = f"{first.name}-{first.optimizer}" if len(runs) == 1 else first.name
+    return f"{what}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def _own_names(runs: Sequence[RunConfig]) -> list[str]:
+    """As short as they can be while all are different."""
+    for parts in (("optimizer",), ("optimizer", "seed"), ("name", "optimizer"), ("name", "optimizer", "seed")):
+        names = ["-".join(str(getattr(run, part)) for part in parts) for run in runs]
+        if len(set(names)) == len(names):
+            return names
+    count: Counter[str] = Counter()
+    for index, name in enumerate(names):
+        count[name] += 1
+        names[index] = f"{name}-{count[name]}"
+    return names

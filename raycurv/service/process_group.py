@@ -1,0 +1,96 @@
+"""The torch process group of the workers: as Ray Train's own, but its store listens on the node's address alone.
+
+Ray Train's ``TorchConfig`` lets torch open the rendezvous store on every interface. Here the first worker binds the
+socket itself, to the address under which Ray knows its node, so that a Ray on loopback opens nothing beyond loopback.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import ray
+import torch.distributed
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+_store: Any = None  # lives as long as the worker, which serves it to the others
+
+
+@dataclass
+class NodeTorchConfig(TorchConfig):
+    """A process group over gloo or NCCL whose store is bound to the node's address."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """What sets the group up."""
+        return NodeTorchBackend
+
+
+class NodeTorchBackend(Backend):
+    """Starts the process group in every worker, and ends it."""
+
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Serve the store in the first worker, then connect all."""
+        size = len(worker_group)
+        if size == 1:
+            return
+        address, port = worker_group.execute_single(0, _serve)
+        backend = backend_config.backend or "gloo"
+        ray.get(
+            [
+                worker_group.execute_single_async(
+                    rank, _join, backend, address, port, rank, size, backend_config.timeout_s
+                )
+                for rank in range(size)
+            ]
+        )
+
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        """Leave the group; a worker that died is no reason to wait."""
+        try:
+            ray.get(worker_group.execute_async(_leave), timeout=5)
+        except ray.exceptions.GetTimeoutError:
+            return  # the workers are ended next in any case
+
+
+def _serve() -> tuple[str, int]:
+    global _store
+    address = ray.util.get_node_ip_address()
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.bind((address, 0))
+    listener.listen(1024)
+    port = listener.getsockname()[1]
+    _store = TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    return address, port
+
+
+def _join(backend: str, address: str, port: int, rank: int, size: int, timeout_s: int) -> None:
+    global _store
+    if ipv4_loopback(address):
+        # Otherwise gloo and NCCL listen on the address that the host name stands for.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    timeout = timedelta(seconds=timeout_s)
+    if _store is None:
+        _store = TCPStore(address, port, is_master=False, timeout=timeout)
+    torch.distributed.init_process_group(backend, store=_store, rank=rank, world_size=size, timeout=timeout)
+
+
+def _leave() -> None:
+    global _store
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    _store = None
+
+
+def ipv4_loopback(address: str) -> bool:
+    """Whether nobody else can reach `address`."""
+    return address.startswith("127.")

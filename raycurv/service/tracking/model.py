@@ -1,0 +1,79 @@
+"""Networks as models of MLflow: code in a file, weights beside it, so that loading one unpickles nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sysconfig
+import tempfile
+import warnings
+from pathlib import Path
+
+import mlflow
+import mlflow.pyfunc
+import numpy as np
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from raycurv.service import network
+from raycurv.train.checkpoint import Store
+from raycurv.train.config import RunConfig
+from raycurv.train.trained import Trained, load_trained
+
+NAME = "model"
+SERVED = Path(__file__).with_name("served.py")
+
+
+def log(run: str, checkpoints: str) -> None:
+    """Log the network of the newest checkpoint as the model of a run.
+
+    Raises:
+        CheckpointError: there is no checkpoint that can be read from here.
+    """
+    trained = load_trained(Store(checkpoints))
+    config = trained.config
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(),
+        mlflow.start_run(run_id=run, log_system_metrics=False),
+    ):
+        warnings.simplefilter("ignore")
+        mlflow.pyfunc.log_model(
+            name=NAME,
+            python_model=str(SERVED),
+            artifacts={"network": str(network.save(Path(folder) / "network", trained))},
+            signature=_signature(trained),
+            pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "numpy")],
+            code_paths=_code(config),
+            metadata={"raycurv": importlib.metadata.version("raycurv"), "optimizer": config.optimizer},
+        )
+
+
+def fetch(uri: str) -> Path:
+    """The folder, made by :func:`raycurv.service.network.save`, of a logged model such as ``runs:/…/model``.
+
+    Raises:
+        FileNotFoundError: the model is not one of this package.
+    """
+    local = Path(mlflow.artifacts.download_artifacts(uri))
+    found = next(iter(sorted(local.rglob(network.WEIGHTS))), None)
+    if found is None:
+        raise FileNotFoundError(f"{uri} holds no {network.WEIGHTS}: it is no model that this package logged")
+    return found.parent
+
+
+def _signature(trained: Trained) -> ModelSignature:
+    kind = np.dtype(np.float64 if trained.config.precision == "fp64" else np.float32)
+    outputs = TensorSpec(np.dtype(np.float32), (-1, -1))
+    return ModelSignature(Schema([TensorSpec(kind, (-1, *trained.input_shape))]), Schema([outputs]))
+
+
+def _code(config: RunConfig) -> list[str] | None:
+    """The package or module of a user's own network, unless it is installed where every other process finds it."""
+    name = config.model.target.partition(":")[0].partition(".")[0]
+    spec = importlib.util.find_spec(name)
+    if name == "raycurv" or spec is None or spec.origin is None:
+        return None
+    path = Path(spec.submodule_search_locations[0] if spec.submodule_search_locations else spec.origin)
+    installed = Path(sysconfig.get_paths()["purelib"])
+    return None if installed in path.parents else [str(path)]
