@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from raycurv.collectives import Collectives, Local
 from raycurv.curvature.losses import Loss, LossFunction
-from raycurv.data.loader import Loader
-from raycurv.data.source import Source
+from raycurv.data import Loader, Source
 from raycurv.train.config import Precision
 from raycurv.train.precision import computing, dtype_of
 

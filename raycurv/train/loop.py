@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raycurv.collectives import Collectives
-from raycurv.train.agreement import require_equal_parameters
+from raycurv.train.agreement import require_equal, require_equal_parameters
 from raycurv.train.checkpoint import Store
 from raycurv.train.config import RunConfig
 from raycurv.train.evaluation import evaluate, reading
@@ -95,6 +95,8 @@ class _Trainer:
             self.tell("event", message=f"stopped as asked at step {result.steps}")
         elif run.collectives.rank == 0:
             self.store.finish(result)
+        # Nobody leaves before the first worker has written everything.
+        require_equal(result.steps, "the number of steps", run.collectives, run.device)
         return result
 
     def epoch(self) -> bool:
@@ -112,9 +114,10 @@ class _Trainer:
                 self.step(inputs, targets)
                 last = progress.step_in_epoch == run.steps_per_epoch or progress.step == run.total_steps
                 save = progress.step % config.checkpoint_every == 0 and not last
-                alone = run.collectives.size == 1 and self.stop()
-                if last or save or alone or progress.step % config.log_every == 0:
-                    stopped = self.close_interval()
+                due = last or save or progress.step % config.log_every == 0
+                asked = (due or run.collectives.size == 1) and self.stop()
+                if due or asked:
+                    stopped = self.close_interval(asked)
                     if save or (stopped and not last):
                         self.save()
                     if stopped or last:
@@ -143,13 +146,13 @@ class _Trainer:
         scalars |= {"train/loss": report.loss, **{f"optimizer/{name}": value for name, value in report.scalars.items()}}
         self.ledger.add(progress.step, run.epochs_done, report.finite, scalars)
 
-    def close_interval(self) -> bool:
-        """Fetch and emit the scalars of the steps since the last call; True if asked to stop.
+    def close_interval(self, asked: bool) -> bool:
+        """Fetch and emit the scalars of the steps since the last call; True if any worker was asked to stop.
 
         Raises:
             NonFiniteLoss: one of the steps was not finite.
         """
-        interval = self.ledger.close(stop=self.stop())
+        interval = self.ledger.close(stop=asked)
         self.emit(interval.records)
         if interval.broken is not None:
             raise NonFiniteLoss(self.explained(interval.broken, interval.records))

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from raycurv import Objective, optim
 from raycurv.collectives import Collectives
-from raycurv.data.loader import Loader
-from raycurv.data.source import Data
+from raycurv.data import Data, Loader
 from raycurv.train import randomness
 from raycurv.train.averaging import AveragedWeights
 from raycurv.train.checkpoint import CheckpointError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from raycurv.data.source import Data, TensorSource
+from raycurv.data import Data, TensorSource
 from raycurv.train import Component, Record, RunConfig
 
 
@@ -26,6 +26,19 @@ def network(input_shape: tuple[int, ...], num_classes: int, dropout: float = 0.0
     middle = nn.BatchNorm1d(8) if norm else nn.Identity()
     drop = nn.Dropout(dropout) if dropout else nn.Identity()
     return nn.Sequential(nn.Linear(input_shape[0], 8), middle, nn.Tanh(), drop, nn.Linear(8, num_classes))
+
+
+class Drifting(nn.Linear):
+    """Changes its weights where it should not, on one worker alone."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training and torch.distributed.get_rank() == 1:
+            self.weight.data[0, 0] += 1e-6
+        return super().forward(inputs)
+
+
+def drifting(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    return Drifting(input_shape[0], num_classes)
 
 
 def absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:

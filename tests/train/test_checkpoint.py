@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raycurv.train import CheckpointError, Record, Result, Store
+from tests.train import problems
+
+
+def state(step: int, size: int = 10) -> dict[str, Any]:
+    return {"step": step, "model": {"weight": torch.full((size,), float(step), dtype=torch.float64)}, "note": "text"}
+
+
+def filled(folder: Path, *steps: int, keep: int = 2) -> Store:
+    store = Store(str(folder), keep)
+    for step in steps:
+        store.save(state(step))
+    return store
+
+
+def test_newest_checkpoint_comes_back_and_old_ones_are_removed(tmp_path: Path) -> None:
+    store = filled(tmp_path / "run", 5, 10, 15)
+    loaded = store.load()
+    assert loaded is not None
+    assert loaded["step"] == 15
+    assert torch.equal(loaded["model"]["weight"], state(15)["model"]["weight"])
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "manifest.json",
+        "step-000000010.pt",
+        "step-000000015.pt",
+    ]
+    assert store.newest() == str(tmp_path / "run" / "step-000000015.pt")
+
+
+def test_empty_folder_has_no_checkpoint_and_is_not_made(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "run"))
+    assert store.load() is None
+    assert store.newest() is None
+    assert not store.exists()
+    assert not (tmp_path / "run").exists()
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
+def test_damaged_newest_falls_back_aloud_and_is_replaced_first(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    store = filled(tmp_path, 5, 10)
+    damage(tmp_path / "step-000000010.pt")
+    with pytest.warns(RuntimeWarning, match=r"step-000000010.pt is .*Falling back to .*step-000000005.pt \(step 5\)"):
+        loaded = store.load()
+    assert loaded is not None
+    assert loaded["step"] == 5
+    store.save(state(8))
+    assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["step-000000005.pt", "step-000000008.pt"]
+
+
+def test_nothing_readable_is_an_error_not_a_new_start(tmp_path: Path) -> None:
+    store = filled(tmp_path, 5, 10)
+    for file in tmp_path.glob("*.pt"):
+        cut(file)
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read.*--run-name"):
+        store.load()
+
+
+def test_broken_manifest_is_named(tmp_path: Path) -> None:
+    store = filled(tmp_path, 5)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"manifest\.json"):
+        store.load()
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(Path(os.environ["EVIL"]) / "was here"),)
+
+
+def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVIL", str(tmp_path))
+    store = Store(str(tmp_path / "run"))
+    store.save({"step": 1, "evil": Evil()})
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        store.load()
+    assert not (tmp_path / "was here").exists()
+
+
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
+    store = filled(tmp_path, 5)
+    for name in ("step-000000007.pt.partial", "step-000000006.pt"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("not ours")
+    store.save(state(8))
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["manifest.json", "notes.txt", "step-000000005.pt", "step-000000008.pt"]
+
+
+@contextmanager
+def small_files(limit: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_file_that_cannot_be_written_leaves_the_earlier_checkpoints(tmp_path: Path) -> None:
+    store = filled(tmp_path, 5)
+    with small_files(1 << 20), pytest.raises(CheckpointError, match=r"cannot write .*step-000000006.pt.*too large"):
+        store.save(state(6, size=1 << 18))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "step-000000005.pt"]
+    loaded = store.load()
+    assert loaded is not None
+    assert loaded["step"] == 5
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], capture_output=True)
+    if mount.returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_leaves_the_earlier_checkpoints(small_disk: Path) -> None:
+    store = filled(small_disk, 5)
+    with pytest.raises(CheckpointError, match=r"cannot write .*step-000000006.pt: .*No space left.*make room"):
+        store.save(state(6, size=1 << 18))
+    assert sorted(p.name for p in small_disk.iterdir()) == ["manifest.json", "step-000000005.pt"]
+    store.save(state(7))
+    loaded = store.load()
+    assert loaded is not None
+    assert loaded["step"] == 7
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="file"):
+        filled(tmp_path / "file" / "run", 5)
+
+
+@pytest.mark.parametrize("keep", [0, -1])
+def test_keeping_nothing_is_refused(tmp_path: Path, keep: int) -> None:
+    with pytest.raises(ValueError, match=r"Store.keep is .*at least 1"):
+        Store(str(tmp_path), keep)
+
+
+def test_configuration_and_result_lie_beside(tmp_path: Path) -> None:
+    store, config = Store(f"file://{tmp_path}/run"), problems.config(dropout=0.5)
+    store.begin(config)
+    assert store.exists()
+    assert store.config() == config
+    assert store.finished() is None
+    record = Record("evaluation", 3, 1.0, 12.5, {"test/loss": 0.25})
+    result = Result("test", 3, 1.0, record.values, (record,), 2.0, 100.0)
+    store.finish(result)
+    assert store.finished() == result
+    store.begin(config)
+    assert store.finished() is None
+
+
+def test_object_store(s3_server: Callable[[], str], tmp_path: Path) -> None:
+    uri = f"{s3_server()}/runs/first"
+    store = filled_uri(uri, 5, 10, 15)
+    assert store.newest() == f"{uri}/step-000000015.pt"
+    loaded = Store(uri).load()
+    assert loaded is not None
+    assert loaded["step"] == 15
+    config = problems.config()
+    assert not Store(f"{uri}-2").exists()
+    store.begin(config)
+    assert Store(uri).config() == config
+    entries = json.loads(store._read("manifest.json") or b"")["checkpoints"]
+    assert [entry["step"] for entry in entries] == [10, 15]
+    store._folder.remove("step-000000015.pt")
+    with pytest.warns(RuntimeWarning, match=r"is gone. Falling back to .*step-000000010.pt"):
+        assert store.load() is not None
+    assert store._folder.names() == ["config.json", "manifest.json", "step-000000010.pt"]
+
+
+def filled_uri(uri: str, *steps: int) -> Store:
+    store = Store(uri)
+    for step in steps:
+        store.save(state(step))
+    return store
+
+
+def test_missing_bucket_is_named(s3_server: Callable[[], str]) -> None:
+    s3_server()
+    with pytest.raises(CheckpointError, match=r"cannot write s3://no-such-bucket/run/step-000000001.pt"):
+        Store("s3://no-such-bucket/run").save(state(1))

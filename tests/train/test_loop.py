@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from raycurv import Objective, optim
+from raycurv.collectives import Local
+from raycurv.data import Loader
+from raycurv.train import CheckpointError, NonFiniteLoss, Result, RunConfig, Store, load_trained, train
+from tests.train.problems import Kept, blobs, config, network
+from tests.train.test_checkpoint import small_files
+
+
+def go(folder: Path, wanted: RunConfig, **options: Any) -> Result:
+    return train(wanted, collectives=Local(), store=Store(str(folder)), **({"emit": Kept()} | options))
+
+
+def by_hand(wanted: RunConfig) -> nn.Module:
+    """The same training in plain PyTorch, without anything of this room."""
+    torch.manual_seed(wanted.seed)
+    data, model = blobs(), network((4,), 3).double()
+    loader = Loader(data.train, batch_size=wanted.batch_size, seed=wanted.seed, dtype=torch.float64)
+    objective = Objective(model, wanted.loss, wanted.l2)
+    optimizer = optim.create(wanted.optimizer, model, **wanted.optimizer_settings)
+    for epoch in range(wanted.epochs):
+        for inputs, targets in loader.epoch(epoch):
+            optimizer.step(objective.batch(inputs, targets))
+    return model
+
+
+@pytest.mark.parametrize("optimizer", optim.names())
+def test_every_optimizer_trains_as_in_plain_pytorch(tmp_path: Path, optimizer: str) -> None:
+    wanted = config(optimizer=optimizer, l2=1e-2)
+    result = go(tmp_path, wanted)
+    assert (result.steps, result.epochs) == (10, 2.0)
+    trained = load_trained(Store(str(tmp_path))).model
+    for mine, expected in zip(trained.parameters(), by_hand(wanted).parameters(), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=0, atol=0)
+
+
+def test_records_tell_every_step_and_every_evaluation(tmp_path: Path) -> None:
+    records = Kept()
+    result = go(tmp_path, config(gradient_norm=True, evaluate_every=2, samples=42), emit=records)
+    steps = records.of("step")
+    assert [(r.step, round(r.epoch * 6)) for r in steps] == [(i, i) for i in range(1, 13)]
+    assert all(math.isfinite(value) for r in steps for value in r.values.values())
+    assert {"train/loss", "optimizer/momentum", "optimizer/learning_rate", "optimizer/damping"} <= steps[
+        0
+    ].values.keys()
+    assert [r.step for r in steps if "train/gradient_norm" in r.values] == [3, 6, 9, 12]
+    assert [r.step for r in records.of("progress")] == [3, 6, 9, 12]
+    assert all(r.values["throughput/images_per_second"] > 0 for r in records.of("progress"))
+    first, second = records.of("evaluation")
+    assert set(first.values) == {"train/epoch_loss"}
+    assert set(second.values) == {"train/epoch_loss", "test/loss", "test/accuracy"}
+    assert result.values == second.values
+    assert result.evaluations == (first, second)
+    # The epoch's loss weighs each batch by its samples: five of 8 and one of 2.
+    weights = [8, 8, 8, 8, 8, 2]
+    expected = sum(w * r.values["train/loss"] for w, r in zip(weights, steps, strict=False)) / 42
+    assert first.values["train/epoch_loss"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_max_steps_ends_within_an_epoch_with_an_evaluation(tmp_path: Path) -> None:
+    result = go(tmp_path, config(max_steps=7))
+    assert (result.steps, result.epochs) == (7, 1.4)
+    assert result.evaluations[-1].step == 7
+    assert "test/accuracy" in result.values
+
+
+def test_run_without_evaluation_set_reports_the_training_loss(tmp_path: Path) -> None:
+    assert set(go(tmp_path, config(held_out=0)).values) == {"train/epoch_loss"}
+
+
+@pytest.mark.parametrize(("log_every", "checkpoint_every"), [(1, 1), (100, 2), (2, 100), (100, 100)])
+@pytest.mark.parametrize("optimizer", ["curveball", "adam"])
+def test_nan_stops_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, log_every: int, checkpoint_every: int, optimizer: str
+) -> None:
+    records = Kept()
+    wanted = config(
+        broken_row=1,
+        optimizer=optimizer,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+        batch_size=4,
+        norm=True,
+    )
+    with pytest.raises(
+        NonFiniteLoss, match=r"step \d+ of 'test' was not finite \(loss nan\), and was not applied"
+    ) as e:
+        go(tmp_path, wanted, emit=records)
+    broken = next(r.step for r in records.of("step") if math.isnan(r.values["train/loss"]))
+    assert f"step {broken} " in str(e.value)
+    state = Store(str(tmp_path)).load()
+    if state is None:
+        assert checkpoint_every >= broken
+        assert "No checkpoint had been written yet" in str(e.value)
+        return
+    assert state["step"] == (broken - 1) // checkpoint_every * checkpoint_every
+    assert str(tmp_path / f"step-{state['step']:09d}.pt") in str(e.value)
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+def test_full_disk_stops_the_run_and_leaves_it_resumable(tmp_path: Path) -> None:
+    wanted = config(samples=1600, epochs=1, checkpoint_every=20, precision="fp32")
+    store = Store(str(tmp_path))
+    go(tmp_path, wanted, stop=lambda: store.newest() is not None)
+    with small_files(4096), pytest.raises(CheckpointError, match=r"cannot write .*step-000000040.pt.*--resume"):
+        go(tmp_path, wanted, resume="must")
+    assert go(tmp_path, wanted, resume="must").steps == 200
+
+
+def test_average_of_the_weights_is_the_exponential_one(tmp_path: Path) -> None:
+    store = Store(str(tmp_path), keep=100)
+    wanted = config(average_weights=0.7, checkpoint_every=1, keep_checkpoints=100, norm=True)
+    result = train(wanted, collectives=Local(), store=store, emit=Kept())
+    average = None
+    for entry in store._entries():
+        weights = store._load(entry)["model"]["4.weight"]
+        average = weights if average is None else 0.7 * average + 0.3 * weights
+    averaged, raw = load_trained(store, averaged=True).model, load_trained(store).model
+    torch.testing.assert_close(averaged[4].weight.detach(), average, rtol=1e-12, atol=1e-14)
+    assert {"averaged/test/loss", "averaged/test/accuracy", "test/loss", "test/accuracy"} <= result.values.keys()
+    # Its running statistics are plain means over the batches of an epoch, which see every row here.
+    hidden = averaged[0](blobs().train.inputs)
+    torch.testing.assert_close(averaged[1].running_mean, hidden.mean(0).detach(), rtol=1e-12, atol=1e-14)
+    assert not torch.equal(averaged[1].running_mean, raw[1].running_mean)
+
+
+def test_averaging_and_evaluating_change_no_step(tmp_path: Path) -> None:
+    plain = config(dropout=0.3, norm=True)
+    watched = config(dropout=0.3, norm=True, average_weights=0.9, gradient_norm=True, log_every=1, checkpoint_every=1)
+    go(tmp_path / "a", plain)
+    go(tmp_path / "b", watched)
+    a, b = (load_trained(Store(str(tmp_path / name))).model.state_dict() for name in "ab")
+    torch.testing.assert_close(dict(a), dict(b), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", ["curveball", "adam"])
+def test_bfloat16_trains_with_weights_in_float32(tmp_path: Path, optimizer: str) -> None:
+    settings = {"optimizer": optimizer, "epochs": 6}
+    wide = go(tmp_path / "a", config(precision="fp32", **settings))
+    narrow = go(tmp_path / "b", config(precision="bf16", **settings))
+    assert narrow.values["train/epoch_loss"] == pytest.approx(wide.values["train/epoch_loss"], rel=0.1)
+    assert narrow.values != wide.values
+    assert {p.dtype for p in load_trained(Store(str(tmp_path / "b"))).model.parameters()} == {torch.float32}
+
+
+class Transfers(TorchFunctionMode):
+    """Counts what makes the host wait for the device, as Tensor methods and as operators."""
+
+    METHODS = frozenset(["item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "nonzero"])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+        self.operators = _Operators(self.seen)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in self.METHODS:
+            self.seen[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class _Operators(TorchDispatchMode):
+    def __init__(self, seen: Counter[str]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "is_nonzero"):
+            self.seen[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["curveball", "momentum"])
+def test_no_step_waits_for_the_device(tmp_path: Path, optimizer: str) -> None:
+    def transfers(samples: int) -> Counter[str]:
+        wanted = config(
+            samples=samples, held_out=0, epochs=1, log_every=1000, optimizer=optimizer, average_weights=0.9, dropout=0.1
+        )
+        with Transfers() as mode, mode.operators:
+            assert go(tmp_path / str(samples), wanted).steps == samples // 8
+        return mode.seen
+
+    few = transfers(80)
+    assert sum(few.values()) > 0
+    assert transfers(240) == few
+
+
+def test_room_needs_neither_ray_nor_mlflow() -> None:
+    code = "import sys, raycurv.train; print({'ray', 'mlflow', 'pandas', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import dataclasses
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raycurv.collectives import Local
+from raycurv.train import Result, ResumeError, RunConfig, Store, check, load_trained, train
+from tests.train.problems import Kept, config
+
+
+def go(folder: Path, wanted: RunConfig, **options: Any) -> Result:
+    return train(wanted, collectives=Local(), store=Store(str(folder)), **({"emit": Kept()} | options))
+
+
+def after(calls: int) -> Callable[[], bool]:
+    left = iter(range(1, 10**9))
+    return lambda: next(left) >= calls
+
+
+def final(folder: Path) -> dict[str, Any]:
+    """The newest checkpoint without times and messages."""
+    loaded = Store(str(folder)).load()
+    assert loaded is not None
+    return {name: loaded[name] for name in ("step", "model", "optimizer", "average", "random", "epoch_loss")}
+
+
+def assert_same(a: Any, b: Any) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+# 5 steps an epoch, 30 steps, with everything that a checkpoint must hold.
+WHOLE = config(
+    epochs=6, precision="fp32", dropout=0.2, norm=True, average_weights=0.8, l2=1e-3, checkpoint_every=17, log_every=4
+)
+
+
+@pytest.mark.parametrize("optimizer", ["curveball", "adam", "momentum"])
+def test_interrupted_run_equals_uninterrupted_one_bit_by_bit(tmp_path: Path, optimizer: str) -> None:
+    wanted = dataclasses.replace(WHOLE, optimizer=optimizer)
+    uninterrupted = go(tmp_path / "a", wanted)
+    stopped = go(tmp_path / "b", wanted, stop=after(17))
+    assert stopped.stopped
+    assert stopped.steps == 17
+    resumed = go(tmp_path / "b", wanted, resume="must")
+    assert resumed.steps == 30
+    assert resumed.values == uninterrupted.values
+    assert [r.values for r in resumed.evaluations] == [r.values for r in uninterrupted.evaluations]
+    assert_same(final(tmp_path / "b"), final(tmp_path / "a"))
+
+
+def test_killed_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
+    go(tmp_path / "a", WHOLE)
+    command = [sys.executable, "-m", "tests.train.killed", str(tmp_path / "b"), "19", WHOLE.to_json()]
+    killed = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    records = Kept()
+    assert go(tmp_path / "b", WHOLE, resume="must", emit=records).steps == 30
+    assert "goes on at step 17, epoch 3.400" in records[0].message
+    assert [record.step for record in records.of("step")] == list(range(18, 31))
+    assert_same(final(tmp_path / "b"), final(tmp_path / "a"))
+
+
+def test_damaged_newest_checkpoint_costs_steps_but_no_bit(tmp_path: Path) -> None:
+    go(tmp_path / "a", WHOLE)
+    go(tmp_path / "b", WHOLE, stop=after(17))
+    newest = Path(Store(str(tmp_path / "b")).newest() or "")
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.warns(RuntimeWarning, match=r"Falling back to .*step-000000015.pt"):
+        go(tmp_path / "b", WHOLE, resume="must")
+    assert_same(final(tmp_path / "b"), final(tmp_path / "a"))
+
+
+def test_new_run_refuses_to_touch_an_old_one(tmp_path: Path) -> None:
+    go(tmp_path, config(max_steps=2))
+    before = Store(str(tmp_path)).newest()
+    with pytest.raises(ResumeError, match=r"already holds a run: go on with it by --resume, or .*--run-name"):
+        go(tmp_path, config(max_steps=3))
+    assert Store(str(tmp_path)).newest() == before
+
+
+def test_nothing_to_resume_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ResumeError, match=r"nothing to resume in .*nowhere"):
+        go(tmp_path / "nowhere", config(), resume="must")
+
+
+@pytest.mark.parametrize("resume", ["auto", "must"])
+def test_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path, resume: str) -> None:
+    Store(str(tmp_path)).begin(config())
+    assert go(tmp_path, config(), resume=resume).steps == 10
+
+
+def test_changed_configuration_is_refused_by_field(tmp_path: Path) -> None:
+    go(tmp_path, config(max_steps=2))
+    changed = config(max_steps=2, seed=3, optimizer="adam", optimizer_settings={"beta1": 0.8}, dropout=0.5)
+    with pytest.raises(ResumeError) as refused:
+        go(tmp_path, changed, resume="must")
+    for field in (
+        "seed: 0 → 3",
+        "optimizer: 'curveball' → 'adam'",
+        "optimizer_settings.beta1: unset → 0.8",
+        "model.settings.dropout: 0.0 → 0.5",
+    ):
+        assert field in str(refused.value)
+
+
+def test_more_epochs_and_other_intervals_are_not_another_run(tmp_path: Path) -> None:
+    go(tmp_path / "a", config(epochs=3))
+    go(tmp_path / "b", config(max_steps=7))
+    longer = config(epochs=3, log_every=5, checkpoint_every=2, keep_checkpoints=5, gradient_norm=True)
+    assert go(tmp_path / "b", longer, resume="must").steps == 15
+    a, b = (load_trained(Store(str(tmp_path / name))) for name in "ab")
+    assert_same(dict(a.model.state_dict()), dict(b.model.state_dict()))
+
+
+def test_finished_run_answers_at_once(tmp_path: Path) -> None:
+    result, records = go(tmp_path, config()), Kept()
+    assert go(tmp_path, config(), resume="auto", emit=records) == result
+    assert not records
+
+
+def test_stopped_run_is_not_finished(tmp_path: Path) -> None:
+    go(tmp_path, config(), stop=after(3))
+    assert Store(str(tmp_path)).finished() is None
+
+
+def test_other_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = config(max_steps=2, samples=40)
+    go(tmp_path, wanted)
+    store = Store(str(tmp_path))
+    state = store.load()
+    assert state is not None
+    store.save(state | {"step": 3, "data": state["data"] | {"training_samples": 50}})
+    with pytest.raises(RuntimeError, match=r"'training_samples': 40.*was .*'training_samples': 50"):
+        go(tmp_path, dataclasses.replace(wanted, max_steps=4), resume="must")
+
+
+def test_trained_network_comes_out_of_its_checkpoint(tmp_path: Path) -> None:
+    check(WHOLE)
+    go(tmp_path, WHOLE)
+    raw, averaged = load_trained(Store(str(tmp_path))), load_trained(Store(str(tmp_path)), averaged=True)
+    assert (raw.step, raw.input_shape, raw.num_classes, raw.config) == (30, (4,), 3, WHOLE)
+    assert not raw.model.training
+    state = final(tmp_path)
+    assert_same(dict(raw.model.state_dict()), dict(state["model"]))
+    assert_same([p.detach() for p in averaged.model.parameters()], state["average"]["weights"])
+    assert not torch.equal(raw.model[1].running_mean, averaged.model[1].running_mean)

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raycurv.collectives import Local, ProcessGroup
+from raycurv.train import Component, ResumeError, RunConfig, Store, WorkersDisagree, load_trained, train
+from raycurv.train.session import open_run
+from tests import distributed
+from tests.train import threads
+from tests.train.problems import Kept, config, drifting
+
+# 13 rows in batches of 8 and 5; with batches of 4, the last one has a single row, so a worker's share of it is empty.
+SETTINGS = {"samples": 13, "epochs": 25, "l2": 1e-3, "log_every": 7, "average_weights": 0.9}
+RUNS = (
+    config(name="curveball", batch_size=8, norm=True, **SETTINGS),
+    config(name="empty", batch_size=4, max_steps=50, **SETTINGS),
+    config(name="adam", batch_size=8, optimizer="adam", norm=True, **SETTINGS),
+)
+
+
+def go(folder: str, wanted: RunConfig, collectives: Any, **options: Any) -> Any:
+    store = Store(f"{folder}/{wanted.name}")
+    return train(wanted, collectives=collectives, store=store, **({"emit": Kept()} | options))
+
+
+def everything(rank: int, folder: str) -> dict[str, Any]:
+    """What a worker sees; one group of processes serves all tests, because it takes seconds to start."""
+    collectives = ProcessGroup()
+    found: dict[str, Any] = {}
+    for wanted in RUNS:
+        records = Kept()
+        found[wanted.name] = dict(go(folder, wanted, collectives, emit=records).values)
+        found[f"{wanted.name} records"] = len(records)
+    # Two of one worker's steps are followed by the rest on two.
+    taken_over = dataclasses.replace(RUNS[0], name="taken-over")
+    records = Kept()
+    found["taken-over"] = dict(go(folder, taken_over, collectives, resume="must", emit=records).values)
+    found["said"] = [record.message for record in records.of("event")][:1]
+    # Only the second worker is asked to stop.
+    dropped = config(name="dropped", samples=13, dropout=0.5, epochs=10, log_every=3)
+    asked = go(folder, dropped, collectives, stop=lambda: rank == 1)
+    found["stopped"] = [asked.stopped, asked.steps]
+    go(folder, dropped, collectives, resume="must")
+    go(folder, dataclasses.replace(dropped, name="dropped-at-once"), collectives)
+    with pytest.raises(WorkersDisagree) as caught:
+        go(folder, RunConfig("astray", Component.of(drifting), dropped.data), collectives)
+    found["astray"] = str(caught.value)
+    return found
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("together")
+    taken_over = dataclasses.replace(RUNS[0], name="taken-over")
+    calls = iter(range(1, 100))
+    go(str(folder), taken_over, Local(), stop=lambda: next(calls) >= 33)
+    return folder, distributed.run(2, everything, str(folder))
+
+
+@pytest.mark.parametrize("wanted", RUNS, ids=lambda wanted: wanted.name)
+def test_two_workers_equal_one(together: tuple[Path, list[dict[str, Any]]], wanted: RunConfig, tmp_path: Path) -> None:
+    folder, found = together
+    alone = go(str(tmp_path), wanted, Local())
+    assert found[0][wanted.name] == found[1][wanted.name]
+    assert found[0][wanted.name] == pytest.approx(dict(alone.values), rel=1e-8)
+    for averaged in (False, True):
+        one = load_trained(Store(str(tmp_path / wanted.name)), averaged=averaged).model.state_dict()
+        two = load_trained(Store(str(folder / wanted.name)), averaged=averaged).model.state_dict()
+        torch.testing.assert_close(dict(two), dict(one), rtol=1e-8, atol=1e-10)
+
+
+def test_only_the_first_worker_tells(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    _, found = together
+    assert found[0]["curveball records"] > 50
+    assert found[1]["curveball records"] == 0
+
+
+def test_run_goes_on_mid_epoch_on_another_number_of_workers(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    _, found = together
+    assert found[0]["said"] == [
+        "goes on at step 33, epoch 16.500, on 2 workers instead of 1: dropout masks are drawn anew"
+    ]
+    assert found[0]["taken-over"] == pytest.approx(found[0]["curveball"], rel=1e-8)
+
+
+def test_asking_one_worker_stops_all_and_they_go_on_bit_by_bit(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    folder, found = together
+    assert [one["stopped"] for one in found] == [[True, 2], [True, 2]]
+    a, b = (Store(str(folder / name)).load() for name in ("dropped", "dropped-at-once"))
+    assert a is not None
+    assert b is not None
+    for part in ("model", "optimizer", "random"):
+        torch.testing.assert_close(a[part], b[part], rtol=0, atol=0)
+    assert not torch.equal(a["random"]["cpu"][0], a["random"]["cpu"][1])
+
+
+def test_worker_that_went_astray_stops_all(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    _, found = together
+    assert all("the parameters of worker 1 differ" in one["astray"] for one in found)
+
+
+def test_workers_that_see_other_checkpoints_do_not_start(tmp_path: Path) -> None:
+    wanted = config(max_steps=2)
+    for rank in range(2):
+        train(wanted, collectives=Local(), store=Store(str(tmp_path / str(rank))), emit=Kept())
+    longer = dataclasses.replace(wanted, max_steps=3 + 2)
+    (tmp_path / "1" / "manifest.json").unlink()
+
+    def worker(collectives: threads.Threads) -> None:
+        store = Store(str(tmp_path / str(collectives.rank)))
+        with pytest.raises(WorkersDisagree, match=r"do all nodes share this storage.*\[2, -1\]"):
+            open_run(longer, store, "must", collectives, torch.device("cpu"))
+
+    threads.run(2, worker)
+
+
+def test_no_worker_starts_before_all_have_looked(tmp_path: Path) -> None:
+    def worker(collectives: threads.Threads) -> bool:
+        try:
+            open_run(config(), Store(str(tmp_path)), "never", collectives, torch.device("cpu"))
+        except ResumeError:
+            return False
+        return True
+
+    for _ in range(5):
+        assert threads.run(3, worker) == [True, True, True]
+        (tmp_path / "config.json").unlink()
