@@ -1,89 +1,130 @@
-"""From encoded bytes to a batch of uint8 images: decode, resize, crop, flip."""
+"""From encoded bytes to a batch of uint8 images: decode, resize, crop, flip. One image is a (H, W, C) array."""
 
 from __future__ import annotations
 
+import io
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+import simplejpeg
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from torchvision.io import ImageReadMode, decode_image
 
 from raycurv.data.order import AUGMENTATION, Rows, hash64, uniform
 
-_MODES = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}
+Pixels = NDArray[np.uint8]
 # The usual evaluation of photographs: the middle 224 of a shorter side of 256.
 CENTRE = 224 / 256
+_TRIES = 10
+# What Pillow raises on bytes that are no image, or only a part of one.
+_CORRUPT = (
+    UnidentifiedImageError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
-def decode(encoded: Tensor, channels: int | None = None) -> Tensor:
-    """The (C, H, W) uint8 image of JPEG, PNG, GIF or WebP bytes; grey or colour as stored without `channels`.
+def describe(encoded: Any) -> tuple[int, int, int]:
+    """(height, width, channels) of encoded bytes; channels are 1 for grey and 3 for colour.
 
     Raises:
-        ValueError: the bytes are no such image.
+        ValueError: the bytes are no image.
     """
-    if len(encoded) == 0:
-        raise ValueError("there are no bytes")
     try:
-        image = decode_image(encoded, ImageReadMode.UNCHANGED if channels is None else _MODES[channels])
-    except RuntimeError as error:
-        raise ValueError(str(error).splitlines()[0]) from error
-    return image if image.ndim == 3 else image[0]
+        with Image.open(io.BytesIO(encoded)) as image:
+            return image.height, image.width, 1 if image.getbands()[0] in ("1", "L", "I", "F") else 3
+    except _CORRUPT as error:
+        raise ValueError(str(error)) from error
 
 
-def fit(image: Tensor, size: tuple[int, int], centre: float = 1.0) -> Tensor:
+def decode(encoded: Any, channels: int) -> Pixels:
+    """The (H, W, C) image of JPEG, PNG or any other bytes that Pillow reads.
+
+    JPEG goes through libjpeg-turbo directly, which takes a fifth of Pillow's time on small images. What that refuses
+    (four-colour JPEG, stray bytes) is left to Pillow, which has the last word on what is corrupt.
+
+    Raises:
+        ValueError: the bytes are no image.
+    """
+    try:
+        return simplejpeg.decode_jpeg(encoded, "GRAY" if channels == 1 else "RGB")
+    except ValueError:
+        pass
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return np.asarray(image.convert("L" if channels == 1 else "RGB")).reshape(
+                image.height, image.width, channels
+            )
+    except _CORRUPT as error:
+        raise ValueError(str(error)) from error
+
+
+def fit(image: Pixels, size: tuple[int, int], centre: float = 1.0) -> Pixels:
     """The middle of `image`, resized to `size`, so that the shorter side keeps the part `centre`."""
-    height, width = image.shape[1:]
+    height, width = image.shape[:2]
     if (height, width) == size and centre == 1.0:
         return image
     scale = centre * min(height / size[0], width / size[1])
     box_height, box_width = min(height, round(size[0] * scale)), min(width, round(size[1] * scale))
     top, left = (height - box_height) // 2, (width - box_width) // 2
-    return resize(image[:, top : top + box_height, left : left + box_width], size)
+    return _resize(image[top : top + box_height, left : left + box_width], size).permute(1, 2, 0).numpy()
 
 
-def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """`image` at `size`, bilinear and antialiased."""
-    if tuple(image.shape[1:]) == size:
-        return image
-    return functional.interpolate(image[None], size=size, mode="bilinear", antialias=True)[0]
+def _resize(image: Pixels, size: tuple[int, int]) -> Tensor:
+    """A (C, H, W) tensor of `image` at `size`, bilinear and antialiased; a view of (H, W, C)."""
+    # Whole strides of (1, H, W, C) lead torch to its fast kernel for bytes.
+    whole = torch.from_numpy(np.ascontiguousarray(image)).view(1, *image.shape).permute(0, 3, 1, 2)
+    return functional.interpolate(whole, size=size, mode="bilinear", antialias=True)[0]
 
 
 def crop_and_flip(images: Tensor, keys: NDArray[np.uint64], padding: int) -> Tensor:
-    """Each of (B, C, H, W) shifted by up to `padding` pixels both ways (black comes in), half of them flipped."""
-    _, channels, height, width = images.shape
-    span = 2 * padding + 1
-    down, right = (torch.from_numpy((uniform(keys, draw) * span).astype(np.int64)) for draw in (0, 1))
-    flip = torch.from_numpy(uniform(keys, 2) < 0.5)
-    padded = functional.pad(images, (padding,) * 4)
-    tall, wide = padded.shape[2:]
+    """Each of (B, H, W, C) shifted by up to `padding` pixels both ways (black comes in), half of them flipped."""
+    _, height, width, channels = images.shape
+    draws = uniform(keys[:, None], np.arange(3))
+    down, right = (torch.from_numpy((draws[:, i] * (2 * padding + 1)).astype(np.int64)) for i in (0, 1))
+    flip = torch.from_numpy(draws[:, 2] < 0.5)
+    padded = functional.pad(images, (0, 0, padding, padding, padding, padding))
+    wide = padded.shape[2]
     rows = down[:, None] + torch.arange(height)
     columns = right[:, None] + torch.where(flip[:, None], torch.arange(width - 1, -1, -1), torch.arange(width))
-    index = rows[:, None, :, None] * wide + columns[:, None, None, :]
-    index = index + torch.arange(channels)[:, None, None] * (tall * wide)
+    index = (rows[:, :, None] * wide + columns[:, None, :]) * channels
+    index = index[..., None] + torch.arange(channels)
     return padded.flatten(1).gather(1, index.flatten(1)).view(images.shape)
 
 
-def random_resized_crop(image: Tensor, key: np.uint64, size: tuple[int, int]) -> Tensor:
+def crop_draws(keys: NDArray[np.uint64]) -> list[list[float]]:
+    """For each sample, the numbers in [0, 1) that :func:`random_resized_crop` needs."""
+    return uniform(keys[:, None], np.arange(2 * _TRIES + 3)).tolist()
+
+
+def random_resized_crop(image: Pixels, draws: Sequence[float], size: tuple[int, int]) -> Pixels:
     """A part of 8 % to 100 % of the area at a ratio of 3:4 to 4:3, resized to `size`, flipped half of the time."""
-    top, left, height, width = _random_box(image.shape[1], image.shape[2], key)
-    crop = resize(image[:, top : top + height, left : left + width], size)
-    return crop.flip(-1) if uniform(key, 4)[0] < 0.5 else crop
+    top, left, height, width = _random_box(image.shape[0], image.shape[1], draws)
+    crop = _resize(image[top : top + height, left : left + width], size)
+    return (crop.flip(-1) if draws[-1] < 0.5 else crop).permute(1, 2, 0).numpy()
 
 
-def _random_box(height: int, width: int, key: np.uint64) -> tuple[int, int, int, int]:
+def _random_box(height: int, width: int, draws: Sequence[float]) -> tuple[int, int, int, int]:
     """(top, left, height, width), drawn up to ten times until it lies inside; else the largest middle part."""
-    tries = np.arange(10)
-    area = height * width * (0.08 + 0.92 * uniform(key, 0, tries))
-    ratio = np.exp(np.log(3 / 4) + 2 * np.log(4 / 3) * uniform(key, 1, tries))
-    widths, heights = np.rint(np.sqrt(area * ratio)).astype(int), np.rint(np.sqrt(area / ratio)).astype(int)
-    inside = np.flatnonzero((widths > 0) & (widths <= width) & (heights > 0) & (heights <= height))
-    if len(inside) == 0:
-        box_width, box_height = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-        return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
-    box_width, box_height = int(widths[inside[0]]), int(heights[inside[0]])
-    top, left = (uniform(key, draw)[0] for draw in (2, 3))
-    return int(top * (height - box_height + 1)), int(left * (width - box_width + 1)), box_height, box_width
+    for area, ratio in zip(draws[:_TRIES], draws[_TRIES : 2 * _TRIES], strict=True):
+        target = height * width * (0.08 + 0.92 * area)
+        aspect = math.exp(math.log(3 / 4) + 2 * math.log(4 / 3) * ratio)
+        box_width, box_height = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top, left = draws[2 * _TRIES], draws[2 * _TRIES + 1]
+            return int(top * (height - box_height + 1)), int(left * (width - box_width + 1)), box_height, box_width
+    box_width, box_height = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
 def sample_keys(seed: int, epoch: int, rows: Rows) -> NDArray[np.uint64]:

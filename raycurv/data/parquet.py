@@ -46,7 +46,7 @@ class Picture:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def fitted(self, image: Tensor) -> Tensor:
+    def fitted(self, image: images.Pixels) -> images.Pixels:
         """The image without augmentation."""
         return images.fit(image, self.size, images.CENTRE if self.augmentation == "resize_crop_flip" else 1.0)
 
@@ -114,7 +114,7 @@ class ParquetImages:
         self._decoded: Tensor | None = None
         pixels = len(self) * int(np.prod(self.input_shape))
         if self.in_memory and self.picture.augmentation != "resize_crop_flip" and pixels <= memory_limit:
-            self._decoded = torch.empty((len(self), *self.input_shape), dtype=torch.uint8)
+            self._decoded = torch.empty((len(self), *self.picture.size, self.picture.channels), dtype=torch.uint8)
             self._is_decoded = np.zeros(len(self), bool)
 
     def __len__(self) -> int:
@@ -134,7 +134,7 @@ class ParquetImages:
         self._groups.release(group)
 
     def read(self, rows: Rows, *, seed: int, epoch: int, training: bool) -> tuple[Tensor, Tensor]:
-        """The images `rows` as (B, C, H, W) uint8, and their labels.
+        """The images `rows` as (B, C, H, W) uint8 (in memory (B, H, W, C)), and their labels.
 
         Raises:
             DataError: an image or its row group is corrupt (without `skip_corrupt`).
@@ -145,13 +145,13 @@ class ParquetImages:
         if self._decoded is not None:
             batch, labels, good = self._cached(rows)
         elif augmentation == "resize_crop_flip":
-            size = self.picture.size
-            batch, labels, good = self._decode(rows, lambda image, i: images.random_resized_crop(image, keys[i], size))
+            size, draws = self.picture.size, images.crop_draws(keys)
+            batch, labels, good = self._decode(rows, lambda image, i: images.random_resized_crop(image, draws[i], size))
         else:
             batch, labels, good = self._decode(rows, lambda image, _: self.picture.fitted(image))
         if augmentation == "crop_flip":
             batch = images.crop_and_flip(batch, keys[good], max(1, self.picture.size[0] // 8))
-        return batch, torch.from_numpy(labels)
+        return batch.permute(0, 3, 1, 2), torch.from_numpy(labels)
 
     def convert(self, inputs: Tensor, dtype: torch.dtype) -> Tensor:
         """Scaled to [0, 1], less the mean, divided by the standard deviation; (B, C, H, W)."""
@@ -185,7 +185,7 @@ class ParquetImages:
         return self._decoded[torch.from_numpy(rows[good])], self._labels[rows[good]], good
 
     def _decode(
-        self, rows: Rows, finish: Callable[[Tensor, int], Tensor]
+        self, rows: Rows, finish: Callable[[images.Pixels, int], images.Pixels]
     ) -> tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]:
         """The finished images of `rows`, their labels, and which of `rows` they are: all but the corrupt ones.
 
@@ -194,7 +194,9 @@ class ParquetImages:
         """
         numbers = np.searchsorted(self._first, rows, side="right") - 1
         held = {number: self._groups.get(number) for number in np.unique(numbers).tolist()}
-        finished, labels, good = [], [], []
+        batch = np.empty((len(rows), *self.picture.size, self.picture.channels), np.uint8)
+        labels: list[int] = []
+        good: list[int] = []
         for i, (row, number, index) in enumerate(
             zip(rows.tolist(), numbers.tolist(), (rows - self._first[numbers]).tolist(), strict=True)
         ):
@@ -208,11 +210,14 @@ class ParquetImages:
                 shard = self._split.groups[number].shard.info.path
                 self._leave_out(row, f"{shard}, row {group.rows[index]} (from 0): corrupt image: {error}", error)
                 continue
-            finished.append(finish(image, i))
+            batch[len(good)] = finish(image, i)
             labels.append(group.labels[index])
             good.append(i)
-        batch = torch.stack(finished) if finished else torch.empty((0, *self.input_shape), dtype=torch.uint8)
-        return batch, self._renumbered[np.asarray(labels, np.int64)], np.asarray(good, np.int64)
+        return (
+            torch.from_numpy(batch[: len(good)]),
+            self._renumbered[np.asarray(labels, np.int64)],
+            np.asarray(good, np.int64),
+        )
 
     def _leave_out(self, row: int, message: str, error: ValueError) -> None:
         if not self._skip_corrupt:
@@ -327,15 +332,15 @@ def _picture(
     first = []
     for value in encoded[:16]:
         try:
-            first.append(images.decode(torch.from_numpy(np.frombuffer(value.as_py() or b"", np.uint8).copy())))
+            first.append(images.describe(value.as_py() or b""))
         except ValueError:
             continue  # named when its batch is made
     if not first:
         raise DataError(
             f"{split.groups[0].shard.info.path}: none of the first {len(encoded[:16])} images can be decoded"
         )
-    channels = channels or (1 if len(first[0]) == 1 else 3)
-    sizes = {tuple(image.shape[1:]) for image in first}
+    channels = channels or first[0][2]
+    sizes = {(height, width) for height, width, _ in first}
     if image_size is None and len(sizes) > 1:
         some = ", ".join(f"{h}×{w}" for h, w in sorted(sizes)[:3])
         raise DataError(f"{split.uri}: the images differ in size ({some} …); set image_size, for example to 224")

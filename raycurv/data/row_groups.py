@@ -11,9 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from raycurv.data.errors import DataError
 from raycurv.data.shards import Split, check_labels, check_reachable, read_images
@@ -32,12 +30,12 @@ class Held:
         rows: the number of each row in its file.
     """
 
-    encoded: Tensor
+    encoded: NDArray[np.uint8]
     bounds: NDArray[np.int64]
     labels: NDArray[np.int64]
     rows: NDArray[np.int64]
 
-    def image(self, index: int) -> Tensor:
+    def image(self, index: int) -> NDArray[np.uint8]:
         """The bytes of one image."""
         return self.encoded[self.bounds[index] : self.bounds[index + 1]]
 
@@ -103,10 +101,10 @@ class RowGroups:
         return Held(*_contiguous(encoded), labels[rows], group.first + rows)
 
 
-def _contiguous(encoded: pa.LargeBinaryArray) -> tuple[Tensor, NDArray[np.int64]]:
+def _contiguous(encoded: pa.LargeBinaryArray) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The bytes of all images, and where each begins. A missing image has none, and is found corrupt when decoded."""
     bounds = np.cumsum([0, *pc.fill_null(pc.binary_length(encoded), 0).to_numpy(zero_copy_only=False)])
     _, offsets, values = encoded.buffers()
     start = int(np.frombuffer(offsets, np.int64, 1, encoded.offset * 8)[0]) if len(encoded) else 0
     held = np.frombuffer(values, np.uint8, int(bounds[-1]), start).copy() if bounds[-1] else np.empty(0, np.uint8)
-    return torch.from_numpy(held), bounds
+    return held, bounds
