@@ -24,7 +24,6 @@ CENTRE = 224 / 256
 _TRIES = 10
 # What Pillow raises on bytes that are no image, or only a part of one.
 _CORRUPT = (
-    UnidentifiedImageError,
     OSError,
     SyntaxError,
     ValueError,
