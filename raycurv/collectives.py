@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import inspect
+from typing import Any, Protocol, cast
 
-import torch
 import torch.distributed
 from torch import Tensor, nn
 
@@ -54,7 +54,9 @@ class ProcessGroup:
 
     def __init__(self, group: torch.distributed.ProcessGroup | None = None) -> None:
         if not torch.distributed.is_initialized():
-            raise RuntimeError("ProcessGroup needs torch.distributed.init_process_group first; one process uses Local()")
+            raise RuntimeError(
+                "ProcessGroup needs torch.distributed.init_process_group first; one process uses Local()"
+            )
         self.group = group
         self.rank = torch.distributed.get_rank(group)
         self.size = torch.distributed.get_world_size(group)
@@ -71,11 +73,14 @@ class ProcessGroup:
         Running statistics are equal on every worker already, because batch statistics are synchronised.
         """
         device = next(module.parameters()).device
+        # torch 2.14 renames the option that keeps buffers from being broadcast in every forward pass.
+        known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         return nn.parallel.DistributedDataParallel(
             module,
             device_ids=[device] if device.type == "cuda" else None,
             process_group=self.group,
-            broadcast_buffers=False,
+            **cast(Any, {option: False}),
             gradient_as_bucket_view=True,
             find_unused_parameters=find_unused_parameters,
         )

@@ -33,11 +33,14 @@ class Direction(list[Tensor]):
             return tensors
         given = list(tensors)
         if len(given) != len(parameters):
-            raise ValueError(f"a direction has one tensor for each of the {len(parameters)} parameters, not {len(given)}")
+            raise ValueError(
+                f"a direction has one tensor for each of the {len(parameters)} parameters, not {len(given)}"
+            )
         for tensor, parameter in zip(given, parameters, strict=True):
             if tensor is not None and tensor.shape != parameter.shape:
                 raise ValueError(
-                    f"a direction's tensor has shape {tuple(tensor.shape)} where the parameter has {tuple(parameter.shape)}"
+                    f"a direction's tensor has shape {tuple(tensor.shape)} where the parameter has "
+                    f"{tuple(parameter.shape)}"
                 )
         flat = torch.cat(
             [

@@ -1,7 +1,8 @@
 """The objective J(Θ) = Σ w ℓ / Σ w + l2/2·‖Θ‖² and its mini-batches: the questions an optimizer may ask.
 
 Every answer is global: the same on each worker, for any number of workers. What goes wrong otherwise is owned here. All
-questions about one batch see the same dropout mask; running statistics move once per batch; an uneven last batch is weighted; a
+questions about one batch see the same dropout mask; running statistics move once per batch; an uneven last batch is
+weighted; a
 worker whose share is empty takes part with weight 0; batch normalisation uses the statistics of the global batch.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,8 @@ class Objective:
         l2: factor of ½‖Θ‖².
         weights: ``weights(targets)`` (B,) for samples that count differently.
         collectives: how numbers become global; one process by default.
-        l2_covers: which parameters the L2 term covers: ``"all"`` (the papers'), ``"weights"`` (two or more dimensions, so neither
+        l2_covers: which parameters the L2 term covers: ``"all"`` (the papers'), ``"weights"`` (two or more
+            dimensions, so neither
             biases nor the scales of normalisations), or a function of (name, parameter).
 
     Attributes:
@@ -78,7 +80,7 @@ class Objective:
         self.loss = Loss(loss)
         named = _trainable(model)
         self.names = [name for name, _ in named]
-        self.parameters = [parameter for _, parameter in named]
+        self.parameters: list[Tensor] = [parameter for _, parameter in named]
         if not 0 <= l2 < float("inf"):
             raise ValueError(f"l2 is {l2!r}; it must be a finite number of at least 0")
         self.l2 = l2
@@ -234,7 +236,7 @@ class Batch:
             return _tensor(functional_call(objective.model, replaced, (self.inputs,), tie_weights=True))
 
     def _tracked_forward(self, tape: Tape | None, points: Sequence[Tensor] | None) -> tuple[Tensor, Tensor | None]:
-        """Outputs with a graph; through DDP, and then with the ticket that carries the batch's weight, if it can be pulled."""
+        """Outputs with a graph; with several workers through DDP, with the ticket that carries the batch's weight."""
         objective = self.objective
         with torch.enable_grad():
             if points is not None:
@@ -335,7 +337,8 @@ class Linearisation:
         self.batch = batch
         self.outputs = outputs.detach()
         self.tangent: Tensor | None = None
-        self._tape, self._graph, self._ticket = tape, outputs, ticket
+        self._tape, self._ticket = tape, ticket
+        self._graph: Tensor | None = outputs
         self._at: LossAt = batch.objective.loss.at(outputs, batch.targets)
         self._by_sample = batch.sample_weights.to(self._at.values.dtype).view(-1, *(1,) * (outputs.dim() - 1))
         if tape is not None:
@@ -351,7 +354,11 @@ class Linearisation:
         return self._weigh(self._at.hessian(u.to(self._at.gradient.dtype)))
 
     def pull(self, cotangent: Tensor) -> Direction:
-        """J_φ·u / Σw over all workers: the only gradient-sized all-reduce. Once; the graph is gone afterwards."""
+        """J_φ·u / Σw over all workers: the only gradient-sized all-reduce. Once; the graph is gone afterwards.
+
+        Raises:
+            RuntimeError: it was pulled before.
+        """
         graph, self._graph = self._graph, None
         if graph is None:
             raise RuntimeError("pull can be called once per linearisation: its graph has been freed")
@@ -367,7 +374,7 @@ class Linearisation:
         size = collectives.size
         carried = (weight * size).to(self._ticket.dtype).expand_as(self._ticket)
         torch.autograd.backward([graph, self._ticket], [(cotangent * size).to(graph.dtype), carried])
-        total = objective._traced.carrier.grad
+        total = cast(Tensor, objective._traced.carrier.grad)
         pulled = objective.direction([parameter.grad for parameter in objective.parameters])
         pulled.flat.div_(total.to(pulled.flat.dtype))
         for parameter in (*objective.parameters, objective._traced.carrier):
@@ -388,7 +395,7 @@ class Linearisation:
         return (u.double() * v.double()).sum()
 
     def means(self, *sums: Tensor) -> Tensor:
-        """Global means, in one all-reduce: first of the loss (without the L2 term), then of each of these local sums."""
+        """Global means, in one all-reduce: of the loss (without the L2 term), then of each of these local sums."""
         return self.batch._means(self.batch._weighted(self._at.values), *sums)
 
     def taylor(self, direction: Sequence[Tensor], points: Sequence[Tensor] | None = None) -> Taylor:
@@ -418,7 +425,7 @@ class Linearisation:
 
 
 class _Traced(nn.Module):
-    """The model as DDP sees it: recorded while a tape is set, with a ticket whose gradient carries the batch's weight."""
+    """The model as DDP sees it: recorded while a tape is set, with a ticket whose gradient carries the weight."""
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()
@@ -440,7 +447,7 @@ class _Generators:
     """The state of the random number generators at a batch's first question, to be played again for the others."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device if device.type == "cuda" else None
+        self._device: torch.device | None = device if device.type == "cuda" else None
         self._at_start = self._get()
 
     @contextlib.contextmanager
@@ -457,7 +464,7 @@ class _Generators:
 
     def _set(self, state: tuple[Tensor, Tensor | None]) -> None:
         torch.set_rng_state(state[0])
-        if state[1] is not None:
+        if state[1] is not None and self._device is not None:
             torch.cuda.set_rng_state(state[1], self._device)
 
 

@@ -1,6 +1,7 @@
 """Losses of single samples as functions of the outputs: value, gradient J_L and Hessian products H_L·u.
 
-Cross-entropy and squared error carry closed forms (CurveBall, section 2.3); any other function of (outputs, targets) that returns one
+Cross-entropy and squared error carry closed forms (CurveBall, section 2.3); any other function of (outputs, targets)
+that returns one
 value per sample is differentiated by torch.
 """
 
@@ -32,7 +33,11 @@ class LossAt:
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """−log softmax(outputs)[target] for outputs (B, C) and class indices (B,), shape (B,)."""
+    """−log softmax(outputs)[target] for outputs (B, C) and class indices (B,), shape (B,).
+
+    Raises:
+        ValueError: other shapes.
+    """
     if outputs.dim() != 2 or targets.shape != outputs.shape[:1]:
         raise ValueError(
             f"cross_entropy takes outputs (B, C) and class indices (B,), not {tuple(outputs.shape)} and "
@@ -42,7 +47,11 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Σ (outputs − targets)² over everything but the first dimension, shape (B,)."""
+    """Σ (outputs − targets)² over everything but the first dimension, shape (B,).
+
+    Raises:
+        ValueError: the shapes differ.
+    """
     if outputs.shape != targets.shape:
         raise ValueError(
             f"squared_error takes targets in the shape of the outputs, not {tuple(targets.shape)} for "

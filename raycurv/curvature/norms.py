@@ -70,11 +70,13 @@ def _affine(
 
 def _reshaped(derivative: Derivative, call: Call, shape: Sequence[int], out: Tensor) -> Derivative:
     """The derivative with tangents of (x, weight, bias) given as the operator has them, those absent left out."""
-    present = [isinstance(argument, Tensor) for argument in call.args if argument is None or isinstance(argument, Tensor)]
+    present = [
+        isinstance(argument, Tensor) for argument in call.args if argument is None or isinstance(argument, Tensor)
+    ]
 
     def split(d: Sequence[Tangent]) -> tuple[Tangent, Tangent, Tangent]:
         given = iter(d)
-        dx, dw, db = (next(given, None) if there else None for there in (present + [False, False])[:3])
+        dx, dw, db = (next(given, None) if there else None for there in [*present, False, False][:3])
         return dx, None if dw is None else dw.view(shape), None if db is None else db.view(shape)
 
     def first(*d: Tangent) -> Tangent:
@@ -96,7 +98,9 @@ def _mean_over(dims: Sequence[int]) -> Mean:
     return lambda *values: tuple(value.mean(dims, keepdim=True) for value in values)
 
 
-@rule("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_batch_norm_with_update", "_native_batch_norm_legit")
+@rule(
+    "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_batch_norm_with_update", "_native_batch_norm_legit"
+)
 def _batch_norm(call: Call) -> Derivative:
     x, weight = call.args[0], call.args[1]
     training = call.args[5] if call.name != "_batch_norm_with_update" else True
@@ -149,7 +153,7 @@ def _layer_norm(call: Call) -> Derivative:
 
 @rule("native_group_norm")
 def _group_norm(call: Call) -> Derivative:
-    x, weight, _, samples, channels, _, groups, _ = call.args
+    x, weight, _, samples, _, _, groups, _ = call.args
     shape = (samples, groups, -1)
     mean, r = (out.view(samples, groups, 1) for out in call.out[1:])
     by_channel = _channels(x)
@@ -183,8 +187,10 @@ Sum = Callable[[Tensor], Tensor]
 class SynchronisedBatchNorm(TorchFunctionMode):
     """While entered, ``F.batch_norm`` in training mode uses the statistics of the global batch.
 
-    It serves every module and function that calls it, without rewriting the model. One all-reduce per layer and pass: the sums and
-    sums of squares forward, two sums backward, two for a tangent. (torch's SyncBatchNorm refuses the CPU and has no forward mode.)
+    It serves every module and function that calls it, without rewriting the model. One all-reduce per layer and
+    pass: the sums and
+    sums of squares forward, two sums backward, two for a tangent. (torch's SyncBatchNorm refuses the CPU and has no
+    forward mode.)
 
     Args:
         sum_over_workers: all-reduces a tensor in place and returns it.
@@ -232,7 +238,8 @@ class SynchronisedBatchNorm(TorchFunctionMode):
                 unbiased = statistics.variance * (statistics.count / (statistics.count - 1))
                 running_var.lerp_(unbiased.to(running_var.dtype), momentum)
         if self.tape is not None and any(slot is not None for slot in slots):
-            self.tape.record("batch_norm", slots, out, self._derivative(input, weight, bias, out, statistics))
+            derivative = self._derivative(input, weight, bias, out, statistics)
+            self.tape.record("batch_norm", slots, out, derivative, own=True)
         return out
 
     def _normalise(
@@ -311,7 +318,7 @@ class _Normalise(torch.autograd.Function):
         return torch.addcmul(shift.view(shape).to(x.dtype), x, scale.view(shape).to(x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # fixed number of inputs
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         shape = _channels(x)
         centre, r = ctx.statistics.mean.to(x.dtype).view(shape), ctx.statistics.r.to(x.dtype).view(shape)

@@ -7,13 +7,18 @@ A :class:`Derivative` holds two functions of the tangents of the operator's tens
 
 so that along a path with x' = d and x'' = dd the output has f' = first(d) and f'' = first(dd) + quadratic(d).
 Four families cover nearly everything: linear operators (tangents go through the operator itself), bilinear ones
-(products), element-wise ones (φ′, φ″) and normalisations. An operator without a rule falls back on torch's own forward mode
-for the first derivative and on reverse mode for the second, because torch's nested forward mode is silently wrong for some layers.
+(products), element-wise ones (φ′, φ″) and normalisations. An operator without a rule falls back on torch's own
+forward mode
+for the first derivative and on reverse mode for the second, because torch's nested forward mode is silently wrong
+for some layers.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,11 +116,16 @@ def total(*terms: Tangent) -> Tangent:
 
 @rule(
     "view", "_unsafe_view", "reshape", "t", "transpose", "permute", "unsqueeze", "squeeze", "select", "slice", "alias",
-    "expand", "clone", "_to_copy", "contiguous", "mean", "sum", "neg", "flip", "roll", "repeat", "diagonal", "as_strided",
-    "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d", "avg_pool1d", "avg_pool2d",
-    "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "upsample_nearest2d", "upsample_bilinear2d", "im2col",
-    "col2im", "cumsum", "tril", "triu", "unfold", "movedim", "pixel_shuffle", "pixel_unshuffle", "embedding", "lift_fresh",
-    "index_select", "gather", "index", "split", "split_with_sizes", "unbind", "chunk", "unsafe_split", "channel_shuffle", "trace",
+    "expand", "clone", "_to_copy", "contiguous", "mean", "sum", "neg", "flip", "roll", "repeat", "diagonal",
+    "as_strided",
+    "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d",
+    "avg_pool1d", "avg_pool2d",
+    "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "upsample_nearest2d",
+    "upsample_bilinear2d", "im2col",
+    "col2im", "cumsum", "tril", "triu", "unfold", "movedim", "pixel_shuffle", "pixel_unshuffle", "embedding",
+    "lift_fresh",
+    "index_select", "gather", "index", "split", "split_with_sizes", "unbind", "chunk", "unsafe_split",
+    "channel_shuffle", "trace",
     "native_channel_shuffle", "_reshape_alias", "expand_as", "view_as", "squeeze_copy", "narrow", "rot90",
 )  # fmt: skip
 def _linear(call: Call) -> Derivative:
@@ -254,7 +264,7 @@ def _mul(call: Call) -> Derivative:
         return Derivative(lambda d: d * y)
     if not isinstance(x, Tensor):
         return Derivative(lambda d: x * d)
-    multiply = call.func if not call.func._schema.is_mutable else torch.mul
+    multiply: Callable[[Tensor, Tensor], Tensor] = torch.mul if call.func._schema.is_mutable else call.func
     return _product(call, multiply, x, y, lambda u, v: u, lambda u, v: v)
 
 
@@ -314,8 +324,10 @@ def _div(call: Call) -> Derivative:
     def quadratic(dx: Tangent, dy: Tangent) -> Tangent:
         return None if dy is None else -2 * first(dx, dy) * dy / y
 
-    return Derivative(first, quadratic) if isinstance(x, Tensor) else Derivative(
-        lambda dy: first(None, dy), lambda dy: quadratic(None, dy)
+    return (
+        Derivative(first, quadratic)
+        if isinstance(x, Tensor)
+        else Derivative(lambda dy: first(None, dy), lambda dy: quadratic(None, dy))
     )
 
 
@@ -442,7 +454,7 @@ _BY_INPUT: dict[str, tuple[Phi, Phi | None]] = {
     "silu": (_silu_slope, _silu_bend),
     "mish": (_mish_slope, _mish_bend),
     "softplus": (_softplus_slope, _softplus_bend),
-    "leaky_relu": (lambda x, slope=0.01: torch.where(x > 0, 1.0, slope), None),
+    "leaky_relu": (lambda x, slope=0.01: _step(x > 0, x) * (1 - slope) + slope, None),
     "hardtanh": (lambda x, low=-1, high=1: _step((x > low) & (x < high), x), None),
     "hardsigmoid": (lambda x: _step((x > -3) & (x < 3), x) / 6, None),
     "hardswish": (_hardswish_slope, lambda x: _step((x > -3) & (x < 3), x) / 3),
@@ -518,7 +530,11 @@ def _log_softmax(call: Call) -> Derivative:
 
 
 def _generic(call: Call) -> Derivative:
-    """Forward mode for the first derivative; for the second, reverse mode three times, which is slow and right."""
+    """Forward mode for the first derivative; for the second, reverse mode three times, which is slow and right.
+
+    Raises:
+        UnsupportedOperator: torch has no forward-mode rule either.
+    """
     func = call.func
     if func._schema.is_mutable:
         functional = getattr(getattr(torch.ops, func.namespace), call.name, None)
@@ -535,6 +551,7 @@ def _generic(call: Call) -> Derivative:
     points = tensors_of(args)
 
     def first(*d: Tangent) -> Any:
+        _load_forward_mode()
         try:
             with forward_ad.dual_level():
                 duals = [x if t is None else forward_ad.make_dual(x, t) for x, t in zip(points, d, strict=True)]
@@ -554,10 +571,18 @@ def _generic(call: Call) -> Derivative:
             along = [t for x, t in zip(xs, d, strict=True) if x.requires_grad]
             out = evaluate(*xs)
             many = isinstance(out, (list, tuple))
-            bends = tuple(_bend(o, moving, along) for o in (out if many else (out,)))
+            bends = tuple(_second_derivative(o, moving, along) for o in (out if many else (out,)))
         return bends if many else bends[0]
 
     return Derivative(first, quadratic)
+
+
+@functools.cache
+def _load_forward_mode() -> None:
+    """Torch compiles some of its forward-mode rules at the first use, by a function that it has itself deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
 def _tangent(out: Any) -> Tangent:
@@ -585,7 +610,7 @@ def _along(out: Tensor, xs: list[Tensor], d: list[Any]) -> Tangent:
     return torch.autograd.grad(pulled, v, d, create_graph=True, allow_unused=True)[0]
 
 
-def _bend(out: Any, xs: list[Tensor], d: list[Any]) -> Tangent:
+def _second_derivative(out: Any, xs: list[Tensor], d: list[Any]) -> Tangent:
     if not isinstance(out, Tensor) or not out.is_floating_point() or not out.requires_grad:
         return None
     slope = _along(out, xs, d)

@@ -1,7 +1,9 @@
 """A forward pass written down, so that tangents can be sent through it afterwards without computing it again.
 
-A :class:`Tape` is entered around ``outputs = model(inputs)`` while gradients are enabled. It sees every operator that torch
-executes (below autograd, where modules, functions and composite operators have been resolved into a small set) and keeps,
+A :class:`Tape` is entered around ``outputs = model(inputs)`` while gradients are enabled. It sees every operator
+that torch
+executes (below autograd, where modules,
+functions and composite operators have been resolved into a small set) and keeps,
 for those that depend on a parameter, the operator's derivative at the point (:mod:`raycurv.curvature.rules`). The
 autograd graph is not touched: the same forward pass serves ``backward``, so one pass gives
 
@@ -9,18 +11,20 @@ autograd graph is not touched: the same forward pass serves ``backward``, so one
 - ``second_order(tangents)``: J·z and d²/dt² of the outputs along Θ + t·z.
 
 How a tensor is recognised: torch may hand a view to the next operator as another object than the one this mode saw, so
-tensors are known by storage and geometry, and count only while ``requires_grad`` says that gradients flow through them; what the
+tensors are known by storage and geometry, and count only while ``requires_grad`` says that gradients flow through
+them; what the
 model detaches or computes under ``no_grad`` is a constant here exactly as it is for ``backward``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -28,8 +32,11 @@ from raycurv.curvature import rules
 from raycurv.curvature.rules import Call, Derivative, UnsupportedOperator
 
 _Key = tuple[Any, ...]
-_IGNORED = frozenset({"detach", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_empty",
-                      "new_zeros", "new_ones", "new_full", "sym_size", "sym_stride", "sym_numel", "is_same_size"})  # fmt: skip
+# Their outputs carry no tangent, whatever their inputs are.
+_IGNORED = frozenset(
+    "detach empty_like zeros_like ones_like full_like rand_like randn_like new_empty new_zeros new_ones new_full "
+    "sym_size sym_stride sym_numel is_same_size".split()
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class Tape(TorchDispatchMode):
         self._storages: dict[int, tuple[StorageWeakRef, set[_Key]]] = {}
         self._number_of_slots = 0
         self._paused = False
+        self._own: set[int] = set()
         self.steps: list[Step] = []
         self.parameter_slots = tuple(self._register(parameter) for parameter in parameters)
         self._output_slot: int | None = None
@@ -65,7 +73,11 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Execute one operator, and keep its derivative if a tangent can reach it."""
+        """Execute one operator, and keep its derivative if a tangent can reach it.
+
+        Raises:
+            UnsupportedOperator: a tangent would have to pass what has no rule.
+        """
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         if self._paused or name in _IGNORED:
@@ -86,9 +98,19 @@ class Tape(TorchDispatchMode):
         return out
 
     def record(
-        self, name: str, slots: tuple[int | None, ...], out: Any, derivative: Derivative, *, in_place: bool = False
+        self,
+        name: str,
+        slots: tuple[int | None, ...],
+        out: Any,
+        derivative: Derivative,
+        *,
+        in_place: bool = False,
+        own: bool = False,
     ) -> None:
-        """Append one operator whose inputs have these slots and whose output (or outputs) is `out`."""
+        """Append one operator whose inputs have these slots and whose output (or outputs) is `out`.
+
+        `own` says that it is a custom ``autograd.Function`` whose derivative is known here.
+        """
         outs = (out,) if isinstance(out, Tensor) else tuple(out)
         if in_place:
             self._forget_views(outs[0])
@@ -96,6 +118,8 @@ class Tape(TorchDispatchMode):
             self._register(tensor) if isinstance(tensor, Tensor) and tensor.is_floating_point() else None
             for tensor in outs
         )
+        if own:
+            self._own.update(slot for slot in made if slot is not None)
         self.steps.append(Step(name, slots, made, derivative))
 
     def paused(self) -> _Paused:
@@ -109,12 +133,13 @@ class Tape(TorchDispatchMode):
     def _slot_of(self, tensor: Tensor, name: str) -> int | None:
         if not tensor.requires_grad:
             return None
-        slot = self._slots.get(_key(tensor))
-        if slot is None and tensor.grad_fn is not None:
+        slot, made_by = self._slots.get(_key(tensor)), tensor.grad_fn
+        # A custom autograd.Function is free to have a backward that is not the derivative of its forward.
+        if made_by is not None and (slot is None or (isinstance(made_by, BackwardCFunction) and slot not in self._own)):
             raise UnsupportedOperator(
-                f"{name} reads a tensor whose tangent is not known, because it was made by {tensor.grad_fn.name()}: "
-                "a custom autograd.Function, or a write through a view (x[:, 0] = …, an in-place operation on one of two "
-                "views). Write it with torch operators, out of place"
+                f"{name} reads a tensor whose tangent is not known, because it was made by {made_by.name()}: "
+                "a custom autograd.Function, or a write through a view (x[:, 0] = …, an in-place operation on one of "
+                "two views). Write it with torch operators, out of place"
             )
         return slot
 
@@ -145,7 +170,9 @@ class Tape(TorchDispatchMode):
         """
         slot = self._slot_of(outputs, "the loss")
         if slot is None:
-            raise UnsupportedOperator("the outputs of the model do not depend on its parameters (detached, or no_grad?)")
+            raise UnsupportedOperator(
+                "the outputs of the model do not depend on its parameters (detached, or no_grad?)"
+            )
         self._output_slot = slot
         self._slots.clear()
         self._storages.clear()
@@ -165,7 +192,7 @@ class Tape(TorchDispatchMode):
     # --- replaying -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def push(self, tangents: Sequence[Tensor | None]) -> Tensor | None:
+    def push(self, tangents: Sequence[Tensor | None]) -> Tensor | None:  # type: ignore[override]  # torch's is for its modes
         """J·z: the tangent of the outputs for these tangents of the parameters; None is zero."""
         first: dict[int, Tensor] = _start(self.parameter_slots, tangents)
         for index, step in enumerate(self.steps):
@@ -246,6 +273,3 @@ def _add(a: Any, b: Any) -> Any:
         left, right = a or (None,) * len(b), b or (None,) * len(a)
         return tuple(_add(x, y) for x, y in zip(left, right, strict=True))
     return b if a is None else a if b is None else a + b
-
-
-Pusher = Callable[[Sequence[Tensor | None]], Tensor | None]

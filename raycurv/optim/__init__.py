@@ -1,8 +1,8 @@
 """Optimizers by name, behind one step call; each needs torch alone."""
 
-from raycurv.optim import curveball, first_order  # registers them
+from raycurv.optim import bfgs, curveball, first_order, levenberg_marquardt, newton  # registers them
 from raycurv.optim.protocol import Horizon, StepOptimizer, StepReport
 from raycurv.optim.registry import check, create, names, register, settings
 
 __all__ = ["Horizon", "StepOptimizer", "StepReport", "check", "create", "names", "register", "settings"]
-del curveball, first_order
+del bfgs, curveball, first_order, levenberg_marquardt, newton

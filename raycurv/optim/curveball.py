@@ -1,6 +1,7 @@
 """CurveBall: one step of a Newton solver for each step of the network.
 
-*Small Steps and Giant Leaps: Minimal Newton Solvers for Deep Learning* (Henriques, Ehrhardt, Albanie, Vedaldi; ICCV 2019).
+*Small Steps and Giant Leaps: Minimal Newton Solvers for Deep Learning* (Henriques, Ehrhardt, Albanie, Vedaldi; ICCV
+2019).
 
 With Ĥ = J_φ H_L J_φᵀ + λI, one step is (Algorithm 1, eq. 16–18)
 
@@ -12,9 +13,11 @@ Symbols: w parameters, z ``direction``, β ``learning_rate``, ρ ``momentum``, �
 
 Deviations from the paper:
 
-- λ is multiplied by ``damping_factor ** damping_interval`` at each check, as both public implementations do, where the text
+- λ is multiplied by ``damping_factor ** damping_interval`` at each check, as both public implementations do, where
+the text
   says 0.999 for each adaptation.
-- The 2×2 system is solved in float64 by a pseudo-inverse after scaling its diagonal to one: at z = 0 (the first step), and
+- The 2×2 system is solved in float64 by a pseudo-inverse after scaling its diagonal to one: at z = 0 (the first
+step), and
   where z and Δz are collinear, it is singular, and the minimum of least norm is taken.
 - A step whose loss, system or Δz is not finite leaves z and w as they were, and is reported.
 - An L2 term belongs to the objective: its Hessian l2·I joins Ĥ and its gradient l2·w joins J.
@@ -38,7 +41,9 @@ _DAMPING_WITH_BATCH_NORM, _DAMPING_WITHOUT = 1.0, 10.0  # section 3, "Automatic 
 
 
 def solve_system(matrix: Tensor, right: Tensor, tolerance: float) -> Tensor:
-    """Pseudo-inverse of a symmetric positive semi-definite 2×2 matrix times a vector (eq. 18), without a branch on the host.
+    """Pseudo-inverse of a symmetric positive semi-definite 2×2 matrix times a vector (eq. 18).
+
+    Nothing is decided on the host.
 
     Args:
         matrix: (2, 2) float64.
@@ -53,7 +58,8 @@ def solve_system(matrix: Tensor, right: Tensor, tolerance: float) -> Tensor:
     regular = (determinant > tolerance) & (diagonal > 0).all()
     crossed = scaled_right - cosine * scaled_right.flip(0)
     full = crossed / torch.where(regular, determinant, 1.0)
-    # Rank one: [[1, c], [c, 1]] with c = ±1 has the pseudo-inverse [[1, c], [c, 1]] / 4; one zero row leaves 1 / diagonal.
+    # Rank one: [[1, c], [c, 1]] with c = ±1 has the pseudo-inverse [[1, c], [c, 1]] / 4; one zero row leaves 1 /
+    # diagonal.
     sign = torch.sign(cosine)
     collinear = (scaled_right + sign * scaled_right.flip(0)) / 4
     single = torch.where((diagonal > 0).all(), collinear, scaled_right)
@@ -101,9 +107,16 @@ class CurveBall(StepOptimizer):
     ) -> None:
         _check("damping", damping, damping is None or 0 <= damping < math.inf, "None or a finite number of at least 0")
         _check("damping_factor", damping_factor, 0 < damping_factor <= 1, "in (0, 1]")
-        _check("damping_interval", damping_interval, damping_interval is None or damping_interval >= 1, "None or at least 1")
+        _check(
+            "damping_interval",
+            damping_interval,
+            damping_interval is None or damping_interval >= 1,
+            "None or at least 1",
+        )
         _check("momentum", momentum, momentum is None or math.isfinite(momentum), "None or a finite number")
-        _check("learning_rate", learning_rate, learning_rate is None or 0 < learning_rate < math.inf, "None or positive")
+        _check(
+            "learning_rate", learning_rate, learning_rate is None or 0 < learning_rate < math.inf, "None or positive"
+        )
         super().__init__(one_group("curveball", model_or_params), {})
         self.damping, self.damping_factor, self.damping_interval = damping, damping_factor, damping_interval
         self.momentum, self.learning_rate = momentum, learning_rate
@@ -127,18 +140,18 @@ class CurveBall(StepOptimizer):
         _move(objective, z, step_direction, x, finite)
 
         scalars = {"learning_rate": -x[0], "momentum": x[1], "damping": damping}
-        self.state["global"]["steps"] = steps + 1
+        self.shared["steps"] = steps + 1
         if self.damping_interval is not None and (steps + 1) % self.damping_interval == 0:
             ratio = (batch.value() - loss) / quadratic(matrix, right, x)
             scalars["reduction_ratio"] = ratio
             factor = self.damping_factor**self.damping_interval
             adapted = rescaled_damping(damping, ratio, factor)
-            self.state["global"]["damping"] = torch.where(finite, adapted, damping)
+            self.shared["damping"] = torch.where(finite, adapted, damping)
         return StepReport(loss, scalars, finite)
 
     def _start(self, objective: Objective) -> tuple[Direction, Tensor, int]:
         """z, λ and the number of steps taken; z₀ = 0 and λ₀ at the first."""
-        state = self.state["global"]
+        state = self.shared
         if not state:
             chosen = _default_damping(objective.model) if self.damping is None else self.damping
             state["direction"] = torch.zeros(
@@ -157,12 +170,13 @@ class CurveBall(StepOptimizer):
         delta: Direction,
         damping: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """J(w) and the K and b of eq. 18 in the order (Δz, z): inner products of outputs, and λ times those of parameters."""
+        """J(w), and the K and b of eq. 18 in the order (Δz, z), in one small all-reduce."""
         gradient = linear.gradient
         if self.momentum is not None and self.learning_rate is not None and self.damping_interval is None:
             (data_loss,) = linear.means()
             loss = data_loss + objective.l2_value(objective.parameters)
-            return loss, torch.zeros(2, 2, dtype=loss.dtype, device=loss.device), delta.dot(delta).new_zeros(2)
+            nothing = 0 * delta.dot(delta).expand(2)  # NaN where Δz is not finite
+            return loss, torch.zeros(2, 2, dtype=loss.dtype, device=loss.device), nothing
         tangent_delta = linear.push(delta)
         curved_delta, curved_z = linear.hessian(tangent_delta), linear.hessian(tangent_z)
         data_loss, k11, k12, k22, b1, b2 = linear.means(
@@ -215,7 +229,7 @@ def _move(objective: Objective, z: Direction, delta: Direction, x: Tensor, finit
     new = delta.flat.mul_(minus_beta).add_(z.flat * rho)
     move = Direction(torch.where(finite, new, 0.0), objective.parameters)
     z.flat.copy_(torch.where(finite, new, z.flat))
-    torch._foreach_add_(objective.parameters, list(move))
+    torch._foreach_add_(objective.parameters, move)
 
 
 def _default_damping(model: nn.Module) -> float:

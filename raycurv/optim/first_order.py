@@ -1,8 +1,10 @@
 """torch's own first-order optimizers behind the step contract, as baselines.
 
-They are what they are in torch; only the call differs. A step whose loss or gradient is not finite is taken with a gradient
+They are what they are in torch; only the call differs. A step whose loss or gradient is not finite is taken with a
+gradient
 of zero (decided on the device) and reported, so that parameters stay finite until the loop reads the report.
-Defaults are torch's, but for the rates of `sgd`, `momentum`, `nesterov` (0.01; 1e-3 is far from what anyone uses) and `rmsprop`.
+Defaults are torch's, but for the rates of `sgd`, `momentum`, `nesterov` (0.01; 1e-3 is far from what anyone uses)
+and `rmsprop`.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,12 +65,21 @@ class StepOptimizer(torch.optim.Optimizer):
     synchronises = False
     needs_validation = False
 
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The state that belongs to all parameters together, saved and loaded with the rest."""
+        return cast("dict[str, dict[str, Any]]", self.state)["global"]
+
     def step(self, batch: Batch, *, validation: Batch | None = None) -> StepReport:  # type: ignore[override]
         """Take one step on a mini-batch.
 
         The signature differs from torch's on purpose: a batch answers questions that a closure cannot.
         """
         raise NotImplementedError
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a copy: torch copies the state of single parameters, but would share what belongs to all together."""
+        super().load_state_dict(copy.deepcopy(state_dict))
 
     @contextlib.contextmanager
     def evaluation_weights(self) -> Iterator[None]:
@@ -102,7 +112,8 @@ def one_group(name: str, model_or_params: nn.Module | Iterable[Any]) -> list[Any
     if isinstance(found[0], dict):
         if len(found) > 1 or set(found[0]) != {"params"}:
             raise ValueError(
-                f"{name} finds one step for all parameters together and so takes no parameter groups: give the model or "
+                f"{name} finds one step for all parameters together and so takes no parameter groups: give the model "
+                f"or "
                 "its parameters; freeze what must not move with requires_grad_(False)"
             )
         return list(found[0]["params"])
@@ -118,12 +129,14 @@ def check_batch(optimizer: StepOptimizer, batch: Batch) -> None:
     """
     if not isinstance(batch, Batch):
         raise TypeError(
-            f"step takes a batch made by Objective.batch(inputs, targets), not {type(batch).__name__}; closures are not used"
+            f"step takes a batch made by Objective.batch(inputs, targets), not {type(batch).__name__}; closures are "
+            f"not used"
         )
     mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
     theirs = {id(p) for p in batch.objective.parameters}
     if mine != theirs:
         raise ValueError(
-            f"the optimizer was made for {len(mine)} parameters and the batch's objective has {len(theirs)} others or more: "
+            f"the optimizer was made for {len(mine)} parameters and the batch's objective has {len(theirs)} others or "
+            f"more: "
             "make both from the same model (parameters frozen later must be frozen before both)"
         )

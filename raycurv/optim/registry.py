@@ -57,7 +57,8 @@ def check(name: str, **given: Any) -> None:
     for key in given:
         if key == "clip_gradient" and key not in allowed:
             raise ValueError(
-                f"clip_gradient has no meaning for {name!r}: its step is the solution of a model of the objective, not a "
+                f"clip_gradient has no meaning for {name!r}: its step is the solution of a model of the objective, "
+                f"not a "
                 "multiple of the gradient; leave it out"
             )
         if key not in allowed:

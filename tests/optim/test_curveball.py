@@ -1,0 +1,264 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import raycurv
+from raycurv import optim
+from raycurv.optim.curveball import rescaled_damping, solve_system
+from tests.cases import BY_NAME, CASES, Case
+from tests.reference.curveball import DenseCurveBall
+
+LOSSES = {
+    "cross_entropy": lambda o, t: nn.functional.cross_entropy(o, t, reduction="none"),
+    "squared_error": lambda o, t: ((o - t) ** 2).sum(1),
+}
+
+
+def steps(case: Case, number: int, **settings):
+    """CurveBall beside the dense reference on mini-batches that end uneven."""
+    ours, reference_model = case.model(), case.model()
+    objective = raycurv.Objective(ours, case.loss, case.l2)
+    optimizer = optim.create("curveball", ours, damping=1.0, **settings)
+    names = {"damping_factor": "factor", "damping_interval": "interval", "momentum": "rho", "learning_rate": "beta"}
+    reference = DenseCurveBall(
+        reference_model, LOSSES.get(case.loss, case.loss), case.l2, 1.0, **{names[k]: v for k, v in settings.items()}
+    )
+    for t in range(number):
+        rows = torch.randperm(24, generator=torch.Generator().manual_seed(t))[: 5 if t % 4 == 3 else 12]
+        torch.manual_seed(t)
+        report = optimizer.step(objective.batch(case.inputs[rows], case.targets[rows]))
+        expected = reference.step(case.inputs[rows], case.targets[rows], seed=t)
+        yield {"loss": report.loss, **report.scalars}, expected
+    flat = torch.cat([p.detach().flatten() for p in ours.parameters()])
+    torch.testing.assert_close(flat, reference.w, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_twenty_steps_equal_the_dense_reference(case):
+    for found, expected in steps(case, 20):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert float(found[name]) == pytest.approx(value, rel=1e-10, abs=1e-12), name
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"momentum": 1.0}, {"damping_interval": None}, {"damping_factor": 0.9, "damping_interval": 2}],
+    ids=["rho=1", "fixed-damping", "fast-damping"],
+)
+def test_modes_equal_the_dense_reference(settings):
+    for found, expected in steps(BY_NAME["batch-norm-l2"], 12, **settings):
+        for name, value in expected.items():
+            assert float(found[name]) == pytest.approx(value, rel=1e-9, abs=1e-12), name
+
+
+def test_fixed_coefficients_equal_the_dense_reference():
+    settings = {"momentum": 0.9, "learning_rate": 0.05, "damping_interval": None}
+    for found, expected in steps(BY_NAME["mlp-l2"], 12, **settings):
+        assert float(found["loss"]) == pytest.approx(expected["loss"], rel=1e-11)
+
+
+class Quadratic(nn.Module):
+    """φ(w) = √h ∘ w, so that squared error against b has the Hessian 2 diag(h)."""
+
+    def __init__(self, eigenvalues, start):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+        self.register_buffer("root", torch.tensor(eigenvalues, dtype=torch.float64).div(2).sqrt())
+
+    def forward(self, x):
+        return x * (self.root * self.w)
+
+
+def quadratic_batch(model, target=0.0):
+    ones = torch.ones(1, len(model.w), dtype=torch.float64)
+    return raycurv.Objective(model, "squared_error").batch(ones, target * ones)
+
+
+def run_quadratic(h, rho, beta, number=2000):
+    model = Quadratic([h], [1.0])
+    optimizer = optim.create("curveball", model, damping=0.0, momentum=rho, learning_rate=beta, damping_interval=None)
+    batch = quadratic_batch(model)
+    for _ in range(number):
+        optimizer.step(batch)
+        if abs(model.w.item()) > 1e6:
+            return math.inf
+    return abs(model.w.item())
+
+
+@pytest.mark.parametrize(("rho", "beta_h"), [(0.9, 0.5), (0.5, 0.95), (0.98, 1.3), (0.2, 0.1)])
+def test_converges_inside_the_region_of_theorem_a1(rho, beta_h):
+    assert 1.5 * beta_h - 1 < rho < 1 + beta_h
+    assert run_quadratic(2.0, rho, beta_h / 2.0) < 1e-6
+
+
+@pytest.mark.parametrize(("rho", "beta_h"), [(0.2, 0.9), (0.9, 1.4), (1.2, 0.1), (0.5, 1.2)])
+def test_diverges_outside_the_region_of_theorem_a1(rho, beta_h):
+    assert not 1.5 * beta_h - 1 < rho < 1 + beta_h
+    assert run_quadratic(2.0, rho, beta_h / 2.0) == math.inf
+
+
+def test_without_curvature_it_is_momentum():
+    def linear_loss(outputs, targets):
+        return (outputs * targets).sum(1)
+
+    ours, plain = (BY_NAME["mlp"].model() for _ in range(2))
+    optimizer = optim.create("curveball", ours, damping=0.0, momentum=0.9, learning_rate=0.1, damping_interval=None)
+    heavy_ball = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
+    x, t = BY_NAME["regression"].inputs, BY_NAME["regression"].targets
+    objective = raycurv.Objective(ours, linear_loss)
+    for _ in range(10):
+        optimizer.step(objective.batch(x, t))
+        heavy_ball.zero_grad()
+        linear_loss(plain(x), t).mean().backward()
+        heavy_ball.step()
+    for p, q in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+
+
+def test_two_steps_solve_a_quadratic_of_two_dimensions():
+    model = Quadratic([1.0, 50.0], [3.0, -2.0])
+    optimizer = optim.create("curveball", model, damping=0.0)
+    batch = quadratic_batch(model, target=1.0)
+    for _ in range(2):
+        optimizer.step(batch)
+    assert float(batch.value()) < 1e-20
+
+
+def test_step_is_a_descent_direction():
+    """Theorem A.2."""
+    case = BY_NAME["batch-norm"]
+    model = case.model()
+    objective, optimizer = raycurv.Objective(model, case.loss), optim.create("curveball", model)
+    for _ in range(10):
+        batch = objective.batch(case.inputs, case.targets)
+        gradient = batch.gradient()
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer.step(batch)
+        moved = objective.direction([p - q for p, q in zip(model.parameters(), before, strict=True)])
+        assert gradient.dot(moved) < 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_system_equals_the_pseudo_inverse(seed):
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(2, 2, generator=generator, dtype=torch.float64) * torch.tensor([1e-3, 1e2])
+    matrix, right = root.T @ root, torch.randn(2, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(solve_system(matrix, right, 1e-14), torch.linalg.solve(matrix, right), rtol=1e-6, atol=0)
+
+
+def test_singular_systems_take_the_least_norm_solution():
+    def solve(rows, right):
+        return solve_system(torch.tensor(rows, dtype=torch.float64), torch.tensor(right, dtype=torch.float64), 1e-14)
+
+    assert solve([[4.0, 0.0], [0.0, 0.0]], [2.0, 0.0]).tolist() == [0.5, 0.0]
+    assert solve([[0.0, 0.0], [0.0, 0.0]], [0.0, 0.0]).tolist() == [0.0, 0.0]
+    torch.testing.assert_close(solve([[1.0, 1.0], [1.0, 1.0]], [2.0, 2.0]), torch.ones(2, dtype=torch.float64))
+    # Collinear with factor -2: the predicted decrease is the one of the single direction.
+    x = solve([[1.0, -2.0], [-2.0, 4.0]], [1.0, -2.0])
+    assert (x[0] - 2 * x[1]).item() == pytest.approx(1.0)
+
+
+def test_damping_follows_the_reduction_ratio():
+    damping = torch.tensor(2.0, dtype=torch.float64)
+    for ratio, expected in ((2.0, 1.0), (1.0, 2.0), (0.1, 4.0)):
+        assert rescaled_damping(damping, torch.tensor(ratio), 0.5).item() == expected
+
+
+def test_zero_gradient_leaves_the_parameters():
+    model = Quadratic([1.0, 2.0], [0.0, 0.0])
+    report = optim.create("curveball", model).step(quadratic_batch(model))
+    assert bool(report.finite)
+    assert model.w.tolist() == [0.0, 0.0]
+
+
+def test_nan_loss_skips_the_step_and_says_so():
+    case = BY_NAME["mlp"]
+    model = case.model()
+    objective, optimizer = raycurv.Objective(model, case.loss), optim.create("curveball", model)
+    optimizer.step(objective.batch(case.inputs, case.targets))
+    before = [p.detach().clone() for p in model.parameters()]
+    report = optimizer.step(objective.batch(case.inputs * math.nan, case.targets))
+    assert not bool(report.finite)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    assert bool(optimizer.step(objective.batch(case.inputs, case.targets)).finite)
+
+
+def test_default_damping_is_the_papers():
+    for name, expected in (("batch-norm", 1.0), ("mlp", 10.0)):
+        case = BY_NAME[name]
+        model = case.model()
+        batch = raycurv.Objective(model, case.loss).batch(case.inputs, case.targets)
+        assert optim.create("curveball", model).step(batch).scalars["damping"].item() == expected
+
+
+def test_state_dict_continues_identically():
+    case = BY_NAME["batch-norm"]
+    model = case.model()
+    objective, optimizer = raycurv.Objective(model, case.loss), optim.create("curveball", model)
+    for _ in range(7):
+        optimizer.step(objective.batch(case.inputs, case.targets))
+    copy = case.model()
+    copy.load_state_dict(model.state_dict())
+    other_objective, other = raycurv.Objective(copy, case.loss), optim.create("curveball", copy)
+    other.load_state_dict(optimizer.state_dict())
+    for _ in range(7):
+        optimizer.step(objective.batch(case.inputs, case.targets))
+        other.step(other_objective.batch(case.inputs, case.targets))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), copy.parameters(), strict=True))
+
+
+def test_several_parameter_groups_are_refused():
+    model = BY_NAME["mlp"].model()
+    groups = [{"params": [p]} for p in model.parameters()]
+    with pytest.raises(ValueError, match="takes no parameter groups"):
+        optim.create("curveball", groups)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"damping": -1.0}, "damping is -1.0"),
+        ({"damping_factor": 0.0}, "damping_factor is 0.0"),
+        ({"damping_interval": 0}, "damping_interval is 0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"momentum": math.inf}, "momentum is inf"),
+        ({"clip_gradient": 1.0}, "clip_gradient has no meaning for 'curveball'"),
+        ({"dampening": 1.0}, "did you mean 'damping'"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        optim.create("curveball", BY_NAME["mlp"].model(), **settings)
+
+
+def test_foreign_batches_are_refused():
+    model = BY_NAME["mlp"].model()
+    optimizer = optim.create("curveball", model)
+    with pytest.raises(TypeError, match=r"made by Objective\.batch"):
+        optimizer.step(lambda: 1.0)
+    other = BY_NAME["mlp"].model()
+    batch = raycurv.Objective(other, "cross_entropy").batch(BY_NAME["mlp"].inputs, BY_NAME["mlp"].targets)
+    with pytest.raises(ValueError, match="from the same model"):
+        optimizer.step(batch)
+
+
+def test_no_number_is_read_from_the_device():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Reads(TorchDispatchMode):
+        found = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.found += func.overloadpacket.__name__ == "_local_scalar_dense"
+            return func(*args, **(kwargs or {}))
+
+    case = BY_NAME["batch-norm-l2"]
+    model = case.model()
+    objective, optimizer = raycurv.Objective(model, case.loss, case.l2), optim.create("curveball", model)
+    with Reads() as reads:
+        for _ in range(6):
+            optimizer.step(objective.batch(case.inputs, case.targets))
+    assert reads.found == 0
