@@ -23,5 +23,9 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Trains on a Ray of its own, which ends with it unless KEEP=1.
+demo: install
+	$(BIN)/python jobs/demo.py
+
 clean:
 	rm -rf $(VENV) runs

@@ -33,6 +33,7 @@ RAY_TRAIN = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # a rank that never comes is named instead of waited for
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more, for checkpoints of Ray Train's own
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers stay where the user's modules are
 }
 COLLECTIVE_SECONDS = 600

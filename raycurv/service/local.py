@@ -103,21 +103,30 @@ def start(cpus: int, *, outlive: bool = False, environment: Mapping[str, str] | 
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    gcs, dashboard, agent = _free_ports(3)
-    ray = str(Path(sys.executable).parent / "ray")
+    gcs, dashboard, agent, client = _free_ports(4)
+    ray = Path(sys.executable).parent / "ray"
     flags = {
         "node-ip-address": "127.0.0.1",
         "port": gcs,
         "dashboard-host": "127.0.0.1",
         "dashboard-port": dashboard,
         "dashboard-agent-listen-port": agent,
-        "ray-client-server-port": 0,
+        "ray-client-server-port": client,
         "temp-dir": folder / "ray",
         "num-cpus": cpus,
     }
-    command = [ray, "start", "--head", "--block", "--disable-usage-stats", *(f"--{k}={v}" for k, v in flags.items())]
+    command = [
+        str(ray),
+        "start",
+        "--head",
+        "--block",
+        "--disable-usage-stats",
+        *(f"--{k}={v}" for k, v in flags.items()),
+    ]
     if not outlive:
         command = [sys.executable, "-c", _FOLLOWING, sys.executable, *command]
+    # `python` of a submitted job is this Python.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     clean = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
     head = Head(0, 0.0, f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", str(folder))
     log = folder / "start.log"
@@ -128,7 +137,7 @@ def start(cpus: int, *, outlive: bool = False, environment: Mapping[str, str] | 
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=clean | dict(environment or {}) | head.environment,
+            env=clean | {"PATH": path} | dict(environment or {}) | head.environment,
         )
     head = dataclasses.replace(head, pid=process.pid, started=psutil.Process(process.pid).create_time())
     deadline = time.monotonic() + START_SECONDS
@@ -136,7 +145,7 @@ def start(cpus: int, *, outlive: bool = False, environment: Mapping[str, str] | 
         if process.poll() is not None or time.monotonic() > deadline:
             text = log.read_text(errors="replace")[-2000:]
             stop(head)
-            raise RuntimeError(f"the local Ray did not start within {START_SECONDS:.0f} s; its log ends with:\n{text}")
+            raise RuntimeError(f"the local Ray did not come up in {START_SECONDS:.0f} s; its log ends with:\n{text}")
         time.sleep(0.1)
     return head
 

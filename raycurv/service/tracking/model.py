@@ -12,14 +12,18 @@ from pathlib import Path
 import mlflow
 import mlflow.pyfunc
 import numpy as np
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from raycurv.service import network
+from raycurv.service.cluster import Cluster
 from raycurv.train.checkpoint import Store
 from raycurv.train.config import RunConfig
 from raycurv.train.trained import Trained, load_trained
 
+# It advises on hints and examples that the signature makes unnecessary.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.")
 NAME = "model"
 SERVED = Path(__file__).with_name("served.py")
 
@@ -32,12 +36,7 @@ def log(run: str, checkpoints: str) -> None:
     """
     trained = load_trained(Store(checkpoints))
     config = trained.config
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        warnings.catch_warnings(),
-        mlflow.start_run(run_id=run, log_system_metrics=False),
-    ):
-        warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run, log_system_metrics=False):
         mlflow.pyfunc.log_model(
             name=NAME,
             python_model=str(SERVED),
@@ -49,17 +48,29 @@ def log(run: str, checkpoints: str) -> None:
         )
 
 
-def fetch(uri: str) -> Path:
-    """The folder, made by :func:`raycurv.service.network.save`, of a logged model such as ``runs:/…/model``.
+def fetch(uri: str, server: str | None, runs: str) -> Trained:
+    """The network of a logged model.
+
+    Args:
+        uri: such as ``runs:/…/model``.
+        server: tracking URI; None is the SQLite file in the folder `runs`.
+        runs: folder of all runs.
 
     Raises:
-        FileNotFoundError: the model is not one of this package.
+        FileNotFoundError: there is no such model, or it is not one of this package.
     """
-    local = Path(mlflow.artifacts.download_artifacts(uri))
-    found = next(iter(sorted(local.rglob(network.WEIGHTS))), None)
-    if found is None:
-        raise FileNotFoundError(f"{uri} holds no {network.WEIGHTS}: it is no model that this package logged")
-    return found.parent
+    from raycurv.service.tracking import tracking_uri
+
+    mlflow.set_tracking_uri(tracking_uri(Cluster(runs=runs, tracking_uri=server)))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            local = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
+        except (MlflowException, OSError) as error:
+            raise FileNotFoundError(f"there is no model at {uri} in {mlflow.get_tracking_uri()}: {error}") from error
+        found = next(iter(sorted(local.rglob(network.WEIGHTS))), None)
+        if found is None:
+            raise FileNotFoundError(f"{uri} holds no {network.WEIGHTS}: it is no model that this package logged")
+        return network.load(found.parent)
 
 
 def _signature(trained: Trained) -> ModelSignature:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from mlflow.pyfunc import PythonModel  # type: ignore[attr-defined]
 
 from raycurv.service import network
 from raycurv.train.precision import dtype_of
+
+# MLflow asks for hints that it reads as a schema of lists; the logged signature says what comes in.
+warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
 
 
 class Served(PythonModel):

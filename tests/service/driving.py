@@ -1,0 +1,113 @@
+"""Jobs as users start them: processes with a command line, an exit code and an output."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from raycurv.service import local
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 240.0  # enough for a loaded machine
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A job that has ended."""
+
+    code: int
+    output: str
+
+
+class Job:
+    """A job that runs."""
+
+    def __init__(self, command: list[str], environment: Mapping[str, str], log: Path) -> None:
+        self._log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=dict(environment), stdout=output, stderr=subprocess.STDOUT
+            )
+
+    @property
+    def output(self) -> str:
+        """What it has written so far."""
+        return self._log.read_text(errors="replace")
+
+    def wait_for(self, text: str) -> None:
+        """Wait until it has written `text`."""
+        wait_until(lambda: text in self.output or self.process.poll() is not None)
+        assert text in self.output, self.output
+
+    def finish(self) -> Finished:
+        """Wait for its end."""
+        code = self.process.wait(SECONDS)
+        return Finished(code, self.output)
+
+
+class Driver:
+    """Starts jobs."""
+
+    def __init__(self, head: local.Head, runs: Path) -> None:
+        self.head, self.runs = head, runs
+        self._jobs: list[Job] = []
+        self.environment = {**os.environ, **head.environment, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+        runs.mkdir(parents=True)
+
+    def start(self, *arguments: str, **variables: str) -> Job:
+        """Run a job's script in a process of its own."""
+        return self._start([sys.executable, *arguments, "--runs", str(self.runs)], variables)
+
+    def run(self, *arguments: str, **variables: str) -> Finished:
+        """Run a job's script to its end."""
+        return self.start(*arguments, **variables).finish()
+
+    def submit(self, *arguments: str) -> Job:
+        """`ray job submit`."""
+        ray = str(Path(sys.executable).parent / "ray")
+        job = ["python", *arguments, "--runs", str(self.runs)]
+        return self._start([ray, "job", "submit", "--working-dir", str(ROOT), "--", *job], {})
+
+    def checkpoints(self, name: str) -> Path:
+        """Where those of a run lie."""
+        return self.runs / "checkpoints" / name
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that train, as Ray names them."""
+        named = [p for p in self.head.processes() if "RayTrainWorker" in " ".join(_command(p))]
+        return sorted(named, key=lambda process: process.pid)
+
+    def end(self) -> None:
+        """End what still runs."""
+        for job in self._jobs:
+            if job.process.poll() is None:
+                job.process.kill()
+                job.process.wait()
+
+    def _start(self, command: list[str], variables: Mapping[str, str]) -> Job:
+        job = Job(command, self.environment | dict(variables), self.runs / f"job-{len(self._jobs)}.log")
+        self._jobs.append(job)
+        return job
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = SECONDS) -> None:
+    """Wait for something to become true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from raycurv.service.outbox import Delivery, Outbox, Refused, read_back
+
+
+class Server:
+    """Takes deliveries while it is up."""
+
+    def __init__(self) -> None:
+        self.up = True
+        self.got: list[Delivery] = []
+
+    def take(self, delivery: Delivery) -> None:
+        if not self.up:
+            raise ConnectionError("nobody there")
+        if delivery.kind == "bad":
+            raise Refused("no such run")
+        self.got.append(delivery)
+
+
+def metric(step: int) -> Delivery:
+    return Delivery("metrics", "run", metrics=(("loss", 0.5, 1, step),))
+
+
+def steps(deliveries: list[Delivery]) -> list[int]:
+    return [step for delivery in deliveries for _, _, _, step in delivery.metrics]
+
+
+def test_metrics_that_wait_share_a_request_and_keep_their_order(tmp_path: Path) -> None:
+    server = Server()
+    outbox = Outbox(server.take, tmp_path, print)
+    for step in range(2500):
+        outbox.put(metric(step))
+    outbox.put(Delivery("close", "run"))
+
+    assert outbox.close(5.0) is None
+    assert steps(server.got) == list(range(2500))
+    assert [d.kind for d in server.got][-1] == "close"
+    assert max(len(d.metrics) for d in server.got) <= 1000
+    assert len(server.got) < 20
+
+
+def test_a_server_that_comes_back_gets_everything(tmp_path: Path) -> None:
+    server, said = Server(), []
+    server.up = False
+    outbox = Outbox(server.take, tmp_path, said.append)
+    for step in range(10):
+        outbox.put(metric(step))
+    while not said:
+        time.sleep(0.05)
+    server.up = True
+
+    assert outbox.close(20.0) is None
+    assert steps(server.got) == list(range(10))
+    assert "does not answer (nobody there)" in said[0]
+    assert "answers again" in said[1]
+
+
+def test_what_a_dead_server_does_not_take_is_written_down(tmp_path: Path) -> None:
+    server = Server()
+    server.up = False
+    outbox = Outbox(server.take, tmp_path, lambda line: None)
+    outbox.put(metric(3))
+    outbox.put(Delivery("close", "run", {"status": "FINISHED"}))
+    path = outbox.close(0.1)
+
+    assert path is not None
+    assert read_back(path) == [metric(3), Delivery("close", "run", {"status": "FINISHED"})]
+
+
+def test_a_refused_delivery_holds_nobody_up(tmp_path: Path) -> None:
+    server, said = Server(), []
+    outbox = Outbox(server.take, tmp_path, said.append)
+    outbox.put(Delivery("bad", "run"))
+    outbox.put(metric(1))
+
+    assert outbox.close(5.0) is None
+    assert steps(server.got) == [1]
+    assert "refused bad of run run: no such run" in said[0]
