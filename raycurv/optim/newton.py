@@ -7,8 +7,8 @@ NeurIPS 2014): with H = V diag(h) Vᵀ,
 
 so that directions of negative curvature are left by as much as directions of positive curvature are followed. This is
 the row "Exact Hessian" of CurveBall's Table 1, whose damping and step control the paper does not give. Here t starts at
-1 and is halved until the batch's objective falls enough (Nocedal and Wright, *Numerical Optimization*, algorithms 3.1 and
-3.2): without that, full steps solve Rosenbrock in 4 iterations and never solve Rahimi-Recht.
+1 and is halved until the batch's objective falls enough (Nocedal and Wright, *Numerical Optimization*, algorithms 3.1
+and 3.2): without that, full steps solve Rosenbrock in 4 iterations and never solve Rahimi-Recht.
 
 Without damping, eigenvalues below the rounding of the largest are noise: along them nothing moves (pseudo-inverse).
 """
