@@ -7,7 +7,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# The same cases on every machine, however slow.
+hypothesis.settings.register_profile("raycurv", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("raycurv")
 
 
 @pytest.fixture(scope="session")

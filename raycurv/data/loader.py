@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ from raycurv.data.errors import DataError
 from raycurv.data.order import Key, Order, Permutation, Rows, Share, Streams
 from raycurv.data.source import Source, StreamedSource
 
+_LOG = logging.getLogger(__name__)
 Batch = tuple[Tensor, Tensor]
 # Steps by which row groups are fetched before the batches that need them are made, and threads that fetch.
 _FETCH_AHEAD, _FETCHERS = 4, 4
@@ -71,6 +73,14 @@ class Loader:
         self.steps_per_epoch = len(source) // batch_size if drop_last else -(-len(source) // batch_size)
         if self.steps_per_epoch == 0:
             raise DataError(f"batch_size {batch_size} with drop_last leaves nothing of {len(source)} samples")
+        if _streamed(source) and source.streams < size and rank == 0:
+            _LOG.warning(
+                "%d of %d workers have nothing to do: the set is read as %d streams; a larger memory_limit, or shards "
+                "with smaller row groups (jobs/prepare_parquet.py), make more",
+                size - source.streams,
+                size,
+                source.streams,
+            )
 
     @property
     def skipped(self) -> int:

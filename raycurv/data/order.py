@@ -133,12 +133,12 @@ class Streams:
         groups = np.flatnonzero(self._lengths)
         if key.shuffle:
             groups = groups[np.argsort(hash64(_GROUPS, key.seed, key.epoch, groups), kind="stable")]
-        self._count = streams
+        self._count = int(streams)
         dealt = [groups[stream::streams] for stream in range(streams)]
         self._windows = [[own[i : i + window] for i in range(0, len(own), window)] for own in dealt]
         self._bounds = [np.cumsum([0, *(self._lengths[w].sum() for w in own)]) for own in self._windows]
         self._sizes = np.array([bounds[-1] for bounds in self._bounds])
-        self._window_rows = lru_cache(maxsize=4 * streams)(self._shuffled)
+        self._window_rows = lru_cache(maxsize=4 * self._count)(self._shuffled)
 
     def rows(self, step: int) -> Rows:
         """The worker's share of the global batch of `step`; may be empty."""

@@ -108,9 +108,9 @@ class ParquetImages:
         sizes = [g.bytes * rows // g.rows for g, rows in zip(self._split.groups, self.row_groups, strict=True)]
         self.in_memory = sum(sizes) <= memory_limit
         used = int(np.count_nonzero(self.row_groups))
-        self.window = max(1, _WINDOW_ROWS * used // len(self))
-        most = max(1, memory_limit // 2 // max(1, self.window * max(sizes)))
+        most = max(1, memory_limit // 2 // max(1, *sizes))  # row groups at a time
         self.streams = min(_STREAMS, 2 ** (most.bit_length() - 1), used)
+        self.window = max(1, min(most // self.streams, _WINDOW_ROWS * used // len(self)))
         self._decoded: Tensor | None = None
         pixels = len(self) * int(np.prod(self.input_shape))
         if self.in_memory and self.picture.augmentation != "resize_crop_flip" and pixels <= memory_limit:

@@ -284,9 +284,7 @@ def _check_complete(uri: str, names: Sequence[str]) -> None:
     for count in {int(match[2]) for match in numbered}:
         present = {int(match[1]) for match in numbered if int(match[2]) == count}
         if missing := sorted(set(range(count)) - present):
-            raise DataError(
-                f"{uri}: {len(missing)} of {count} shards are missing, the first is number {missing[0]:05d}"
-            )
+            raise DataError(f"{uri}: {len(missing)} of {count} shards are missing, the first is {missing[0]:05d}")
 
 
 def _columns(shard: Shard, wanted: tuple[str | None, str]) -> Columns:
@@ -303,9 +301,7 @@ def _check_columns(shard: Shard, columns: Columns) -> None:
             raise DataError(f"{shard.info.path} has no column {name!r} (wanted {wanted}); it has {has}")
     image, label = (shard.schema.field(name).type for name in (columns.image, columns.label))
     if not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
-        raise DataError(
-            f"{shard.info.path}: column {columns.image!r} is {image}, not struct<bytes: binary, path: string>"
-        )
+        raise DataError(f"{shard.info.path}: column {columns.image!r} is {image}, not struct<bytes, path>")
     if not pa.types.is_integer(label):
         raise DataError(f"{shard.info.path}: column {columns.label!r} is {label}, not a whole number")
 
