@@ -3,7 +3,7 @@
 from raycurv.train.agreement import WorkersDisagree
 from raycurv.train.check import check
 from raycurv.train.checkpoint import CheckpointError, Store
-from raycurv.train.config import Component, RunConfig
+from raycurv.train.config import Component, Precision, RunConfig
 from raycurv.train.evaluation import evaluate
 from raycurv.train.ledger import NonFiniteLoss
 from raycurv.train.loop import train
@@ -15,6 +15,7 @@ __all__ = [
     "CheckpointError",
     "Component",
     "NonFiniteLoss",
+    "Precision",
     "Record",
     "Result",
     "Resume",

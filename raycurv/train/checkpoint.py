@@ -155,8 +155,11 @@ class Store:
         Raises:
             CheckpointError: the folder cannot be written.
         """
+        try:
+            self._folder.remove(RESULT)  # first: an old result must never stand beside a longer run
+        except OSError as error:
+            raise CheckpointError(f"cannot remove {self._folder.uri(RESULT)}: {error}") from error
         self._write(CONFIG, config.to_json())
-        self._folder.remove(RESULT)
 
     def finish(self, result: Result) -> None:
         """Mark the run as finished.

@@ -125,7 +125,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": randomness.states(self.collectives, self.device),
-            "workers": self.collectives.size,
+            "workers": f"{self.collectives.size} on {self.device.type}",
             "config": self.config.to_json(),
             "data": self.shape,
             "horizon": asdict(self.horizon),
@@ -160,7 +160,8 @@ class Run:
         torch.manual_seed(
             randomness.derive(self.config.seed, "dropout", workers.rank, workers.size, self.progress.step)
         )
-        return f"{where}, on {workers.size} workers instead of {state['workers']}: dropout masks are drawn anew"
+        now = f"{workers.size} on {self.device.type}"
+        return f"{where}; the workers are {now} and were {state['workers']}, so dropout masks are drawn anew"
 
 
 def described(data: Data) -> dict[str, Any]:

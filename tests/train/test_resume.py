@@ -152,3 +152,15 @@ def test_trained_network_comes_out_of_its_checkpoint(tmp_path: Path) -> None:
     assert_same(dict(raw.model.state_dict()), dict(state["model"]))
     assert_same([p.detach() for p in averaged.model.parameters()], state["average"]["weights"])
     assert not torch.equal(raw.model[1].running_mean, averaged.model[1].running_mean)
+
+
+def test_run_goes_on_from_an_object_store(s3_server: Callable[[], str], tmp_path: Path) -> None:
+    store = Store(f"{s3_server()}/runs/one")
+    options = {"collectives": Local(), "store": store, "emit": Kept()}
+    go(tmp_path, WHOLE)
+    assert train(WHOLE, stop=after(17), **options).stopped
+    with pytest.raises(ResumeError, match="s3://.*already holds a run"):
+        train(WHOLE, **options)
+    assert train(WHOLE, resume="must", **options).steps == 30
+    one, other = load_trained(store), load_trained(Store(str(tmp_path)))
+    assert_same(dict(one.model.state_dict()), dict(other.model.state_dict()))

@@ -19,7 +19,7 @@ SETTINGS = {"samples": 13, "epochs": 25, "l2": 1e-3, "log_every": 7, "average_we
 RUNS = (
     config(name="curveball", batch_size=8, norm=True, **SETTINGS),
     config(name="empty", batch_size=4, max_steps=50, **SETTINGS),
-    config(name="adam", batch_size=8, optimizer="adam", norm=True, **SETTINGS),
+    config(name="adam", batch_size=8, optimizer="adam", norm=True, gradient_norm=True, **SETTINGS),
 )
 
 
@@ -83,7 +83,7 @@ def test_only_the_first_worker_tells(together: tuple[Path, list[dict[str, Any]]]
 def test_run_goes_on_mid_epoch_on_another_number_of_workers(together: tuple[Path, list[dict[str, Any]]]) -> None:
     _, found = together
     assert found[0]["said"] == [
-        "goes on at step 33, epoch 16.500, on 2 workers instead of 1: dropout masks are drawn anew"
+        "goes on at step 33, epoch 16.500; the workers are 2 on cpu and were 1 on cpu, so dropout masks are drawn anew"
     ]
     assert found[0]["taken-over"] == pytest.approx(found[0]["curveball"], rel=1e-8)
 
