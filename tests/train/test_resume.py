@@ -159,7 +159,7 @@ def test_run_goes_on_from_an_object_store(s3_server: Callable[[], str], tmp_path
     options = {"collectives": Local(), "store": store, "emit": Kept()}
     go(tmp_path, WHOLE)
     assert train(WHOLE, stop=after(17), **options).stopped
-    with pytest.raises(ResumeError, match="s3://.*already holds a run"):
+    with pytest.raises(ResumeError, match=r"s3://.*already holds a run"):
         train(WHOLE, **options)
     assert train(WHOLE, resume="must", **options).steps == 30
     one, other = load_trained(store), load_trained(Store(str(tmp_path)))
