@@ -252,14 +252,16 @@ class Batch:
                     objective._traced.tape = None
 
     def _forward_recorded(self, tape: Tape | None) -> Tensor:
-        with self._question(tape), tape if tape is not None else contextlib.nullcontext():
-            return self.objective._traced.run(self.inputs)
+        with self._question(tape), _recording(tape):
+            outputs = self.objective._traced.run(self.inputs)
+        return _finished(tape, outputs)
 
     def _traced_at(self, tape: Tape | None, points: Sequence[Tensor]) -> Tensor:
         leaves = [point.requires_grad_() for point in points]
-        with self._question(tape), tape if tape is not None else contextlib.nullcontext():
+        with self._question(tape), _recording(tape):
             replaced = dict(zip(self.objective.names, leaves, strict=True))
-            return _tensor(functional_call(self.objective.model, replaced, (self.inputs,), tie_weights=True))
+            outputs = _tensor(functional_call(self.objective.model, replaced, (self.inputs,), tie_weights=True))
+        return _finished(tape, outputs)
 
     @contextlib.contextmanager
     def _question(self, tape: Tape | None) -> Iterator[None]:
@@ -269,6 +271,7 @@ class Batch:
             self._generators = _Generators(objective.device)
         buffers = [] if first else [buffer for buffer in objective.model.buffers() if buffer is not None]
         kept = [buffer.clone() for buffer in buffers]
+        torch.clear_autocast_cache()  # it would serve the casted weights of before the last step
         with contextlib.ExitStack() as stack:
             if not first:
                 stack.enter_context(self._generators.replayed())
@@ -341,8 +344,6 @@ class Linearisation:
         self._graph: Tensor | None = outputs
         self._at: LossAt = batch.objective.loss.at(outputs, batch.targets)
         self._by_sample = batch.sample_weights.to(self._at.values.dtype).view(-1, *(1,) * (outputs.dim() - 1))
-        if tape is not None:
-            tape.finish(outputs)
 
     @property
     def gradient(self) -> Tensor:
@@ -438,9 +439,10 @@ class _Traced(nn.Module):
         return _tensor(self.model(inputs))
 
     def forward(self, inputs: Any) -> tuple[Tensor, Tensor]:
-        with self.tape if self.tape is not None else contextlib.nullcontext():
+        with _recording(self.tape):
             outputs = self.run(inputs)
-        return outputs, self.carrier.clone()
+        # Before DDP passes the outputs on through a function of its own.
+        return _finished(self.tape, outputs), self.carrier.clone()
 
 
 class _Generators:
@@ -548,6 +550,16 @@ def _leaves(outputs: Tensor) -> set[int]:
             found.add(id(node.variable))
         stack.extend(following for following, _ in node.next_functions)
     return found
+
+
+def _recording(tape: Tape | None) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if tape is None else tape
+
+
+def _finished(tape: Tape | None, outputs: Tensor) -> Tensor:
+    if tape is not None:
+        tape.finish(outputs)
+    return outputs
 
 
 def _without_autocast(outputs: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -271,7 +271,7 @@ def _mul(call: Call) -> Derivative:
 @rule("addmm", "baddbmm", "addmv")
 def _addmm(call: Call) -> Derivative:
     beta, alpha, shape = call.kwargs.get("beta", 1), call.kwargs.get("alpha", 1), call.out.shape
-    multiply = {"addmm": torch.mm, "baddbmm": torch.bmm, "addmv": torch.mv}[call.name]
+    multiply: Any = {"addmm": torch.mm, "baddbmm": torch.bmm, "addmv": torch.mv}[call.name]
 
     def scaled(x: Tensor, y: Tensor) -> Tensor:
         return multiply(x, y) if alpha == 1 else multiply(x, y) * alpha

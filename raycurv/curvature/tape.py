@@ -34,18 +34,18 @@ from raycurv.curvature.rules import Call, Derivative, UnsupportedOperator
 _Key = tuple[Any, ...]
 # Their outputs carry no tangent, whatever their inputs are.
 _IGNORED = frozenset(
-    "detach empty_like zeros_like ones_like full_like rand_like randn_like new_empty new_zeros new_ones new_full "
-    "sym_size sym_stride sym_numel is_same_size".split()
-)
+    ["detach", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_empty"]
+) | frozenset(["new_zeros", "new_ones", "new_full", "sym_size", "sym_stride", "sym_numel", "is_same_size"])
 
 
 @dataclass(frozen=True)
 class Step:
-    """One recorded operator: the slots it reads and writes, and its derivative at the point."""
+    """One recorded operator: the slots that it reads and writes, and its derivative at the point."""
 
     name: str
     inputs: tuple[int | None, ...]
     outputs: tuple[int | None, ...]
+    dtypes: tuple[torch.dtype | None, ...]
     derivative: Derivative
 
 
@@ -120,7 +120,8 @@ class Tape(TorchDispatchMode):
         )
         if own:
             self._own.update(slot for slot in made if slot is not None)
-        self.steps.append(Step(name, slots, made, derivative))
+        dtypes = tuple(tensor.dtype if isinstance(tensor, Tensor) else None for tensor in outs)
+        self.steps.append(Step(name, slots, made, dtypes, derivative))
 
     def paused(self) -> _Paused:
         """A context in which operators are executed without being recorded."""
@@ -199,7 +200,7 @@ class Tape(TorchDispatchMode):
             incoming = [None if s is None else first.get(s) for s in step.inputs]
             self._free(step, index, first)
             if any(tangent is not None for tangent in incoming):
-                _store(step.outputs, step.derivative.first(*incoming), first)
+                _store(step, step.derivative.first(*incoming), first)
         return first.get(self._output())
 
     @torch.no_grad()
@@ -212,8 +213,8 @@ class Tape(TorchDispatchMode):
             dd = [None if s is None else second.get(s) for s in step.inputs]
             self._free(step, index, first, second)
             if any(tangent is not None for tangent in d):
-                _store(step.outputs, step.derivative.first(*d), first)
-                _store(step.outputs, _second(step.derivative, d, dd), second)
+                _store(step, step.derivative.first(*d), first)
+                _store(step, _second(step.derivative, d, dd), second)
         return first.get(self._output()), second.get(self._output())
 
     def _output(self) -> int:
@@ -255,10 +256,12 @@ def _start(slots: Sequence[int], tangents: Sequence[Tensor | None]) -> dict[int,
     return {slot: tangent for slot, tangent in zip(slots, tangents, strict=True) if tangent is not None}
 
 
-def _store(slots: Sequence[int | None], values: Any, table: dict[int, Tensor]) -> None:
-    for slot, value in zip(slots, values if isinstance(values, tuple) else (values,), strict=False):
+def _store(step: Step, values: Any, table: dict[int, Tensor]) -> None:
+    """Keep the tangents of an operator's outputs, in the outputs' dtypes (autocast mixes those of its inputs)."""
+    given = values if isinstance(values, tuple) else (values,)
+    for slot, dtype, value in zip(step.outputs, step.dtypes, given, strict=False):
         if slot is not None and value is not None:
-            table[slot] = value
+            table[slot] = value.to(dtype)
 
 
 def _second(derivative: Derivative, d: list[Tensor | None], dd: list[Tensor | None]) -> Any:

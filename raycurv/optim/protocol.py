@@ -78,8 +78,11 @@ class StepOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a copy: torch copies the state of single parameters, but would share what belongs to all together."""
+        """Load a copy, on the parameters' device: torch does so for the state of single parameters alone."""
         super().load_state_dict(copy.deepcopy(state_dict))
+        device = self.param_groups[0]["params"][0].device
+        for state in self.state.values():
+            state.update({key: value.to(device) for key, value in state.items() if isinstance(value, Tensor)})
 
     @contextlib.contextmanager
     def evaluation_weights(self) -> Iterator[None]:
