@@ -61,9 +61,8 @@ def decode(encoded: Any, channels: int) -> Pixels:
         pass
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            return np.asarray(image.convert("L" if channels == 1 else "RGB")).reshape(
-                image.height, image.width, channels
-            )
+            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+            return pixels.reshape(*pixels.shape[:2], channels)
     except _CORRUPT as error:
         raise ValueError(str(error)) from error
 

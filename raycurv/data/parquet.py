@@ -54,9 +54,10 @@ class Picture:
 class ParquetImages:
     """One split of a Parquet image set; :func:`parquet_images` makes it.
 
-    A set whose encoded images take at most `memory_limit` is held in memory; if its decoded images do too, they are
-    kept once they have been decoded, and the encoded ones dropped (not for ``resize_crop_flip``, which needs the whole
-    photograph). A larger set is streamed, and holds at most half of `memory_limit` at a time.
+    A set whose encoded images take at most `memory_limit` is held in memory; if there is room for the decoded ones
+    beside them, these are kept once they have been decoded, and the encoded ones dropped in the end (not for
+    ``resize_crop_flip``, which needs the whole photograph). A larger set is streamed, and holds about half of
+    `memory_limit` at a time.
 
     Args:
         split: its shards.
@@ -112,8 +113,8 @@ class ParquetImages:
         self.streams = min(_STREAMS, 2 ** (most.bit_length() - 1), used)
         self.window = max(1, min(most // self.streams, _WINDOW_ROWS * used // len(self)))
         self._decoded: Tensor | None = None
-        pixels = len(self) * int(np.prod(self.input_shape))
-        if self.in_memory and self.picture.augmentation != "resize_crop_flip" and pixels <= memory_limit:
+        room = sum(sizes) + len(self) * int(np.prod(self.input_shape)) <= memory_limit
+        if room and self.picture.augmentation != "resize_crop_flip":
             self._decoded = torch.empty((len(self), *self.picture.size, self.picture.channels), dtype=torch.uint8)
             self._is_decoded = np.zeros(len(self), bool)
 
@@ -132,6 +133,18 @@ class ParquetImages:
     def release(self, group: int) -> None:
         """Let go of a row group."""
         self._groups.release(group)
+
+    def encoded(self, row: int) -> NDArray[np.uint8]:
+        """The bytes of one image as stored.
+
+        Raises:
+            DataError: its row group is corrupt.
+        """
+        number = int(np.searchsorted(self._first, row, side="right")) - 1
+        group = self._groups.get(number)
+        if group is None:
+            raise DataError(f"{self._split.groups[number].shard.info.path}: corrupt row group")
+        return group.image(row - int(self._first[number]))
 
     def read(self, rows: Rows, *, seed: int, epoch: int, training: bool) -> tuple[Tensor, Tensor]:
         """The images `rows` as (B, C, H, W) uint8 (in memory (B, H, W, C)), and their labels.
@@ -242,7 +255,7 @@ def parquet_images(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     max_rows: int | None = None,
-    memory_limit: int = 2**30,
+    memory_limit: int = 3 * 2**28,
     skip_corrupt: bool = False,
 ) -> Data:
     """Open a folder of Parquet shards in the Hugging Face image layout; nothing but metadata and one row group is read.
@@ -265,7 +278,7 @@ def parquet_images(
         mean: of each channel in [0, 1]; None is ImageNet's for 3 channels and 0.5 for 1.
         std: of each channel; None is ImageNet's for 3 channels and 0.5 for 1.
         max_rows: keep the first so many rows of each split.
-        memory_limit: bytes; a split whose encoded images take more is streamed.
+        memory_limit: bytes of each split in each worker (768 MiB); one whose encoded images take more is streamed.
         skip_corrupt: leave out and count images, row groups and shards that cannot be read, instead of raising.
 
     Raises:
