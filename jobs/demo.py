@@ -40,7 +40,9 @@ def main() -> int:
             stack.callback(local.stop, head)
         code = submit(head, str(data), runs)
         if keep:
-            print(f"Ray stays up: dashboard {head.dashboard}, token in {head.folder}/token; stop it with kill {head.pid}")
+            print(
+                f"Ray stays up: dashboard {head.dashboard}, token in {head.folder}/token; stop it with kill {head.pid}"
+            )
     print(f"the demo took {time.monotonic() - began:.0f} s")
     return code
 

@@ -48,8 +48,7 @@ def get(name: str) -> Recipe:
         near = difflib.get_close_matches(name, _RECIPES, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"there is no recipe {name!r}{hint} (there are: {', '.join(names())}; write package.module:function for your "
-            "own)"
+            f"there is no recipe {name!r}{hint} (there are: {', '.join(names())}; your own is package.module:function)"
         )
     return _RECIPES[name]
 

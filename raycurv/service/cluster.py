@@ -16,6 +16,11 @@ def default_runs() -> str:
     return os.environ.get("RAYCURV_RUNS") or str(Path.home() / "raycurv-runs")
 
 
+def default_storage() -> str | None:
+    """``RAYCURV_STORAGE`` of the environment."""
+    return os.environ.get("RAYCURV_STORAGE") or None
+
+
 def default_tracking_uri() -> str | None:
     """``MLFLOW_TRACKING_URI`` of the environment."""
     return os.environ.get("MLFLOW_TRACKING_URI") or None
@@ -57,9 +62,9 @@ class Cluster:
     runs: str = field(default_factory=default_runs)
     """Folder of all runs: MLflow's data base, artifacts, checkpoints, failures. RAYCURV_RUNS sets the default."""
 
-    storage: str | None = None
-    """Folder of the checkpoints, local, s3:// or gs://; workers on several machines need one that all can reach.
-    By default `checkpoints` in the folder of all runs."""
+    storage: str | None = field(default_factory=default_storage)
+    """Folder of the checkpoints, local, s3:// or gs://; workers on several machines need one that all can reach. By
+    default RAYCURV_STORAGE, or `checkpoints` in the folder of all runs."""
 
     tracking_uri: str | None = field(default_factory=default_tracking_uri)
     """MLflow's server or data base. By default MLFLOW_TRACKING_URI, or a SQLite file in the folder of all runs."""

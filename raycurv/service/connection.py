@@ -114,6 +114,18 @@ def require_capacity(cluster: Cluster, say: Callable[[str], None]) -> None:
         time.sleep(0.5)
 
 
+def warn_of_private_storage(cluster: Cluster, say: Callable[[str], None]) -> None:
+    """Say so if the workers need several machines and the checkpoints lie on the disk of one."""
+    import ray
+
+    largest = max((_room([node], cluster.resources) for node in ray.nodes()), default=0)
+    if largest < cluster.workers and "://" not in cluster.checkpoints:
+        say(
+            f"the workers run on several machines, and the checkpoints in {cluster.checkpoints}: unless that folder is "
+            "shared by all of them, use --storage s3://bucket/path"
+        )
+
+
 def _room(nodes: list[dict], resources: dict[str, float]) -> int:
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     return sum(min(int(node.get(name, 0) / amount) for name, amount in resources.items()) for node in alive)

@@ -62,12 +62,13 @@ def launch(runs: Sequence[RunConfig], cluster: Cluster) -> list[Result]:
     planned = plan(runs, cluster)
     progress = Progress()
     with _tracked(planned, cluster, progress.say) as tracking:
-        from raycurv.service.connection import connected, require_capacity
+        from raycurv.service.connection import connected, require_capacity, warn_of_private_storage
 
         with connected(cluster, progress.say):
             require_capacity(cluster, progress.say)
+            warn_of_private_storage(cluster, progress.say)
             results = _Launch(planned, cluster, tracking, progress).run()
-    progress.say("\n" + _summary(planned, results))
+        progress.say("\n" + _summary(planned, results))
     return results
 
 
@@ -290,7 +291,7 @@ def _tracked(plan: Plan, cluster: Cluster, say: Callable[[str], None]) -> Iterat
         left = tracking.finish()
         if left is not None:
             say(f"MLflow did not take everything; the next launch or jobs/reap.py delivers the rest: {left}")
-        say(f"\nThe runs in MLflow:\n  {open_command(tracking.uri)}")
+        say(f"\nSee the runs in MLflow:\n  {open_command(tracking.uri)}")
 
 
 @contextlib.contextmanager

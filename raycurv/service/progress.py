@@ -39,9 +39,8 @@ class Progress:
         self._unfinished = False
 
     def begin(self, name: str, epochs: int) -> None:
-        """A run starts."""
+        """What comes next is about this run."""
         self._name, self._epochs, self._values, self._epoch = name, epochs, {}, 0.0
-        self.say(f"{name}: starts")
 
     def show(self, records: Sequence[Record]) -> None:
         """Take in records, and show where the run is."""

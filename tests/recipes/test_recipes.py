@@ -50,9 +50,7 @@ def test_overrides_change_what_they_set_and_nothing_else(tmp_path: Path) -> None
 
     assert Overrides().apply(config) == config
     changed = Overrides(epochs=3, optimizer="sgd", setting=("learning_rate=0.5",)).apply(config)
-    assert changed == dataclasses.replace(
-        config, epochs=3, optimizer="sgd", optimizer_settings={"learning_rate": 0.5}
-    )
+    assert changed == dataclasses.replace(config, epochs=3, optimizer="sgd", optimizer_settings={"learning_rate": 0.5})
 
 
 def test_overrides_cover_every_field_that_is_a_plain_value() -> None:

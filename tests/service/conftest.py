@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from raycurv.service import local
-from tests.service.driving import Driver
+from tests.service.driving import ROOT, Driver
 
 
 @pytest.fixture(scope="session")
@@ -18,9 +21,20 @@ def head() -> Iterator[local.Head]:
         yield head
 
 
+@pytest.fixture(scope="session")
+def data_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow data base with its tables, to be copied: making them takes seconds."""
+    folder = tmp_path_factory.mktemp("data-base")
+    code = "import sys; from raycurv.service import Cluster; from raycurv.service.tracking import Tracking;"
+    code += "Tracking(Cluster(runs=sys.argv[1], tracking_uri=None), print).finish()"
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=ROOT)
+    return folder / "mlflow.db"
+
+
 @pytest.fixture
-def driver(head: local.Head, tmp_path: Path) -> Iterator[Driver]:
+def driver(head: local.Head, tmp_path: Path, data_base: Path) -> Iterator[Driver]:
     """Runs jobs as processes of their own, against the local Ray and a fresh folder of runs."""
     driver = Driver(head, tmp_path / "runs")
+    shutil.copy(data_base, driver.runs)
     yield driver
     driver.end()

@@ -59,21 +59,24 @@ class Driver:
     def __init__(self, head: local.Head, runs: Path) -> None:
         self.head, self.runs = head, runs
         self._jobs: list[Job] = []
-        self.environment = {**os.environ, **head.environment, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+        self.finished = Finished(-1, "")
+        self.listening: dict[str, set[str]] = {}
+        self.environment = {**os.environ, **head.environment, "OMP_NUM_THREADS": "1"}
         runs.mkdir(parents=True)
 
-    def start(self, *arguments: str, **variables: str) -> Job:
+    def start(self, *arguments: str, experiment: bool = True, **variables: str) -> Job:
         """Run a job's script in a process of its own."""
-        return self._start([sys.executable, *arguments, "--runs", str(self.runs)], variables)
+        own = ["--runs", str(self.runs), *(["--experiment", "test"] if experiment else [])]
+        return self._start([sys.executable, *arguments, *own], variables)
 
-    def run(self, *arguments: str, **variables: str) -> Finished:
+    def run(self, *arguments: str, experiment: bool = True, **variables: str) -> Finished:
         """Run a job's script to its end."""
-        return self.start(*arguments, **variables).finish()
+        return self.start(*arguments, experiment=experiment, **variables).finish()
 
     def submit(self, *arguments: str) -> Job:
         """`ray job submit`."""
         ray = str(Path(sys.executable).parent / "ray")
-        job = ["python", *arguments, "--runs", str(self.runs)]
+        job = ["python", *arguments, "--runs", str(self.runs), "--experiment", "test"]
         return self._start([ray, "job", "submit", "--working-dir", str(ROOT), "--", *job], {})
 
     def checkpoints(self, name: str) -> Path:

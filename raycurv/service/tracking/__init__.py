@@ -8,6 +8,8 @@ import json
 import logging
 import math
 import os
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -61,7 +63,9 @@ def tracking_uri(cluster: Cluster) -> str:
 
 def open_command(uri: str) -> str:
     """The command, or the address, that shows the runs."""
-    return uri if uri.startswith("http") else f"mlflow ui --host 127.0.0.1 --backend-store-uri {uri}"
+    beside = Path(sys.executable).parent / "mlflow"
+    mlflow_command = shlex.quote(str(beside)) if beside.exists() else "mlflow"
+    return uri if uri.startswith("http") else f"{mlflow_command} ui --backend-store-uri {shlex.quote(uri)}"
 
 
 class TrackedRun:

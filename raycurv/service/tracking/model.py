@@ -10,20 +10,22 @@ import warnings
 from pathlib import Path
 
 import mlflow
-import mlflow.pyfunc
 import numpy as np
-from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
 
-from raycurv.service import network
-from raycurv.service.cluster import Cluster
-from raycurv.train.checkpoint import Store
-from raycurv.train.config import RunConfig
-from raycurv.train.trained import Trained, load_trained
-
-# It advises on hints and examples that the signature makes unnecessary.
+# It advises on hints and examples that the signature makes unnecessary, its own among them.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.")
+
+import mlflow.pyfunc  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.models import ModelSignature  # noqa: E402
+from mlflow.types import Schema, TensorSpec  # noqa: E402
+
+from raycurv.service import network  # noqa: E402
+from raycurv.service.cluster import Cluster  # noqa: E402
+from raycurv.train.checkpoint import Store  # noqa: E402
+from raycurv.train.config import RunConfig  # noqa: E402
+from raycurv.train.trained import Trained, load_trained  # noqa: E402
+
 NAME = "model"
 SERVED = Path(__file__).with_name("served.py")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,8 @@ from mlflow.pyfunc import PythonModel  # type: ignore[attr-defined]
 from raycurv.service import network
 from raycurv.train.precision import dtype_of
 
-# MLflow asks for hints that it reads as a schema of lists; the logged signature says what comes in.
-warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
 
-
-class Served(PythonModel):
+class Network:
     """Takes a batch as an array, and returns the outputs of the network as one.
 
     A batch is (N, *input_shape) of numbers, as the network takes them: for images (N, channels, height, width),
@@ -45,6 +41,10 @@ class Served(PythonModel):
         with torch.no_grad():
             outputs = self.trained.model(inputs.to(self.dtype) if inputs.is_floating_point() else inputs)
         return np.asarray(outputs.float().numpy())
+
+
+class Served(Network, PythonModel):
+    """The network for MLflow, which would read hints at a ``predict`` defined here as a schema of lists."""
 
 
 mlflow.models.set_model(Served())

@@ -1,0 +1,220 @@
+"""Jobs on a real Ray, followed in a real MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from raycurv.train import Store
+from tests.service.driving import Driver, wait_until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]
+# Four epochs of eight steps; the pauses leave time to kill something.
+MINE = ("jobs/train.py", "--recipe", "tests.service.problems:mine", "--option", "epochs=4", "pause=0.2")
+TWO = ("--workers", "2", "--system-metrics-every", "0")
+STEPS = 32
+
+
+def runs_of(driver: Driver) -> list[Run]:
+    client = client_of(driver)
+    experiment = client.get_experiment_by_name("test")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"]))
+
+
+def client_of(driver: Driver) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{driver.runs}/mlflow.db")
+
+
+def steps_of(driver: Driver, run: Run, name: str = "train/loss") -> list[int]:
+    return [metric.step for metric in client_of(driver).get_metric_history(run.info.run_id, name)]
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    state = Store(str(folder)).load()
+    assert state is not None
+    return state
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for key in value:
+            yield from tensors(value[key])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors(item)
+
+
+def assert_equal_states(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for part in ("model", "optimizer"):
+        pairs = list(zip(tensors(one[part]), tensors(other[part]), strict=True))
+        assert pairs
+        assert all(torch.equal(a, b) for a, b in pairs), part
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(head: Any, tmp_path_factory: pytest.TempPathFactory, data_base: Path) -> Iterator[Driver]:
+    """The run that nothing happens to, submitted as a job, beside another optimizer on the same batches."""
+    import shutil
+
+    driver = Driver(head, tmp_path_factory.mktemp("uninterrupted") / "runs")
+    shutil.copy(data_base, driver.runs)
+    modules = driver.runs / "modules.txt"
+    job = driver.submit(*MINE, f"modules={modules}", "--compare", "sgd", *TWO, "--run-name", "whole")
+    wait_until(lambda: job.process.poll() is not None or "epoch 0.25" in job.output)
+    driver.listening = listening(driver)
+    driver.finished = job.finish()
+    assert driver.finished.code == 0, driver.finished.output
+    yield driver
+    driver.end()
+
+
+def listening(driver: Driver) -> dict[str, set[str]]:
+    """The addresses on which the processes of Ray listen, by the name of the process."""
+    found: dict[str, set[str]] = {}
+    for process in driver.head.processes():
+        addresses = {c.laddr.ip for c in process.net_connections("tcp") if c.status == "LISTEN"}
+        found.setdefault(process.name(), set()).update(addresses)
+    return found
+
+
+def test_a_submitted_job_ends_with_its_runs_in_mlflow(uninterrupted: Driver) -> None:
+    parent, curveball, sgd = runs_of(uninterrupted)
+
+    assert [run.info.status for run in (parent, curveball, sgd)] == ["FINISHED"] * 3
+    assert curveball.info.run_name == "points · curveball · seed 0"
+    assert curveball.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert curveball.data.tags["raycurv.run_name"] == "whole-curveball"
+    assert curveball.data.params["optimizer"] == "curveball"
+    assert len(curveball.data.tags["raycurv.commit"]) == 40
+    for run in (curveball, sgd):
+        assert steps_of(uninterrupted, run) == list(range(1, STEPS + 1))
+        assert steps_of(uninterrupted, run, "test/accuracy") == [8, 16, 24, 32]
+    assert {"optimizer/momentum", "optimizer/learning_rate", "optimizer/damping"} <= set(curveball.data.metrics)
+
+
+def test_it_shows_progress_a_summary_and_how_to_open_mlflow(uninterrupted: Driver) -> None:
+    output = uninterrupted.finished.output
+
+    assert "epoch 0.25/4" in output
+    assert "images/s" in output
+    assert "test accuracy" in output
+    assert f"mlflow ui --backend-store-uri sqlite:///{uninterrupted.runs}/mlflow.db" in output
+    assert "Traceback" not in output
+    assert "Warning:" not in output
+
+
+def test_workers_import_no_tracking_and_no_plotting(uninterrupted: Driver) -> None:
+    modules = set((uninterrupted.runs / "modules.txt").read_text().split())
+
+    assert "torch" in modules
+    assert not modules & {"mlflow", "matplotlib", "sklearn", "tyro", "raycurv.service.tracking"}
+
+
+def test_nothing_listens_beyond_loopback(uninterrupted: Driver) -> None:
+    found = uninterrupted.listening
+
+    assert any("RayTrainWorker" in name for name in found), found
+    beyond = {name: ips for name, ips in found.items() if not ips <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}}
+    assert not beyond
+
+
+def test_a_checkpoint_and_a_logged_model_evaluate_alike(uninterrupted: Driver) -> None:
+    run = runs_of(uninterrupted)[1]
+    both = []
+    for model in (str(uninterrupted.checkpoints("whole-curveball")), f"runs:/{run.info.run_id}/model"):
+        command = ("jobs/evaluate.py", "--model", model, "--tracking-uri", f"sqlite:///{uninterrupted.runs}/mlflow.db")
+        finished = uninterrupted.run(*command, experiment=False)
+        assert finished.code == 0, finished.output
+        both.append(json.loads(finished.output.splitlines()[-1]))
+
+    assert both[0]["test/accuracy"] == pytest.approx(run.data.metrics["test/accuracy"])
+    assert {**both[0], "model": ""} == {**both[1], "model": ""}
+
+
+def test_a_killed_worker_is_started_again_and_nothing_is_lost(uninterrupted: Driver, driver: Driver) -> None:
+    job = driver.start(*MINE, *TWO, "--run-name", "again")
+    job.wait_for("epoch 1 done")
+    os.kill(driver.workers()[-1].pid, signal.SIGKILL)
+    finished = job.finish()
+
+    assert finished.code == 0, finished.output
+    assert "after a failure" in finished.output
+    (run,) = runs_of(driver)
+    assert steps_of(driver, run) == list(range(1, STEPS + 1))
+    assert_equal_states(state_of(driver.checkpoints("again")), state_of(uninterrupted.checkpoints("whole-curveball")))
+
+
+def test_a_killed_driver_is_reaped_and_its_run_goes_on(uninterrupted: Driver, driver: Driver) -> None:
+    command = (*MINE, *TWO, "--run-name", "again")
+    job = driver.start(*command)
+    job.wait_for("epoch 1 done")
+    job.process.kill()
+    job.process.wait()
+    (before,) = runs_of(driver)
+    reaped = driver.run("jobs/reap.py")
+    (closed,) = runs_of(driver)
+
+    assert before.info.status == "RUNNING"
+    assert "closed 1 runs as KILLED" in reaped.output
+    assert closed.info.status == "KILLED"
+
+    refused = driver.run(*command)
+    assert refused.code == 2
+    assert "--resume" in refused.output
+
+    finished = driver.run(*command, "--resume")
+    assert finished.code == 0, finished.output
+    assert "goes on at step" in finished.output
+    (run,) = runs_of(driver)
+    assert run.info.run_id == before.info.run_id
+    assert run.info.status == "FINISHED"
+    assert steps_of(driver, run) == list(range(1, STEPS + 1))
+    assert_equal_states(state_of(driver.checkpoints("again")), state_of(uninterrupted.checkpoints("whole-curveball")))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_is_closed_as_killed_with_a_checkpoint(driver: Driver, number: signal.Signals) -> None:
+    job = driver.start(*MINE, *TWO, "--run-name", "stopped")
+    job.wait_for("epoch 1 done")
+    job.process.send_signal(number)
+    finished = job.finish()
+
+    assert finished.code == 130
+    assert "go on with --run-name stopped --resume" in finished.output
+    assert "Traceback" not in finished.output
+    (run,) = runs_of(driver)
+    assert run.info.status == "KILLED"
+    assert 8 <= state_of(driver.checkpoints("stopped"))["step"] < STEPS
+
+
+def test_a_job_that_fails_says_why_and_has_an_exit_code(driver: Driver) -> None:
+    job = driver.submit("jobs/train.py", "--recipe", "tests.service.problems:broken", *TWO)
+    finished = job.finish()
+
+    assert finished.code == 1
+    assert "not finite" in finished.output
+    assert "smaller learning rate" in finished.output
+    (run,) = runs_of(driver)
+    assert run.info.status == "FAILED"
+    (report,) = (driver.runs / "failures").iterdir()
+    assert "NonFiniteLoss" in report.read_text()
+
+
+def test_more_workers_than_there_can_be_are_refused(driver: Driver) -> None:
+    finished = driver.run(*MINE, "--workers", "9", "--worker-timeout", "3")
+
+    assert finished.code == 1
+    assert "9 workers with 1 CPU each were asked for and the cluster has room for 2" in finished.output
+    assert not runs_of(driver)
