@@ -159,7 +159,9 @@ class ParquetImages:
             batch, labels, good = self._cached(rows)
         elif augmentation == "resize_crop_flip":
             size, draws = self.picture.size, images.crop_draws(keys)
-            batch, labels, good = self._decode(rows, lambda image, i: images.random_resized_crop(image, draws[i], size))
+            batch, labels, good = self._decode(
+                rows, lambda image, i: images.random_resized_crop(image, draws[i], size), fast=True
+            )
         else:
             batch, labels, good = self._decode(rows, lambda image, _: self.picture.fitted(image))
         if augmentation == "crop_flip":
@@ -198,7 +200,7 @@ class ParquetImages:
         return self._decoded[torch.from_numpy(rows[good])], self._labels[rows[good]], good
 
     def _decode(
-        self, rows: Rows, finish: Callable[[images.Pixels, int], images.Pixels]
+        self, rows: Rows, finish: Callable[[images.Pixels, int], images.Pixels], fast: bool = False
     ) -> tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]:
         """The finished images of `rows`, their labels, and which of `rows` they are: all but the corrupt ones.
 
@@ -218,7 +220,7 @@ class ParquetImages:
                 self._corrupt.add(row)
                 continue
             try:
-                image = images.decode(group.image(index), self.picture.channels)
+                image = images.decode(group.image(index), self.picture.channels, fast)
             except ValueError as error:
                 shard = self._split.groups[number].shard.info.path
                 self._leave_out(row, f"{shard}, row {group.rows[index]} (from 0): corrupt image: {error}", error)

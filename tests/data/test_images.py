@@ -32,6 +32,12 @@ def test_jpeg_agrees_with_pillow_up_to_rounding(mode):
     assert np.abs(difference).mean() <= 1
 
 
+def test_the_fast_transforms_differ_little():
+    encoded = image(0, (64, 64), "JPEG")
+    difference = images.decode(encoded, 3, fast=True).astype(int) - images.decode(encoded, 3)
+    assert 0 < np.abs(difference).mean() < 3
+
+
 def test_transparent_and_palette_images():
     for mode in ("RGBA", "P", "LA", "1"):
         encoded = image(0, (9, 12), "PNG", mode)
