@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raycurv.directions import Direction
 from raycurv.objective import Batch, Objective
@@ -51,7 +51,15 @@ def hessian(batch: Batch) -> Quadratic:
     """The exact Hessian and the gradient, row by row by plain double backward.
 
     Vectorising over the rows (``torch.func.jacrev`` twice) gives wrong second derivatives for layer norm in torch 2.14.
+
+    Raises:
+        NotImplementedError: batch normalisation on several workers, whose statistics have no second backward pass.
     """
+    if batch.objective.collectives.size > 1 and _batch_normalised(batch.objective.model):
+        raise NotImplementedError(
+            "newton cannot differentiate batch normalisation twice across workers: train on one worker, or use "
+            "curveball"
+        )
     objective, parameters = batch.objective, batch.objective.parameters
     with torch.enable_grad():
         total = batch._loss_sum(batch._forward(None))
@@ -108,6 +116,10 @@ def _global(batch: Batch, loss: Tensor, gradient: Tensor, matrix: Tensor) -> Qua
         gradient = gradient + objective.l2_gradient(objective.parameters).flat.double()
         loss = loss + objective.l2_value(objective.parameters)
     return Quadratic(loss, gradient, matrix)
+
+
+def _batch_normalised(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def _row(entry: Tensor, objective: Objective) -> Tensor:

@@ -8,8 +8,11 @@ import torch
 from torch import nn
 
 from raycurv import Objective, models, optim
+from raycurv.collectives import Local, ProcessGroup
 from raycurv.optim import bfgs, dense, levenberg_marquardt, line_search, newton
 from raycurv.recipes.small_problems import Rosenbrock
+from tests import distributed
+from tests.cases import BY_NAME
 from tests.reference import small
 
 NAMES = ("newton", "levenberg_marquardt", "bfgs")
@@ -306,6 +309,39 @@ def test_a_restored_optimizer_goes_on_as_the_original(name):
         optimizer.step(batch)
         restored.step(same)
     assert torch.equal(model.point, other.point)
+
+
+def trajectories(rank, workers):
+    """Losses and final weights of each method on a global batch of 23 samples, cut for the workers."""
+    case, found = BY_NAME["mlp-l2"], {}
+    for name in NAMES:
+        model = case.model()
+        objective = Objective(model, case.loss, case.l2, collectives=ProcessGroup() if workers > 1 else Local())
+        share = torch.arange(23).tensor_split(workers)[rank]
+        optimizer = optim.create(name, model)
+        losses = [optimizer.step(objective.batch(case.inputs[share], case.targets[share])).loss for _ in range(5)]
+        found[name] = torch.cat([torch.stack(losses), flat(objective)])
+    return found
+
+
+def normalised(rank, workers):
+    case = BY_NAME["batch-norm"]
+    objective = Objective(case.model(), case.loss, collectives=ProcessGroup())
+    try:
+        dense.hessian(objective.batch(case.inputs, case.targets))
+    except NotImplementedError as error:
+        return str(error)
+
+
+def test_two_workers_take_the_steps_of_one():
+    alone = trajectories(0, 1)
+    for found in distributed.run(2, trajectories, 2):
+        for name in NAMES:
+            torch.testing.assert_close(found[name], alone[name], rtol=1e-8, atol=1e-10)
+
+
+def test_an_exact_hessian_through_batch_normalisation_is_refused_on_several_workers():
+    assert all("train on one worker" in found for found in distributed.run(2, normalised, 2))
 
 
 @pytest.mark.parametrize("name", NAMES)
