@@ -11,6 +11,7 @@ and for y = w x̂ + b:  y' = w x̂' + w' x̂ + b',  y'' = w x̂'' + 2 w' x̂'.  
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,44 +25,57 @@ from raycurv.curvature.tape import Tape
 Mean = Callable[..., tuple[Tensor, ...]]
 
 
-def normalised_first(x_hat: Tensor, r: Tensor, d: Tensor, mean: Mean) -> Tensor:
-    """x̂' along d; `mean` takes tensors of x's shape to their means, broadcastable against x."""
-    mean_d, c = mean(d, x_hat * d)
-    return r * (d - mean_d - x_hat * c)
+@dataclass(frozen=True)
+class Normalised:
+    """x̂ = (x − centre)·r, kept as its parts; `mean` takes tensors of x's shape to means that broadcast against x."""
 
+    x: Tensor
+    centre: Tensor
+    r: Tensor
+    mean: Mean
 
-def normalised_second(x_hat: Tensor, r: Tensor, d: Tensor, mean: Mean) -> tuple[Tensor, Tensor]:
-    """x̂' and x̂'' along d."""
-    mean_d, c = mean(d, x_hat * d)
-    centred = d - mean_d
-    first = r * (centred - x_hat * c)
-    (bend,) = mean(first * centred)
-    return first, -2 * r * c * first - r * x_hat * bend
+    def value(self) -> Tensor:
+        """The normalised tensor itself."""
+        return (self.x - self.centre).mul_(self.r)
+
+    def first(self, d: Tensor) -> Tensor:
+        """x̂' along d, in few temporaries: r (d − mean d − (x − μ) r² mean((x − μ) d))."""
+        offset = self.x - self.centre
+        mean_d, c = self.mean(d, offset * d)
+        return (d - mean_d).addcmul_(offset, -self.r * self.r * c).mul_(self.r)
+
+    def second(self, d: Tensor) -> tuple[Tensor, Tensor]:
+        """x̂' and x̂'' along d."""
+        x_hat = self.value()
+        mean_d, c = self.mean(d, x_hat * d)
+        centred = d - mean_d
+        first = self.r * (centred - x_hat * c)
+        (bend,) = self.mean(first * centred)
+        return first, -2 * self.r * c * first - self.r * x_hat * bend
 
 
 def _affine(
-    x_hat: Callable[[], Tensor],
-    r: Tensor,
-    mean: Mean,
-    weight: Tensor | None,
-    fused: Callable[[Tensor], Tensor] | None = None,
+    normalised: Normalised, weight: Tensor | None, fused: Callable[[Tensor], Tensor] | None = None
 ) -> Derivative:
     """w x̂ + b for a weight and tangents already shaped to broadcast; `fused` computes w x̂' in one kernel."""
+    x, centre, r = normalised.x, normalised.centre, normalised.r
 
     def first(dx: Tangent, dw: Tangent, db: Tangent) -> Tangent:
-        moved = None
-        if dx is not None and fused is not None:
-            moved = fused(dx)
-        elif dx is not None:
-            moved = normalised_first(x_hat(), r, dx, mean)
-            moved = moved if weight is None else moved * weight
-        result = total(moved, None if dw is None else dw * x_hat())
-        return db if result is None else result if db is None else result + db
+        if dx is None:
+            moved = None if dw is None else normalised.value().mul_(dw)
+            return moved if db is None else db if moved is None else moved.add_(db)
+        moved = fused(dx) if fused is not None else normalised.first(dx)
+        if fused is None and weight is not None:
+            moved = moved.mul_(weight)
+        if dw is not None:
+            slope = (r * dw).to(moved.dtype)
+            moved = moved.addcmul_(x, slope).sub_(centre * slope)
+        return moved if db is None else moved.add_(db)
 
     def quadratic(dx: Tangent, dw: Tangent, db: Tangent) -> Tangent:
         if dx is None:
             return None
-        slope, bend = normalised_second(x_hat(), r, dx, mean)
+        slope, bend = normalised.second(dx)
         bend = bend if weight is None else bend * weight
         return bend if dw is None else bend.addcmul_(dw.expand_as(bend), slope, value=2)
 
@@ -117,14 +131,12 @@ def _batch_norm(call: Call) -> Derivative:
 
     def fused(d: Tensor) -> Tensor:
         # The Jacobian of x̂ is symmetric and the weight constant over what is averaged: the backward kernel is J itself.
-        if call.name != "native_batch_norm":
-            pushed = normalised_first((x - centre) * r, r, d, _mean_over(dims))
-            return pushed if scale is None else pushed * scale
         return aten.native_batch_norm_backward.default(
             d, x, weight, None, None, save_mean, save_r, True, 0.0, [True, False, False]
         )[0]
 
-    inner = _affine(lambda: (x - centre) * r, r, _mean_over(dims), scale, fused)
+    normalised = Normalised(x, centre, r, _mean_over(dims))
+    inner = _affine(normalised, scale, fused if call.name == "native_batch_norm" else None)
     return _reshaped(inner, call, shape, call.out[0])
 
 
@@ -147,7 +159,7 @@ def _layer_norm(call: Call) -> Derivative:
     x, normalised, weight = call.args[:3]
     mean, r = call.out[1], call.out[2]
     dims = list(range(x.dim() - len(normalised), x.dim()))
-    inner = _affine(lambda: (x - mean) * r, r, _mean_over(dims), weight)
+    inner = _affine(Normalised(x, mean, r, _mean_over(dims)), weight)
     return _reshaped(inner, call, tuple(normalised), call.out[0])
 
 
@@ -158,21 +170,18 @@ def _group_norm(call: Call) -> Derivative:
     mean, r = (out.view(samples, groups, 1) for out in call.out[1:])
     by_channel = _channels(x)
     scale = None if weight is None else weight.view(by_channel)
-    means = _mean_over([2])
-
-    def x_hat() -> Tensor:
-        return (x.reshape(shape) - mean) * r
+    grouped = Normalised(x.reshape(shape), mean, r, _mean_over([2]))
 
     def first(dx: Tangent, dw: Tangent, db: Tangent) -> Tangent:
-        moved = None if dx is None else normalised_first(x_hat(), r, dx.reshape(shape), means).view(x.shape)
+        moved = None if dx is None else grouped.first(dx.reshape(shape)).view(x.shape)
         moved = moved if moved is None or scale is None else moved * scale
-        result = total(moved, None if dw is None else dw * x_hat().view(x.shape))
+        result = total(moved, None if dw is None else dw * grouped.value().view(x.shape))
         return db if result is None else result if db is None else result + db
 
     def quadratic(dx: Tangent, dw: Tangent, db: Tangent) -> Tangent:
         if dx is None:
             return None
-        slope, bend = (t.view(x.shape) for t in normalised_second(x_hat(), r, dx.reshape(shape), means))
+        slope, bend = (t.view(x.shape) for t in grouped.second(dx.reshape(shape)))
         bend = bend if scale is None else bend * scale
         return bend if dw is None else bend + 2 * dw * slope
 
@@ -288,7 +297,7 @@ class SynchronisedBatchNorm(TorchFunctionMode):
         call = Call(None, "batch_norm", (x, weight, bias), {}, [])
         scale = None if weight is None else weight.detach().view(shape)
         means = self.means(statistics.count, shape)
-        return _reshaped(_affine(lambda: (x - centre) * r, r, means, scale), call, shape, out.detach())
+        return _reshaped(_affine(Normalised(x, centre, r, means), scale), call, shape, out.detach())
 
 
 class _Statistics:

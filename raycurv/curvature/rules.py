@@ -115,18 +115,14 @@ def total(*terms: Tangent) -> Tangent:
 
 
 @rule(
-    "view", "_unsafe_view", "reshape", "t", "transpose", "permute", "unsqueeze", "squeeze", "select", "slice", "alias",
-    "expand", "clone", "_to_copy", "contiguous", "mean", "sum", "neg", "flip", "roll", "repeat", "diagonal",
-    "as_strided",
-    "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d",
-    "avg_pool1d", "avg_pool2d",
-    "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "upsample_nearest2d",
-    "upsample_bilinear2d", "im2col",
-    "col2im", "cumsum", "tril", "triu", "unfold", "movedim", "pixel_shuffle", "pixel_unshuffle", "embedding",
-    "lift_fresh",
-    "index_select", "gather", "index", "split", "split_with_sizes", "unbind", "chunk", "unsafe_split",
-    "channel_shuffle", "trace",
-    "native_channel_shuffle", "_reshape_alias", "expand_as", "view_as", "squeeze_copy", "narrow", "rot90",
+    "t", "transpose", "permute", "unsqueeze", "squeeze", "select", "slice", "alias", "expand", "clone", "_to_copy",
+    "contiguous", "mean", "sum", "neg", "flip", "roll", "repeat", "diagonal", "constant_pad_nd", "reflection_pad1d",
+    "reflection_pad2d", "replication_pad1d", "replication_pad2d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "upsample_nearest2d",
+    "upsample_bilinear2d", "im2col", "col2im", "cumsum", "tril", "triu", "unfold", "movedim", "pixel_shuffle",
+    "pixel_unshuffle", "embedding", "lift_fresh", "index_select", "gather", "index", "split", "split_with_sizes",
+    "unbind", "chunk", "unsafe_split", "channel_shuffle", "trace", "native_channel_shuffle", "expand_as",
+    "squeeze_copy", "narrow", "rot90",
 )  # fmt: skip
 def _linear(call: Call) -> Derivative:
     func, rest, kwargs, many = call.func, call.args[1:], call.kwargs, isinstance(call.out, (list, tuple))
@@ -134,6 +130,26 @@ def _linear(call: Call) -> Derivative:
     def first(d: Tensor, *_: Tangent) -> Any:
         out = func(d, *rest, **kwargs)
         return tuple(out) if many else out
+
+    return Derivative(first)
+
+
+@rule("view", "_unsafe_view", "_reshape_alias")
+def _view(call: Call) -> Derivative:
+    shape = call.out.shape  # a tangent may lie in memory otherwise than its tensor
+    return Derivative(lambda d, *_: d.reshape(shape))
+
+
+@rule("as_strided")
+def _as_strided(call: Call) -> Derivative:
+    x, rest = call.args[0], call.args[1:]
+    shape, stride = x.shape, x.stride()
+    whole = x.storage_offset() == 0 and x.numel() * x.itemsize == x.untyped_storage().nbytes()
+
+    def first(d: Tensor) -> Tensor:
+        if not whole:
+            raise UnsupportedOperator("as_strided on a part of a tensor has no derivative rule: use slices and views")
+        return d.new_empty_strided(shape, stride).copy_(d).as_strided(*rest)
 
     return Derivative(first)
 
@@ -336,13 +352,18 @@ def _div(call: Call) -> Derivative:
 Phi = Callable[..., Tensor]
 
 
-def _elementwise(slope: Phi, bend: Phi | None, *, of: str) -> Rule:
-    """A rule from φ′ and φ″ (None is zero), given the operator's input or its output and its further arguments."""
+def _elementwise(slope: Phi, bend: Phi | None, fused: Phi | None = None, *, of: str) -> Rule:
+    """A rule from φ′ and φ″ (None is zero), given the operator's input or its output and its further arguments.
+
+    `fused(d, at, …)` computes d·φ′ in one kernel.
+    """
 
     def make(call: Call) -> Derivative:
         at, more = (call.args[0] if of == "input" else call.out), call.args[1:]
 
         def first(d: Tensor, *_: Tangent) -> Tensor:
+            if fused is not None:
+                return fused(d, at, *more, **call_kwargs)
             return d * slope(at, *more, **call_kwargs)
 
         def quadratic(d: Tensor, *_: Tangent) -> Tensor:
@@ -483,10 +504,25 @@ _BY_OUTPUT: dict[str, tuple[Phi, Phi | None]] = {
     "rsqrt": (lambda y: -0.5 * y**3, lambda y: 0.75 * y**5),
     "reciprocal": (lambda y: -y * y, lambda y: 2 * y**3),
 }
+# One kernel for d·φ′ where torch has one for the backward pass.
+_FUSED: dict[str, Callable[..., Tensor]] = {
+    "relu": lambda d, y: aten.threshold_backward.default(d, y, 0),
+    "threshold": lambda d, x, at, value: aten.threshold_backward.default(d, x, at),
+    "tanh": lambda d, y: aten.tanh_backward.default(d, y),
+    "sigmoid": lambda d, y: aten.sigmoid_backward.default(d, y),
+    "gelu": lambda d, x, **kwargs: aten.gelu_backward.default(d, x, **kwargs),
+    "silu": lambda d, x: aten.silu_backward.default(d, x),
+    "mish": lambda d, x: aten.mish_backward.default(d, x),
+    "softplus": lambda d, x, beta=1, threshold=20: aten.softplus_backward.default(d, x, beta, threshold),
+    "elu": lambda d, x, alpha=1, scale=1, by=1: aten.elu_backward.default(d, alpha, scale, by, False, x),
+    "leaky_relu": lambda d, x, slope=0.01: aten.leaky_relu_backward.default(d, x, slope, False),
+    "hardswish": lambda d, x: aten.hardswish_backward.default(d, x),
+    "hardtanh": lambda d, x, low=-1, high=1: aten.hardtanh_backward.default(d, x, low, high),
+}
 for _name, (_slope, _bend) in _BY_INPUT.items():
-    rule(_name, keeps_input=True)(_elementwise(_slope, _bend, of="input"))
+    rule(_name, keeps_input=True)(_elementwise(_slope, _bend, _FUSED.get(_name), of="input"))
 for _name, (_slope, _bend) in _BY_OUTPUT.items():
-    rule(_name)(_elementwise(_slope, _bend, of="output"))
+    rule(_name)(_elementwise(_slope, _bend, _FUSED.get(_name), of="output"))
 
 
 @rule("pow", keeps_input=True)

@@ -1,8 +1,20 @@
 """Optimizers by name, behind one step call; each needs torch alone."""
 
 from raycurv.optim import bfgs, curveball, first_order, levenberg_marquardt, newton  # registers them
-from raycurv.optim.protocol import Horizon, StepOptimizer, StepReport
+from raycurv.optim.first_order import FirstOrder
+from raycurv.optim.protocol import Horizon, StepOptimizer, StepReport, parameters_of
 from raycurv.optim.registry import check, create, names, register, settings
 
-__all__ = ["Horizon", "StepOptimizer", "StepReport", "check", "create", "names", "register", "settings"]
+__all__ = [
+    "FirstOrder",
+    "Horizon",
+    "StepOptimizer",
+    "StepReport",
+    "check",
+    "create",
+    "names",
+    "parameters_of",
+    "register",
+    "settings",
+]
 del bfgs, curveball, first_order, levenberg_marquardt, newton

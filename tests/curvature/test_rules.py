@@ -44,6 +44,10 @@ def residual(x: Tensor) -> Tensor:
     return torch.cat([y, x], 1).chunk(2, 1)[0]
 
 
+def strided(x: Tensor) -> Tensor:
+    return x.as_strided((3, 4), (144, 36)) + x.mT.contiguous().mT.tanh().as_strided((3, 4), (1, 2))
+
+
 def overwritten(x: Tensor) -> Tensor:
     y = x.view(x.shape[0], -1)
     y.mul_(3)
@@ -112,6 +116,7 @@ LAYERS = {
     "indexing": (lambda: Function(lambda x: x[:, [0, 2]] * x[:, 1:3] + x[:, :, ::2].mean(2, keepdim=True)[:, :1],
     IMAGE), IMAGE),
     "stack": (lambda: Function(lambda x: torch.stack(x.unbind(1), -1).cumsum(1), IMAGE), IMAGE),
+    "as-strided": (lambda: Function(strided, IMAGE), IMAGE),
     "in-place": (lambda: Function(lambda x: F.hardswish(x * 2, inplace=True) + F.silu(x * 1, inplace=True), IMAGE),
     IMAGE),
 }  # fmt: skip
