@@ -10,7 +10,7 @@ from torch import nn
 
 from raycurv.train.config import RunConfig
 from raycurv.train.run import build_model
-from raycurv.train.trained import Trained
+from raycurv.train.trained import Trained, trained_as
 
 CONFIG, SHAPE, WEIGHTS = "config.json", "shape.json", "weights.pt"
 
@@ -18,7 +18,12 @@ CONFIG, SHAPE, WEIGHTS = "config.json", "shape.json", "weights.pt"
 def save(folder: Path, trained: Trained) -> Path:
     """Write what :func:`load` reads, and say where."""
     folder.mkdir(parents=True, exist_ok=True)
-    shape = {"input_shape": list(trained.input_shape), "num_classes": trained.num_classes, "step": trained.step}
+    shape = {
+        "input_shape": list(trained.input_shape),
+        "num_classes": trained.num_classes,
+        "classes": trained.classes,
+        "step": trained.step,
+    }
     (folder / CONFIG).write_text(trained.config.to_json())
     (folder / SHAPE).write_text(json.dumps(shape, indent=2))
     torch.save(trained.model.state_dict(), folder / WEIGHTS)
@@ -31,4 +36,4 @@ def load(folder: Path) -> Trained:
     shape = json.loads((folder / SHAPE).read_text())
     model: nn.Module = build_model(config, shape)
     model.load_state_dict(torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True))
-    return Trained(model.eval(), config, shape["step"], tuple(shape["input_shape"]), shape["num_classes"])
+    return trained_as(model, config, shape["step"], shape)

@@ -168,6 +168,7 @@ def described(data: Data) -> dict[str, Any]:
     """What a model must know of its data, and a checkpoint must find again."""
     return {
         "num_classes": None if data.train.classes is None else len(data.train.classes),
+        "classes": None if data.train.classes is None else list(data.train.classes),
         "input_shape": list(data.train.input_shape),
         "training_samples": len(data.train),
     }

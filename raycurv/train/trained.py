@@ -25,6 +25,7 @@ class Trained:
         step: updates that had been made.
         input_shape: of one sample.
         num_classes: None where the targets are not classes.
+        classes: their names, in the order of the outputs.
     """
 
     model: nn.Module
@@ -32,6 +33,7 @@ class Trained:
     step: int
     input_shape: tuple[int, ...]
     num_classes: int | None
+    classes: tuple[str, ...] | None = None
 
 
 def load_trained(store: Store, *, averaged: bool = False) -> Trained:
@@ -62,7 +64,13 @@ def load_trained(store: Store, *, averaged: bool = False) -> Trained:
         with optimizer.evaluation_weights():
             weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(weights)
-    return Trained(model.eval(), config, state["step"], tuple(shape["input_shape"]), shape["num_classes"])
+    return trained_as(model, config, state["step"], shape)
+
+
+def trained_as(model: nn.Module, config: RunConfig, step: int, shape: dict[str, Any]) -> Trained:
+    """A trained network, with the shape of its data as a checkpoint holds it."""
+    classes = None if shape["classes"] is None else tuple(shape["classes"])
+    return Trained(model.eval(), config, step, tuple(shape["input_shape"]), shape["num_classes"], classes)
 
 
 def _impose_average(model: nn.Module, config: RunConfig, state: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from tests.service.driving import ROOT, Driver
 @pytest.fixture(scope="session")
 def head() -> Iterator[local.Head]:
     """A local Ray with two CPUs."""
-    with local.local_ray(2) as head:
+    with local.local_ray(2, environment={"PYTHONPATH": str(ROOT)}) as head:
         yield head
 
 

@@ -61,7 +61,7 @@ class Driver:
         self._jobs: list[Job] = []
         self.finished = Finished(-1, "")
         self.listening: dict[str, set[str]] = {}
-        self.environment = {**os.environ, **head.environment, "OMP_NUM_THREADS": "1"}
+        self.environment = {**os.environ, **head.environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         runs.mkdir(parents=True)
 
     def start(self, *arguments: str, experiment: bool = True, **variables: str) -> Job:

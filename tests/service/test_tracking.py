@@ -183,6 +183,7 @@ def test_a_logged_model_answers_as_the_trained_network_does(cluster: Cluster, tr
     np.testing.assert_array_equal(outputs, expected)
     np.testing.assert_array_equal(fetched.model(torch.from_numpy(inputs)).detach().numpy(), expected)
     assert fetched.step == 8
+    assert fetched.classes == ("a", "b", "c")
     files = {path.suffix for path in Path(cluster.runs, "artifacts").rglob("*") if path.is_file()}
     assert not files & {".pkl", ".pickle", ".joblib"}
 

@@ -16,6 +16,7 @@ import numpy as np
 warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.")
 
 import mlflow.pyfunc  # noqa: E402
+from mlflow import MlflowClient  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.models import ModelSignature  # noqa: E402
 from mlflow.types import Schema, TensorSpec  # noqa: E402
@@ -37,6 +38,8 @@ def log(run: str, checkpoints: str) -> None:
         CheckpointError: there is no checkpoint that can be read from here.
     """
     trained = load_trained(Store(checkpoints))
+    if trained.classes is not None:
+        MlflowClient().log_dict(run, {"classes": trained.classes}, "classes.json")  # the draw of ImageNet-100, for one
     config = trained.config
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run, log_system_metrics=False):
         mlflow.pyfunc.log_model(
