@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -78,6 +79,12 @@ class Driver:
         ray = str(Path(sys.executable).parent / "ray")
         job = ["python", *arguments, "--runs", str(self.runs), "--experiment", "test"]
         return self._start([ray, "job", "submit", "--working-dir", str(ROOT), "--", *job], {})
+
+    def stop(self, job: Job) -> None:
+        """`ray job stop`."""
+        (name,) = set(re.findall(r"raysubmit_\w+", job.output))
+        ray = str(Path(sys.executable).parent / "ray")
+        subprocess.run([ray, "job", "stop", name], env=self.environment, check=True, capture_output=True)
 
     def checkpoints(self, name: str) -> Path:
         """Where those of a run lie."""

@@ -184,11 +184,10 @@ def test_a_killed_driver_is_reaped_and_its_run_goes_on(uninterrupted: Driver, dr
     assert_equal_states(state_of(driver.checkpoints("again")), state_of(uninterrupted.checkpoints("whole-curveball")))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_is_closed_as_killed_with_a_checkpoint(driver: Driver, number: signal.Signals) -> None:
+def test_an_interrupted_run_is_closed_as_killed_with_a_checkpoint(driver: Driver) -> None:
     job = driver.start(*MINE, *TWO, "--run-name", "stopped")
     job.wait_for("epoch 1 done")
-    job.process.send_signal(number)
+    job.process.send_signal(signal.SIGINT)
     finished = job.finish()
 
     assert finished.code == 130
@@ -197,6 +196,18 @@ def test_a_stopped_run_is_closed_as_killed_with_a_checkpoint(driver: Driver, num
     (run,) = runs_of(driver)
     assert run.info.status == "KILLED"
     assert 8 <= state_of(driver.checkpoints("stopped"))["step"] < STEPS
+
+
+def test_a_stopped_job_is_closed_as_killed_before_ray_loses_patience(driver: Driver) -> None:
+    job = driver.submit(*MINE, *TWO, "--run-name", "stopped")
+    job.wait_for("epoch 1 done")
+    driver.stop(job)
+    job.finish()
+
+    (run,) = runs_of(driver)
+    assert run.info.status == "KILLED"
+    assert run.info.end_time is not None
+    assert state_of(driver.checkpoints("stopped"))["step"] >= 8
 
 
 def test_a_job_that_fails_says_why_and_has_an_exit_code(driver: Driver) -> None:
