@@ -89,5 +89,4 @@ def main(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    with commandline.job():
-        main(commandline.parse(Job))
+    commandline.run(Job, main)

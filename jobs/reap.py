@@ -19,5 +19,4 @@ def main(cluster: Cluster) -> None:
 
 
 if __name__ == "__main__":
-    with commandline.job():
-        main(commandline.parse(Cluster))
+    commandline.run(Cluster, main)

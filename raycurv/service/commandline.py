@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from raycurv.recipes import Overrides
@@ -45,17 +44,19 @@ def variants(config: RunConfig, compare: Sequence[str]) -> list[RunConfig]:
     return [config, *others]
 
 
-@contextlib.contextmanager
-def job(cluster: Cluster | None = None) -> Iterator[None]:
+def run(job: type[T], main: Callable[[T], None]) -> None:
     """What every job does around its work: modules of the working directory can be imported, errors become messages.
 
-    Yields:
-        Nothing.
+    Args:
+        job: dataclass to read from the command line.
+        main: the work.
     """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    with reported(cluster.runs if cluster else None):
-        yield
+    parsed = parse(job)
+    cluster = getattr(parsed, "cluster", parsed)
+    with reported(cluster.runs if isinstance(cluster, Cluster) else None):
+        main(parsed)
 
 
-__all__ = ["Overrides", "job", "parse", "variants"]
+__all__ = ["Overrides", "parse", "run", "variants"]

@@ -24,7 +24,7 @@ import psutil
 # system without clusters; then every server binds to loopback.
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 START_SECONDS = 90.0
-STOP_SECONDS = 15.0
+STOP_SECONDS = 5.0
 # A child that is told when its parent dies, however it dies; only Linux knows how.
 _FOLLOWING = (
     "import ctypes, os, signal, sys\n"

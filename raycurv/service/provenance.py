@@ -27,9 +27,7 @@ def commit() -> dict[str, str]:
     """
     if told := os.environ.get("RAYCURV_COMMIT"):
         return {"commit": told.removesuffix("-dirty"), "dirty": str(told.endswith("-dirty")).lower()}
-    for folder in (Path.cwd(), Path(raycurv.__path__[0]), _installed_from()):
-        if folder is None or not folder.is_dir():
-            continue
+    for folder in (Path.cwd(), Path(raycurv.__path__[0]), *_installed_from()):
         head = _git(folder, "rev-parse", "HEAD")
         if head:
             changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
@@ -75,13 +73,18 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _installed_from() -> Path | None:
-    try:
-        text = importlib.metadata.distribution("raycurv").read_text("direct_url.json")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    url = json.loads(text).get("url", "") if text else ""
-    return Path(unquote(urlsplit(url).path)) if url.startswith("file://") else None
+def _installed_from() -> list[Path]:
+    """The checkouts that this package may have been installed from in editable mode."""
+    found = []
+    for distribution in importlib.metadata.distributions(name="raycurv"):
+        text = distribution.read_text("direct_url.json")
+        url = json.loads(text).get("url", "") if text else ""
+        if url.startswith("file://"):
+            found.append(Path(unquote(urlsplit(url).path)))
+        beside = Path(str(distribution.locate_file("")))
+        if (beside / "pyproject.toml").is_file():
+            found.append(beside)
+    return found
 
 
 def _git(folder: Path, *command: str) -> str | None:

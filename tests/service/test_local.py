@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -14,11 +16,18 @@ from raycurv.service import local
 from tests.service.driving import ROOT, wait_until
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """Ray's sockets lie in it, and their names are short."""
+    with tempfile.TemporaryDirectory(prefix="rc-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
 @pytest.mark.cluster
-def test_a_job_without_a_cluster_starts_a_ray_on_loopback_that_ends_with_it(tmp_path: Path) -> None:
+def test_a_job_without_a_cluster_starts_a_ray_on_loopback_that_ends_with_it(tmp_path: Path, short_folder: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     # Where no cluster of another user can be found.
-    environment = clean | {"RAY_TMPDIR": str(tmp_path / "ray"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = clean | {"RAY_TMPDIR": str(short_folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     job = ("jobs/train.py", "--recipe", "tests.service.problems:mine", "--option", "pause=0.3", "--runs", str(tmp_path))
     log = tmp_path / "log"
     with log.open("wb") as output:

@@ -59,10 +59,9 @@ class Server:
             return False
 
 
-@pytest.fixture
-def server(tmp_path: Path, data_base: Path) -> Iterator[Server]:
-    folder = tmp_path / "server"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, data_base: Path) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
     (folder / "mlflow.db").write_bytes(data_base.read_bytes())
     server = Server(folder)
     server.start()
@@ -72,7 +71,7 @@ def server(tmp_path: Path, data_base: Path) -> Iterator[Server]:
 
 def test_a_server_that_dies_in_the_middle_loses_nothing_when_it_returns(server: Server, tmp_path: Path) -> None:
     said: list[str] = []
-    cluster = Cluster(runs=str(tmp_path), tracking_uri=server.uri, experiment="test", system_metrics_every=0)
+    cluster = Cluster(runs=str(tmp_path), tracking_uri=server.uri, experiment="back", system_metrics_every=0)
     tracking = Tracking(cluster, said.append)
     run = tracking.open(mine(), TAGS, None, resume=False)
     run.log([Record("step", step, 0.0, 1.0, {"train/loss": 0.5}) for step in range(50)])
@@ -94,7 +93,7 @@ def test_a_server_that_dies_in_the_middle_loses_nothing_when_it_returns(server: 
 
 def test_a_server_that_stays_away_leaves_a_file_that_the_next_start_delivers(server: Server, tmp_path: Path) -> None:
     cluster = Cluster(
-        runs=str(tmp_path), tracking_uri=server.uri, experiment="test", system_metrics_every=0, tracking_patience=0.5
+        runs=str(tmp_path), tracking_uri=server.uri, experiment="away", system_metrics_every=0, tracking_patience=0.5
     )
     tracking = Tracking(cluster, print)
     run = tracking.open(mine(), TAGS, None, resume=False)
