@@ -1,0 +1,209 @@
+"""What holds for every optimizer of the registry, whatever it is called."""
+
+import io
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import raycurv
+from raycurv import optim
+from raycurv.collectives import Local, ProcessGroup
+from tests import distributed
+from tests.cases import BY_NAME
+
+NAMES = optim.names()
+HORIZON = optim.Horizon(epochs=4, steps_per_epoch=5, training_samples=120)
+CASE = BY_NAME["mlp"]
+
+
+def create(name: str, model) -> optim.StepOptimizer:
+    return optim.create(name, model, horizon=HORIZON)
+
+
+def step(optimizer, objective, rows=slice(None)) -> optim.StepReport:
+    batch = objective.batch(CASE.inputs[rows], CASE.targets[rows])
+    validation = objective.batch(CASE.inputs[:8], CASE.targets[:8]) if optimizer.needs_validation else None
+    return optimizer.step(batch, validation=validation)
+
+
+def train(name: str, steps: int, model=None):
+    model = CASE.model() if model is None else model
+    objective, optimizer = raycurv.Objective(model, CASE.loss), create(name, model)
+    for i in range(steps):
+        step(optimizer, objective, slice(i % 3, None, 2))
+    return model, objective, optimizer
+
+
+def flat(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reports_scalars_that_are_finite_and_on_the_device(name):
+    _, objective, optimizer = train(name, 2)
+    report = step(optimizer, objective)
+    assert bool(report.finite)
+    assert report.loss.shape == ()
+    for key, value in report.scalars.items():
+        assert value.shape == (), key
+        assert not value.requires_grad, key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_state_continues_identically(name):
+    model, objective, optimizer = train(name, 7)
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    copy = CASE.model(seed=1)
+    copy.load_state_dict(state["model"])
+    other = create(name, copy)
+    other.load_state_dict(state["optimizer"])
+    copied = raycurv.Objective(copy, CASE.loss)
+    for i in range(6):
+        rows = slice(i % 3, None, 2)
+        assert torch.equal(step(optimizer, objective, rows).loss, step(other, copied, rows).loss)
+    assert torch.equal(flat(model), flat(copy))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dtypes_are_preserved(name):
+    model = CASE.model().float()
+    objective, optimizer = raycurv.Objective(model, CASE.loss), create(name, model)
+    for _ in range(3):
+        batch = objective.batch(CASE.inputs.float(), CASE.targets)
+        optimizer.step(batch, validation=batch if optimizer.needs_validation else None)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+class Awkward(nn.Module):
+    """A frozen layer, one that is not used, and images in channels-last order."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen, self.unused = nn.Conv2d(3, 3, 1), nn.Linear(2, 2)
+        self.used, self.out = nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.used(self.frozen(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_unused_and_channels_last_parameters(name):
+    case = BY_NAME["convolution"]
+    torch.manual_seed(0)
+    model = Awkward().double().to(memory_format=torch.channels_last)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    objective, optimizer = raycurv.Objective(model, case.loss), create(name, model)
+    for _ in range(3):
+        batch = objective.batch(case.inputs.to(memory_format=torch.channels_last), case.targets)
+        assert bool(optimizer.step(batch, validation=batch if optimizer.needs_validation else None).finite)
+    after = model.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before if key.startswith(("frozen", "unused")))
+    assert not torch.equal(after["used.weight"], before["used.weight"])
+    assert after["used.weight"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameter_groups_are_supported_or_refused(name):
+    model = CASE.model()
+    groups = [{"params": [p]} for p in model.parameters()]
+    try:
+        optimizer = create(name, groups)
+    except ValueError as refusal:
+        assert "parameter groups" in str(refusal)  # noqa: PT017  either answer is allowed, silence is not
+        return
+    before = flat(model)
+    step(optimizer, raycurv.Objective(model, CASE.loss))
+    assert not torch.equal(flat(model), before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_nan_loss_leaves_finite_parameters_and_is_reported(name):
+    model, objective, optimizer = train(name, 3)
+    batch = objective.batch(CASE.inputs * math.nan, CASE.targets)
+    report = optimizer.step(batch, validation=batch if optimizer.needs_validation else None)
+    assert not bool(report.finite)
+    assert bool(torch.isfinite(flat(model)).all())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_sample_is_a_batch(name):
+    model, objective, optimizer = train(name, 2)
+    assert bool(step(optimizer, objective, slice(0, 1)).finite)
+    assert bool(torch.isfinite(flat(model)).all())
+
+
+class Parabola(nn.Module):
+    def __init__(self, start):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+
+    def forward(self, x):
+        return x * self.w
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gradient_of_zero_moves_nothing(name):
+    model = Parabola([0.0, 0.0])
+    objective, optimizer = raycurv.Objective(model, "squared_error"), create(name, model)
+    x = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    for _ in range(3):
+        batch = objective.batch(x, 0 * x)
+        assert bool(optimizer.step(batch, validation=batch if optimizer.needs_validation else None).finite)
+    assert model.w.tolist() == [0, 0]
+
+
+def one_more_group(rank: int, workers: int) -> dict[str, torch.Tensor]:
+    """The parameters of every optimizer after some steps on the same global batches."""
+    found = {}
+    for name in NAMES:
+        model = CASE.model()
+        collectives = ProcessGroup() if workers > 1 else Local()
+        objective, optimizer = raycurv.Objective(model, CASE.loss, 1e-3, collectives=collectives), create(name, model)
+        for i in range(6):
+            rows = torch.arange(i, 24 - i).tensor_split(workers)[rank]
+            step(optimizer, objective, rows)
+        found[name] = flat(model)
+    return found
+
+
+def test_two_workers_are_one():
+    single = one_more_group(0, 1)
+    for found in distributed.run(2, one_more_group, 2):
+        for name, value in found.items():
+            torch.testing.assert_close(value, single[name], rtol=1e-6, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_descends_on_a_small_classifier_at_default_settings(name):
+    model = CASE.model()
+    objective, optimizer = raycurv.Objective(model, CASE.loss), create(name, model)
+    before = float(objective.batch(CASE.inputs, CASE.targets).value())
+    for _ in range(60):
+        step(optimizer, objective)
+    with optimizer.evaluation_weights():
+        assert float(objective.batch(CASE.inputs, CASE.targets).value()) < before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_descends_on_a_parabola_at_default_settings(name):
+    model = Parabola([3.0, -2.0])
+    objective, optimizer = raycurv.Objective(model, "squared_error"), create(name, model)
+    x = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    before = float(objective.batch(x, 0 * x).value())
+    for _ in range(60):
+        batch = objective.batch(x, 0 * x)
+        optimizer.step(batch, validation=batch if optimizer.needs_validation else None)
+    with optimizer.evaluation_weights():
+        assert float(objective.batch(x, 0 * x).value()) < before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_anything_but_a_batch_is_refused(name):
+    with pytest.raises(TypeError, match=r"made by Objective\.batch"):
+        create(name, CASE.model()).step(lambda: 1.0)
