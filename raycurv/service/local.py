@@ -23,7 +23,7 @@ import psutil
 # Ray replaces 127.0.0.1 by the address of the host, and listens on every interface, unless it believes to be on a
 # system without clusters; then every server binds to loopback.
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-START_SECONDS = 90.0
+START_SECONDS = 180.0  # a loaded machine needs them
 STOP_SECONDS = 5.0
 # A child that is told when its parent dies, however it dies; only Linux knows how.
 _FOLLOWING = (
