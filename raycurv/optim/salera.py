@@ -1,0 +1,415 @@
+"""ALERA, SALERA, SPALERA and Ag-Adam: rates from the agreement of gradients, and a way back from explosions.
+
+*Stochastic Gradient Descent: Going As Fast As Possible But Not Faster* (Schoenauer Sebag, Schoenauer, Sebag; 2017).
+
+The moving average of normalised gradients is compared with that of random unit vectors (eq. 2–6):
+
+    p ← α g/‖g‖ + (1 − α) p
+    η ← η exp(C (‖p‖² − μ)/σ(d)),    μ = α/(2 − α),    σ²(d) = 2α²(1 − α)² / (d (2 − α)² ((1 − α)² + 1))
+    θ ← θ − ηg
+
+SALERA (Algorithm 1) watches the loss by a Page–Hinkley test with the smoothed loss ℓ, its mean ℓ̄ and their cumulated
+difference L:
+
+    ℓ ← ρ·loss + (1 − ρ) ℓ,   ℓ̄ ← (ℓ + t ℓ̄)/(t + 1),   L ← L + ℓ − ℓ̄,   L_min ← min(L_min, L)
+
+and where L − L_min > Δ, a tenth of the first loss, it takes θ back to where the step before started, halves the rates
+and starts the test again. SPALERA (Algorithm 2) has a rate for each of the d parameters, with p_i², μ/d and σ(d)/√d;
+Ag-Adam moves by Adam's direction in place of g.
+
+Symbols: α ``memory``, C ``gain``, η₀ ``learning_rate``, ρ ``batch_ratio``.
+
+What the paper leaves open, and deviations:
+
+- "Layer-wise" means per parameter tensor, as in the public code: d is the number of entries of the tensor. SPALERA
+  follows Algorithm 2 as printed: one normalised gradient of all parameters together, d their number.
+- Eq. 5 has half the variance of a random walk and wrong exponents (:func:`random_walk_variance` is right); the
+  optimizers keep the printed σ(d), because C was tuned with it.
+- The printed test starts ℓ and ℓ̄ at 0 and would fire while ℓ warms up. Here both start at the first loss, and at the
+  first after an alarm. The η₀ in line 15 of Algorithm 2 is taken for a misprint.
+- An alarm restores buffers (running statistics) with the parameters: those that the restored parameters were left with.
+- A loss or gradient that is NaN or infinite right after a step counts as an alarm, and so does an infinite step:
+  networks overflow when they explode. A loss or gradient that is not finite at parameters to which the method has just
+  gone back, or at the first step, is not cured by going back: then nothing moves and the report says that it was not
+  finite. ALERA and Ag-Adam never go back and report at once.
+- A tensor whose gradient is zero, or rounding (its norm below 8 times the precision of the whole gradient's, as that of
+  a bias in front of batch normalisation), adds nothing to p: normalised, it would be noise.
+- Rates are kept as log(η/η₀): float32 would lose factors as near to 1 as SPALERA's.
+- Ag-Adam's p is made of gradients, as ALERA's; the paper does not say.
+- η₀ of the paper's best settings is not given (its range is 1e-5 to 1). Default 0.1, the better of the two rates in
+  our notes on an MNIST network and of use with normalised inputs; 1e-3 for Ag-Adam, as in Adam. C is so small that a
+  run of few steps hardly leaves η₀: ALERA diverges where SGD with that rate does (Rosenbrock), SALERA comes back.
+- ρ is one over the steps of a pass; without a horizon 0.01, the larger of the paper's two batch sizes.
+- Δ uses the absolute value of the first loss, for losses that can be negative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raycurv.directions import Direction
+from raycurv.objective import Batch, Objective
+from raycurv.optim.bounds import clip, require, require_clip, require_positive
+from raycurv.optim.protocol import Horizon, StepOptimizer, StepReport, check_batch, one_group
+from raycurv.optim.registry import register
+
+Params = nn.Module | Iterable[Any]
+_SENSITIVITY = 10  # λ: Δ is the first loss divided by it
+_ROUNDING = 8  # times the precision: below this share of the whole gradient, a tensor's gradient is noise
+_BATCH_RATIO = 0.01  # ρ without a horizon
+
+
+def random_walk_mean(memory: float, steps: int) -> float:
+    """μ(t) = E‖r_t‖² of the moving average of random unit vectors (eq. 4)."""
+    return memory / (2 - memory) * (1 - (1 - memory) ** (2 * steps))
+
+
+def random_walk_variance(memory: float, dimension: int, steps: int) -> float:
+    """Var ‖r_t‖², corrected: eq. 5 has half of it and the exponents t and t − 1."""
+    keep = (1 - memory) ** 2
+    limit = 4 * memory**2 * keep / (dimension * (2 - memory) ** 2 * (1 + keep))
+    return limit * (1 - keep**steps) * (1 - keep ** (steps - 1))
+
+
+def printed_deviation(memory: float, dimension: int) -> float:
+    """σ(d), the limit of eq. 5 as printed, with which C was tuned."""
+    keep = (1 - memory) ** 2
+    return math.sqrt(2 * memory**2 * keep / (dimension * (2 - memory) ** 2 * (1 + keep)))
+
+
+def page_hinkley(test: Tensor, loss: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+    """Lines 3 to 7 of Algorithm 1.
+
+    Args:
+        test: (t, ℓ, ℓ̄, L, L_min, Δ) float64; t = 0 starts the test, Δ = NaN is set from this loss.
+        loss: 0-d float64.
+        ratio: ρ.
+
+    Returns:
+        The test after this loss, and whether it fires.
+    """
+    t, smoothed, mean, cumulated, lowest, threshold = test.unbind()
+    smoothed, mean = torch.where(t == 0, loss, smoothed), torch.where(t == 0, loss, mean)
+    t = t + 1
+    smoothed = ratio * loss + (1 - ratio) * smoothed
+    mean = (smoothed + t * mean) / (t + 1)
+    cumulated = cumulated + (smoothed - mean)
+    lowest = torch.minimum(lowest, cumulated)
+    threshold = torch.where(threshold.isnan(), loss.abs() / _SENSITIVITY, threshold)
+    return torch.stack([t, smoothed, mean, cumulated, lowest, threshold]), cumulated - lowest > threshold
+
+
+@register("alera")
+class Alera(StepOptimizer):
+    """ALERA, Algorithm 1 without the test (see the module's text for equations and deviations).
+
+    Args:
+        model_or_params: a module or its parameters, one group.
+        horizon: not used.
+        learning_rate: η₀.
+        memory: α, in (0, 1).
+        gain: C; 0 is plain SGD.
+        clip_gradient: largest global norm of the gradient, or None.
+        rates_by_tensor: report the rate of each tensor too, as ``learning_rate/<name>`` (Fig. 1).
+
+    Raises:
+        ValueError: a setting out of bounds, or several parameter groups.
+    """
+
+    follows_gradient = True
+    name = "alera"
+
+    def __init__(
+        self,
+        model_or_params: Params,
+        *,
+        horizon: Horizon | None = None,
+        learning_rate: float = 0.1,
+        memory: float = 0.01,
+        gain: float = 3e-6,
+        clip_gradient: float | None = None,
+        rates_by_tensor: bool = False,
+    ) -> None:
+        require_positive(self.name, "learning_rate", learning_rate)
+        require(self.name, "memory", memory, 0 < memory < 1, "in (0, 1)")
+        require(self.name, "gain", gain, 0 <= gain < math.inf, "finite and at least 0")
+        require_clip(self.name, clip_gradient)
+        super().__init__(one_group(self.name, model_or_params), {})
+        self.learning_rate, self.memory, self.gain = learning_rate, memory, gain
+        self.clip_gradient, self.rates_by_tensor = clip_gradient, rates_by_tensor
+        self._deviations: Tensor | None = None  # σ(d) of each tensor, on the device
+
+    @torch.no_grad()
+    def step(self, batch: Batch, *, validation: Batch | None = None) -> StepReport:  # type: ignore[override]
+        """Lines 12 to 15 of Algorithm 1 on one batch."""
+        check_batch(self, batch)
+        objective, state = batch.objective, self.shared
+        if not state:
+            state.update(self._initial(objective))
+        loss, gradient = batch.value_and_gradient()
+        clip(gradient, self.clip_gradient)
+        path = self._path(gradient)
+        gap = self._gap(path)
+        growth = state["growth"] + self.gain * gap
+        direction, moments = self._direction(gradient)
+        self._scale(direction, self.learning_rate * growth.exp())
+        agreement = gap.mean()
+        known = torch.isfinite(loss) & torch.isfinite(agreement)  # p is finite only if the gradient's norm is
+        taken, finite, scalars = self._move(objective, loss, known, direction)
+        for key, value in {"path": path.flat, "growth": growth, **moments}.items():
+            state[key] = torch.where(taken, value, state[key])
+        return StepReport(loss, {**self._rates(objective), "agreement": agreement, **scalars}, finite)
+
+    def _initial(self, objective: Objective) -> dict[str, Tensor]:
+        growth = torch.zeros(len(objective.parameters), dtype=torch.float64, device=objective.device)
+        return {"path": torch.zeros_like(objective.direction(objective.parameters).flat), "growth": growth}
+
+    def _path(self, gradient: Direction) -> Direction:
+        """p, eq. 2, for each tensor."""
+        norms = torch.stack(torch._foreach_norm(gradient)).double()
+        rounding = _ROUNDING * torch.finfo(gradient.flat.dtype).eps * torch.linalg.vector_norm(norms)
+        weights = torch.where(norms <= rounding, 0.0, self.memory / norms)
+        path = Direction(self.shared["path"] * (1 - self.memory), gradient)
+        torch._foreach_add_(path, torch._foreach_mul(gradient, list(weights.unbind())))
+        return path
+
+    def _gap(self, path: Direction) -> Tensor:
+        """(‖p‖² − μ)/σ(d) of each tensor, eq. 6."""
+        squares = torch.stack(torch._foreach_norm(path)).double().square()
+        if self._deviations is None:
+            self._deviations = squares.new_tensor([printed_deviation(self.memory, p.numel()) for p in path])
+        return (squares - self.memory / (2 - self.memory)) / self._deviations
+
+    def _direction(self, gradient: Direction) -> tuple[Direction, dict[str, Tensor]]:
+        """What the rates multiply, and what else changes if the step is taken."""
+        return gradient, {}
+
+    def _scale(self, direction: Direction, rates: Tensor) -> None:
+        torch._foreach_mul_(direction, list(rates.unbind()))
+
+    def _move(
+        self, objective: Objective, loss: Tensor, known: Tensor, move: Direction
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """θ ← θ − move where loss and gradient are `known` and the move is finite.
+
+        Returns:
+            Whether the step was taken, `finite` of the report, and scalars.
+        """
+        sound = known & torch.isfinite(torch.linalg.vector_norm(move.flat))
+        gated = Direction(torch.where(sound, move.flat, 0.0), objective.parameters)
+        torch._foreach_sub_(objective.parameters, gated)
+        return sound, sound, {}
+
+    def _rates(self, objective: Objective) -> dict[str, Tensor]:
+        growth = self.shared["growth"]
+        mean, low, high = (self.learning_rate * x.exp() for x in (growth.mean(), growth.min(), growth.max()))
+        found = {"learning_rate": mean, "learning_rate_min": low, "learning_rate_max": high}
+        if self.rates_by_tensor:
+            rates = self.learning_rate * torch.stack([x.mean() for x in self._by_tensor(objective, growth)]).exp()
+            found |= {f"learning_rate/{name}": rate for name, rate in zip(objective.names, rates, strict=True)}
+        return found
+
+    def _by_tensor(self, objective: Objective, growth: Tensor) -> Iterable[Tensor]:
+        return growth.unbind()
+
+
+@register("salera")
+class Salera(Alera):
+    """SALERA, Algorithm 1: ALERA with a Page–Hinkley test and a way back (see the module's text).
+
+    Args:
+        model_or_params: a module or its parameters, one group.
+        horizon: its steps in a pass give ρ.
+        learning_rate: η₀.
+        memory: α, in (0, 1).
+        gain: C.
+        batch_ratio: ρ, batch size over training-set size; None takes it from the horizon, or 0.01.
+        clip_gradient: largest global norm of the gradient, or None.
+        rates_by_tensor: report the rate of each tensor too, as ``learning_rate/<name>`` (Fig. 1).
+
+    Raises:
+        ValueError: a setting out of bounds, or several parameter groups.
+    """
+
+    name = "salera"
+
+    def __init__(
+        self,
+        model_or_params: Params,
+        *,
+        horizon: Horizon | None = None,
+        learning_rate: float = 0.1,
+        memory: float = 0.01,
+        gain: float = 3e-6,
+        batch_ratio: float | None = None,
+        clip_gradient: float | None = None,
+        rates_by_tensor: bool = False,
+    ) -> None:
+        require(self.name, "batch_ratio", batch_ratio, batch_ratio is None or 0 < batch_ratio <= 1, "None or in (0, 1]")
+        super().__init__(
+            model_or_params, learning_rate=learning_rate, memory=memory, gain=gain,
+            clip_gradient=clip_gradient, rates_by_tensor=rates_by_tensor,
+        )  # fmt: skip
+        known = _BATCH_RATIO if horizon is None else 1 / horizon.steps_per_epoch
+        self.batch_ratio = known if batch_ratio is None else batch_ratio
+
+    def _initial(self, objective: Objective) -> dict[str, Tensor]:
+        test = torch.tensor([0.0, 0, 0, 0, 0, math.nan], dtype=torch.float64, device=objective.device)
+        counts = {"alarms": torch.zeros_like(test[0]), "moved": test[0] != 0, "test": test}
+        backup = {"backup": objective.direction(objective.parameters).flat.clone()}
+        buffers = {f"buffer/{name}": buffer.clone() for name, buffer in objective.model.named_buffers()}
+        return super()._initial(objective) | counts | backup | buffers
+
+    def _move(
+        self, objective: Objective, loss: Tensor, known: Tensor, move: Direction
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Lines 3 to 15: one step on, or back to where the last one started."""
+        state = self.shared
+        before = state["test"]
+        test, fires = page_hinkley(before, loss, self.batch_ratio)
+        sound = known & torch.isfinite(torch.linalg.vector_norm(move.flat))
+        curable = known | state["moved"]  # by smaller rates, or by going back
+        alarm = torch.where(sound, fires, curable)
+        taken = sound & ~alarm
+        again = torch.cat([torch.zeros_like(before[:5]), before[5:]])
+        state["test"] = torch.where(taken, test, torch.where(alarm, again, before))
+        state["growth"] = state["growth"] - alarm.double() * math.log(2)
+        state["alarms"] = state["alarms"] + alarm
+        state["moved"] = taken
+
+        # After an alarm, and before the first step, the backup is where the parameters are.
+        here, backup = objective.direction(objective.parameters).flat, state["backup"]
+        there = Direction(torch.where(taken, here - move.flat, backup), objective.parameters)
+        torch._foreach_copy_(objective.parameters, there)
+        state["backup"] = torch.where(taken, here, backup)
+        for name, buffer in objective.model.named_buffers():
+            kept = torch.where(taken, buffer, state[f"buffer/{name}"])
+            buffer.copy_(kept)
+            state[f"buffer/{name}"] = kept
+        scalars = {"alarm": alarm.double(), "alarms": state["alarms"], "smoothed_loss": test[1],
+                   "deviation": test[3] - test[4], "threshold": test[5]}  # fmt: skip
+        return taken, sound | curable, scalars
+
+
+@register("spalera")
+class Spalera(Salera):
+    """SPALERA, Algorithm 2: SALERA with one rate for each parameter (see the module's text).
+
+    Args:
+        model_or_params: a module or its parameters, one group.
+        horizon: its steps in a pass give ρ.
+        learning_rate: η₀.
+        memory: α, in (0, 1).
+        gain: C.
+        batch_ratio: ρ, batch size over training-set size; None takes it from the horizon, or 0.01.
+        clip_gradient: largest global norm of the gradient, or None.
+        rates_by_tensor: report the geometric mean of each tensor's rates too, as ``learning_rate/<name>``.
+
+    Raises:
+        ValueError: a setting out of bounds, or several parameter groups.
+    """
+
+    name = "spalera"
+
+    def __init__(
+        self,
+        model_or_params: Params,
+        *,
+        horizon: Horizon | None = None,
+        learning_rate: float = 0.1,
+        memory: float = 0.1,
+        gain: float = 3e-8,
+        batch_ratio: float | None = None,
+        clip_gradient: float | None = None,
+        rates_by_tensor: bool = False,
+    ) -> None:
+        super().__init__(
+            model_or_params, horizon=horizon, learning_rate=learning_rate, memory=memory, gain=gain,
+            batch_ratio=batch_ratio, clip_gradient=clip_gradient, rates_by_tensor=rates_by_tensor,
+        )  # fmt: skip
+
+    def _initial(self, objective: Objective) -> dict[str, Tensor]:
+        found = super()._initial(objective)
+        wide = torch.float64 if objective.dtype == torch.float64 else torch.float32
+        return found | {"growth": torch.zeros_like(found["path"], dtype=wide)}
+
+    def _path(self, gradient: Direction) -> Direction:
+        norm = torch.linalg.vector_norm(gradient.flat).double()
+        weight = torch.where(norm == 0, 0.0, self.memory / norm)
+        return Direction(self.shared["path"] * (1 - self.memory) + gradient.flat * weight, gradient)
+
+    def _gap(self, path: Direction) -> Tensor:
+        dimension = len(path.flat)
+        mean = self.memory / (2 - self.memory) / dimension
+        return (path.flat.square() - mean) / (printed_deviation(self.memory, dimension) / math.sqrt(dimension))
+
+    def _scale(self, direction: Direction, rates: Tensor) -> None:
+        direction.flat.mul_(rates)
+
+    def _by_tensor(self, objective: Objective, growth: Tensor) -> Iterable[Tensor]:
+        return Direction(growth, objective.parameters)
+
+
+@register("ag_adam")
+class AgAdam(Alera):
+    """Ag-Adam: ALERA's rates, Adam's direction m̂/(√v̂ + ε) (see the module's text).
+
+    Args:
+        model_or_params: a module or its parameters, one group.
+        horizon: not used.
+        learning_rate: η₀.
+        memory: α, in (0, 1).
+        gain: C; 0 is plain Adam.
+        beta1: of the first moment.
+        beta2: of the second moment.
+        epsilon: ε.
+        clip_gradient: largest global norm of the gradient, or None.
+        rates_by_tensor: report the rate of each tensor too, as ``learning_rate/<name>``.
+
+    Raises:
+        ValueError: a setting out of bounds, or several parameter groups.
+    """
+
+    name = "ag_adam"
+
+    def __init__(
+        self,
+        model_or_params: Params,
+        *,
+        horizon: Horizon | None = None,
+        learning_rate: float = 1e-3,
+        memory: float = 0.001,
+        gain: float = 3e-6,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        clip_gradient: float | None = None,
+        rates_by_tensor: bool = False,
+    ) -> None:
+        require(self.name, "beta1", beta1, 0 <= beta1 < 1, "in [0, 1)")
+        require(self.name, "beta2", beta2, 0 <= beta2 < 1, "in [0, 1)")
+        require_positive(self.name, "epsilon", epsilon)
+        super().__init__(
+            model_or_params, learning_rate=learning_rate, memory=memory, gain=gain,
+            clip_gradient=clip_gradient, rates_by_tensor=rates_by_tensor,
+        )  # fmt: skip
+        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
+
+    def _initial(self, objective: Objective) -> dict[str, Tensor]:
+        found = super()._initial(objective)
+        moments = {key: torch.zeros_like(found["path"]) for key in ("first", "second")}
+        return found | moments | {"taken": torch.zeros((), dtype=torch.float64, device=objective.device)}
+
+    def _direction(self, gradient: Direction) -> tuple[Direction, dict[str, Tensor]]:
+        state, g = self.shared, gradient.flat
+        taken = state["taken"] + 1
+        first = torch.lerp(state["first"], g, 1 - self.beta1)
+        second = (state["second"] * self.beta2).addcmul_(g, g, value=1 - self.beta2)
+        denominator = second.sqrt().div_((1 - self.beta2**taken).sqrt()).add_(self.epsilon)
+        direction = (first / denominator).div_(1 - self.beta1**taken)
+        return Direction(direction, gradient), {"first": first, "second": second, "taken": taken}
