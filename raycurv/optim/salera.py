@@ -300,18 +300,7 @@ class Salera(Alera):
 class Spalera(Salera):
     """SPALERA, Algorithm 2: SALERA with one rate for each parameter (see the module's text).
 
-    Args:
-        model_or_params: a module or its parameters, one group.
-        horizon: its steps in a pass give ρ.
-        learning_rate: η₀.
-        memory: α, in (0, 1).
-        gain: C.
-        batch_ratio: ρ, batch size over training-set size; None takes it from the horizon, or 0.01.
-        clip_gradient: largest global norm of the gradient, or None.
-        rates_by_tensor: report the geometric mean of each tensor's rates too, as ``learning_rate/<name>``.
-
-    Raises:
-        ValueError: a setting out of bounds, or several parameter groups.
+    Its settings are :class:`Salera`'s with other defaults; `rates_by_tensor` reports geometric means.
     """
 
     name = "spalera"

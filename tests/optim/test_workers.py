@@ -16,7 +16,10 @@ METHODS = {
     "salera": {"learning_rate": 12.0, "memory": 0.1, "gain": 0.01, "batch_ratio": 0.5},
     "spalera": {"learning_rate": 12.0, "memory": 0.1, "gain": 0.003, "batch_ratio": 0.5},
     "ag_adam": {"learning_rate": 0.01, "memory": 0.1, "gain": 0.01, "epsilon": 1e-3},
+    "ntlr_sgd": {"learning_rate": 0.1},
+    "hypergradient_additive": {"learning_rate": 0.1},
 }
+HORIZON = optim.Horizon(1, 20, 240)  # windows of four steps
 
 
 def share_of(step, rank, workers):
@@ -32,7 +35,7 @@ def trajectory(rank, workers, name, settings):
     model = case.model()
     collectives = ProcessGroup() if workers > 1 else Local()
     objective = raycurv.Objective(model, case.loss, case.l2, collectives=collectives)
-    optimizer, reports = optim.create(name, model, **settings), []
+    optimizer, reports = optim.create(name, model, horizon=HORIZON, **settings), []
     for step in range(STEPS):
         share = share_of(step, rank, workers)
         batch = objective.batch(case.inputs[share], case.targets[share])
