@@ -95,6 +95,8 @@ class _Launch:
             status = "KILLED"
             raise
         finally:
+            if self.asked is signal.SIGTERM:
+                self.tracking.hurry()
             for run in self._open_ones():
                 run.close(status)
                 self.tracking.done_with(run)

@@ -75,6 +75,14 @@ class Outbox:
             else:
                 self._waiting.append(delivery)
 
+    def postpone(self, kind: str) -> None:
+        """Write the waiting deliveries of a kind to a file, for the next start: there is no time for them now."""
+        with self._lock:
+            left = [delivery for delivery in self._waiting if delivery.kind == kind]
+            self._waiting = deque(delivery for delivery in self._waiting if delivery.kind != kind)
+        if left:
+            write_down(left, self._folder)
+
     def close(self, patience: float) -> Path | None:
         """Deliver what waits; after `patience` seconds without an answer write the rest to a file, and say where."""
         self._closing = True

@@ -199,7 +199,7 @@ def test_an_interrupted_run_is_closed_as_killed_with_a_checkpoint(driver: Driver
 
 
 def test_a_stopped_job_is_closed_as_killed_before_ray_loses_patience(driver: Driver) -> None:
-    job = driver.submit(*MINE, *TWO, "--run-name", "stopped")
+    job = driver.submit(*MINE, *TWO, "--run-name", "stopped", "--epochs", "100")
     job.wait_for("epoch 1 done")
     driver.stop(job)
     job.finish()

@@ -80,3 +80,16 @@ def test_a_refused_delivery_holds_nobody_up(tmp_path: Path) -> None:
     assert outbox.close(5.0) is None
     assert steps(server.got) == [1]
     assert "refused bad of run run: no such run" in said[0]
+
+
+def test_what_there_is_no_time_for_waits_in_a_file(tmp_path: Path) -> None:
+    server = Server()
+    outbox = Outbox(server.take, tmp_path, print)
+    outbox.put(Delivery("model", "run"))
+    outbox.put(Delivery("close", "run"))
+    outbox.postpone("model")
+
+    assert outbox.close(5.0) is None
+    assert [delivery.kind for delivery in server.got] == ["close"]
+    (path,) = tmp_path.iterdir()
+    assert read_back(path) == [Delivery("model", "run")]

@@ -216,6 +216,10 @@ class Tracking:
         """Stop the heartbeat of a run."""
         self._active.remove(run)
 
+    def hurry(self) -> None:
+        """Leave the models to the next start, because this process is about to be killed."""
+        self._outbox.postpone("model")
+
     def finish(self) -> Path | None:
         """Deliver what waits; what MLflow does not take in time is written to a file, whose path comes back."""
         return self._outbox.close(self._cluster.tracking_patience)
