@@ -86,7 +86,7 @@ def derivative(call: Call) -> Derivative:
 
 def keeps_input(call: Call) -> bool:
     """Whether the rule needs the first argument's values, so that an in-place operator needs a copy."""
-    if call.name == "mul":
+    if call.name in ("mul", "div"):
         return len(call.active) > 1 and call.active[1]
     return call.name in _KEEPS_INPUT or call.name not in RULES
 
@@ -116,22 +116,83 @@ def total(*terms: Tangent) -> Tangent:
 
 @rule(
     "t", "transpose", "permute", "unsqueeze", "squeeze", "select", "slice", "alias", "expand", "clone", "_to_copy",
-    "contiguous", "mean", "sum", "neg", "flip", "roll", "repeat", "diagonal", "constant_pad_nd", "reflection_pad1d",
+    "contiguous", "mean", "sum", "neg", "flip", "roll", "repeat", "diagonal", "reflection_pad1d",
     "reflection_pad2d", "replication_pad1d", "replication_pad2d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
     "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "upsample_nearest2d",
     "upsample_bilinear2d", "im2col", "col2im", "cumsum", "tril", "triu", "unfold", "movedim", "pixel_shuffle",
-    "pixel_unshuffle", "embedding", "lift_fresh", "index_select", "gather", "index", "split", "split_with_sizes",
+    "pixel_unshuffle", "lift_fresh", "index_select", "gather", "index", "split", "split_with_sizes",
     "unbind", "chunk", "unsafe_split", "channel_shuffle", "trace", "native_channel_shuffle", "expand_as",
     "squeeze_copy", "narrow", "rot90",
 )  # fmt: skip
 def _linear(call: Call) -> Derivative:
-    func, rest, kwargs, many = call.func, call.args[1:], call.kwargs, isinstance(call.out, (list, tuple))
+    # Out of place even where the model was not: tangents share memory with each other and with the direction.
+    func, rest, kwargs, many = _out_of_place(call), call.args[1:], call.kwargs, isinstance(call.out, (list, tuple))
 
     def first(d: Tensor, *_: Tangent) -> Any:
         out = func(d, *rest, **kwargs)
         return tuple(out) if many else out
 
     return Derivative(first)
+
+
+def _out_of_place(call: Call) -> Any:
+    """The operator itself, or its form that writes nothing.
+
+    Raises:
+        UnsupportedOperator: it has none.
+    """
+    func = call.func
+    if not func._schema.is_mutable:
+        return func
+    if call.name == "transpose":  # the only one whose overloads have other names
+        return aten.transpose.int
+    functional = getattr(getattr(torch.ops, func.namespace), call.name, None)
+    if functional is None or not hasattr(functional, func._overloadname):
+        raise UnsupportedOperator(f"{func} works in place and has no out-of-place form: write it out of place")
+    return getattr(functional, func._overloadname)
+
+
+@rule("constant_pad_nd")
+def _pad(call: Call) -> Derivative:
+    func, padding = call.func, call.args[1]
+    return Derivative(lambda d: func(d, padding))  # the constant around it does not move
+
+
+@rule("embedding")
+def _embedding(call: Call) -> Derivative:
+    func, indices, rest = call.func, call.args[1], call.args[2:]
+    padding = rest[0] if rest else -1
+    if len(rest) > 1 and rest[1]:
+        raise UnsupportedOperator(f"{func} with scale_grad_by_freq has a backward pass that is not its derivative")
+
+    def first(d: Tensor, *_: Tangent) -> Tensor:
+        moved = func(d, indices, *rest)
+        # The row of the padding is a constant, as it is for the backward pass.
+        return moved if padding < 0 else moved.masked_fill((indices == padding)[..., None], 0)
+
+    return Derivative(first)
+
+
+# --- random numbers: those of the forward pass, never drawn again ----------------------------------------------------
+
+
+@rule("native_dropout")
+def _dropout(call: Call) -> Derivative:
+    p, train, kept = call.args[1], call.args[2], call.out[1]
+    scale = 1 if train is False else 0 if p == 1 else 1 / (1 - p)
+    return Derivative(lambda d: d * kept * scale)
+
+
+@rule("rrelu_with_noise", keeps_input=True)
+def _rrelu(call: Call) -> Derivative:
+    x, noise, lower, upper, training = (*call.args, 1 / 8, 1 / 3, False)[:5] if len(call.args) < 3 else call.args[:5]
+    slope = noise if training else torch.where(x > 0, 1.0, (lower + upper) / 2)
+    return Derivative(lambda d, *_: d * slope)
+
+
+@rule("bernoulli", "normal", "uniform", "exponential", "cauchy", "geometric", "log_normal", "random", "poisson")
+def _drawn(call: Call) -> Derivative:
+    return Derivative(lambda *_: None)  # torch gives what is drawn a derivative of zero
 
 
 @rule("view", "_unsafe_view", "_reshape_alias")
@@ -156,7 +217,8 @@ def _as_strided(call: Call) -> Derivative:
 
 @rule("add", "sub", "rsub")
 def _add(call: Call) -> Derivative:
-    alpha, shape = call.kwargs.get("alpha", 1), call.out.shape
+    alpha = call.args[2] if len(call.args) > 2 else call.kwargs.get("alpha", 1)
+    shape = call.out.shape
     left, right = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[call.name]
     if not isinstance(call.args[1], Tensor):
         return Derivative(lambda d: d if left == 1 else d * left)
@@ -332,10 +394,10 @@ def _div(call: Call) -> Derivative:
     if not isinstance(y, Tensor) or not call.active[-1]:
         shape = call.out.shape
         return Derivative(lambda d, *_: (d / y).expand(shape))
-    out = call.out
 
     def first(dx: Tangent, dy: Tangent) -> Tensor:
-        return _required(total(None if dx is None else dx / y, None if dy is None else -out * dy / y))
+        # x / y anew: the model may write over the quotient, which torch's backward does not read.
+        return _required(total(dx, None if dy is None else dy * -(x / y))) / y
 
     def quadratic(dx: Tangent, dy: Tangent) -> Tangent:
         return None if dy is None else -2 * first(dx, dy) * dy / y
@@ -359,6 +421,8 @@ def _elementwise(slope: Phi, bend: Phi | None, fused: Phi | None = None, *, of: 
     """
 
     def make(call: Call) -> Derivative:
+        if len(call.active) > 1:  # a bound of clamp may be a tensor, with a tangent of its own
+            return _generic(call)
         at, more = (call.args[0] if of == "input" else call.out), call.args[1:]
 
         def first(d: Tensor, *_: Tangent) -> Tensor:
@@ -565,19 +629,24 @@ def _log_softmax(call: Call) -> Derivative:
 # --- everything else: torch's own derivatives ------------------------------------------------------------------------
 
 
-def _generic(call: Call) -> Derivative:
-    """Forward mode for the first derivative; for the second, reverse mode three times, which is slow and right.
+@rule("_weight_norm_interface")
+def _weight_norm(call: Call) -> Derivative:
+    def written_out(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+        return v * (g / torch.norm_except_dim(v, 2, dim))
+
+    return _generic(call, written_out)  # torch's own has no forward mode and a wrong second derivative
+
+
+def _generic(call: Call, equal: Callable[..., Any] | None = None) -> Derivative:
+    """Forward mode for the first derivative, reverse mode twice where torch has none.
+
+    For the second derivative, reverse mode three times, which is slow and right. `equal` is a function that computes
+    the same as the operator and is differentiated in its place.
 
     Raises:
-        UnsupportedOperator: torch has no forward-mode rule either.
+        UnsupportedOperator: torch has neither rule, or the operator draws random numbers.
     """
-    func = call.func
-    if func._schema.is_mutable:
-        functional = getattr(getattr(torch.ops, func.namespace), call.name, None)
-        overload = func._overloadname
-        if functional is None or not hasattr(functional, overload):
-            raise UnsupportedOperator(f"{func} works in place and has no out-of-place form: write it out of place")
-        func = getattr(functional, overload)
+    func = equal or _out_of_place(call)
     args, kwargs, active = call.args, call.kwargs, list(call.active)
 
     def evaluate(*tensors: Tensor) -> Any:
@@ -586,31 +655,44 @@ def _generic(call: Call) -> Derivative:
 
     points = tensors_of(args)
 
-    def first(*d: Tangent) -> Any:
+    def forward(*d: Tangent) -> Any:
         _load_forward_mode()
-        try:
-            with forward_ad.dual_level():
-                duals = [x if t is None else forward_ad.make_dual(x, t) for x, t in zip(points, d, strict=True)]
-                out = evaluate(*duals)
-                many = isinstance(out, (list, tuple))
-                tangents = tuple(_tangent(o) for o in (out if many else (out,)))
-                return tangents if many else tangents[0]
-        except (NotImplementedError, RuntimeError) as error:
-            raise UnsupportedOperator(
-                f"{func} has no rule in raycurv.curvature.rules and torch's forward mode refuses it: {error}"
-            ) from error
+        with forward_ad.dual_level():
+            duals = [x if t is None else forward_ad.make_dual(x, t) for x, t in zip(points, d, strict=True)]
+            out = evaluate(*duals)
+            many = isinstance(out, (list, tuple))
+            tangents = tuple(_tangent(o) for o in (out if many else (out,)))
+            return tangents if many else tangents[0]
 
-    def quadratic(*d: Tangent) -> Any:
+    def first(*d: Tangent) -> Any:
+        if torch.Tag.nondeterministic_seeded in call.func.tags:
+            raise UnsupportedOperator(
+                f"{func} draws random numbers, has no rule in raycurv.curvature.rules, and would "
+                "draw others if it were computed again"
+            )
+        try:
+            return forward(*d)
+        except torch.OutOfMemoryError:
+            raise
+        except (NotImplementedError, RuntimeError) as error:
+            try:
+                return by_reverse_mode(_first_derivative, *d)
+            except RuntimeError:
+                raise UnsupportedOperator(
+                    f"{func} has no rule in raycurv.curvature.rules and torch's forward mode refuses it: {error}"
+                ) from error
+
+    def by_reverse_mode(differentiate: Callable[..., Tangent], *d: Tangent) -> Any:
         with torch.enable_grad():
             xs = [x.detach().requires_grad_(a and t is not None) for x, a, t in zip(points, active, d, strict=True)]
             moving = [x for x in xs if x.requires_grad]
             along = [t for x, t in zip(xs, d, strict=True) if x.requires_grad]
             out = evaluate(*xs)
             many = isinstance(out, (list, tuple))
-            bends = tuple(_second_derivative(o, moving, along) for o in (out if many else (out,)))
-        return bends if many else bends[0]
+            found = tuple(differentiate(o, moving, along) for o in (out if many else (out,)))
+        return found if many else found[0]
 
-    return Derivative(first, quadratic)
+    return Derivative(first, lambda *d: by_reverse_mode(_second_derivative, *d))
 
 
 @functools.cache
@@ -644,6 +726,13 @@ def _along(out: Tensor, xs: list[Tensor], d: list[Any]) -> Tangent:
     if not any(p.requires_grad for p in pulled):
         return None
     return torch.autograd.grad(pulled, v, d, create_graph=True, allow_unused=True)[0]
+
+
+def _first_derivative(out: Any, xs: list[Tensor], d: list[Any]) -> Tangent:
+    if not isinstance(out, Tensor) or not out.is_floating_point() or not out.requires_grad:
+        return None
+    slope = _along(out, xs, d)
+    return None if slope is None else slope.detach()
 
 
 def _second_derivative(out: Any, xs: list[Tensor], d: list[Any]) -> Tangent:

@@ -38,6 +38,9 @@ _IGNORED = frozenset(
 ) | frozenset(["new_zeros", "new_ones", "new_full", "sym_size", "sym_stride", "sym_numel", "is_same_size"])
 
 
+_WHOLE = 1 << 62  # larger than any storage: addresses modulo it are the addresses
+
+
 @dataclass(frozen=True)
 class Step:
     """One recorded operator: the slots that it reads and writes, and its derivative at the point."""
@@ -65,6 +68,11 @@ class Tape(TorchDispatchMode):
         self._own: set[int] = set()
         self.steps: list[Step] = []
         self.parameter_slots = tuple(self._register(parameter) for parameter in parameters)
+        self._leaves = dict(self._slots)
+        self._constant = (
+            self._number_of_slots
+        )  # of every other leaf that requires a gradient: no tangent is stored in it
+        self._number_of_slots += 1
         self._output_slot: int | None = None
         self._last_use: list[int] = []
 
@@ -80,7 +88,8 @@ class Tape(TorchDispatchMode):
         """
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        if self._paused or name in _IGNORED:
+        # What is computed or written in place under no_grad is invisible to backward, and so it is here.
+        if self._paused or name in _IGNORED or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         tensors = rules.tensors_of(args)
         slots = tuple(self._slot_of(tensor, name) for tensor in tensors)
@@ -93,6 +102,8 @@ class Tape(TorchDispatchMode):
         if in_place and rules.keeps_input(call):
             call.args = (args[0].clone(), *args[1:])
         out = func(*args, **kwargs)
+        if not any(tensor.is_floating_point() for tensor in rules.tensors_of([out])):
+            return out  # item(), equal(), comparisons, argmax: no tangent leaves them
         call.out = out
         self.record(name, slots, out, rules.derivative(call), in_place=in_place)
         return out
@@ -135,12 +146,14 @@ class Tape(TorchDispatchMode):
         if not tensor.requires_grad:
             return None
         slot, made_by = self._slots.get(_key(tensor)), tensor.grad_fn
+        if made_by is None:
+            return self._leaves.get(_key(tensor), self._constant)
         # A custom autograd.Function is free to have a backward that is not the derivative of its forward.
-        if made_by is not None and (slot is None or (isinstance(made_by, BackwardCFunction) and slot not in self._own)):
+        if slot is None or (isinstance(made_by, BackwardCFunction) and slot not in self._own):
             raise UnsupportedOperator(
                 f"{name} reads a tensor whose tangent is not known, because it was made by {made_by.name()}: "
-                "a custom autograd.Function, or a write through a view (x[:, 0] = …, an in-place operation on one of "
-                "two views). Write it with torch operators, out of place"
+                "a custom autograd.Function, complex numbers, or a write through a view (x[:, 0] = …, an in-place "
+                "operation on one of two views). Write it with real torch operators, out of place"
             )
         return slot
 
@@ -156,12 +169,13 @@ class Tape(TorchDispatchMode):
         return slot
 
     def _forget_views(self, tensor: Tensor) -> None:
-        """An in-place write changed every view of the storage; only the written one has a known tangent."""
+        """An in-place write changed every view that overlaps; only the written one has a known tangent."""
         known = self._storages.get(tensor.untyped_storage()._cdata)
         if known is not None:
-            for key in known[1]:
+            written = _key(tensor)
+            for key in [key for key in known[1] if not _apart(key, written)]:
                 self._slots.pop(key, None)
-            known[1].clear()
+                known[1].discard(key)
 
     def finish(self, outputs: Tensor) -> None:
         """Name the tensor whose tangents are wanted.
@@ -248,6 +262,29 @@ def _key(tensor: Tensor) -> _Key:
         tensor.stride(),
         tensor.dtype,
     )
+
+
+def _apart(a: _Key, b: _Key) -> bool:
+    """Whether two views of one storage surely share no element, as the chunks of a tensor do.
+
+    They do not if for some stride the addresses modulo this stride lie in separate intervals.
+    """
+    if a[-1] != b[-1]:
+        return False
+    for period in {stride for stride in (*a[3], *b[3], _WHOLE) if stride > 0}:
+        (start, end), (other_start, other_end) = _interval(a, period), _interval(b, period)
+        if max(end, other_end) <= period and (end <= other_start or other_end <= start):
+            return True
+    return False
+
+
+def _interval(key: _Key, period: int) -> tuple[int, int]:
+    """First and end of the addresses modulo `period`; beyond `period` they wrap."""
+    _, offset, shape, strides, _ = key
+    moved = sum(
+        (size - 1) * stride for size, stride in zip(shape, strides, strict=True) if size > 1 and stride % period
+    )
+    return offset % period, offset % period + moved + 1
 
 
 def _start(slots: Sequence[int], tangents: Sequence[Tensor | None]) -> dict[int, Tensor]:

@@ -48,6 +48,31 @@ def strided(x: Tensor) -> Tensor:
     return x.as_strided((3, 4), (144, 36)) + x.mT.contiguous().mT.tanh().as_strided((3, 4), (1, 2))
 
 
+def negated_copy(x: Tensor) -> Tensor:
+    y = x + 1  # its tangent is the very tensor that is the tangent of x
+    y.neg_().cumsum_(1)
+    return y * x
+
+
+def overwritten_quotient(x: Tensor) -> Tensor:
+    y = x / (x * x + 1)
+    y += 1
+    return y * x
+
+
+def read_by_the_host(x: Tensor) -> Tensor:
+    return x * x if x.mean().item() > -100 and torch.equal(x, x) else x
+
+
+class Recurrent(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)[0]
+
+
 def overwritten(x: Tensor) -> Tensor:
     y = x.view(x.shape[0], -1)
     y.mul_(3)
@@ -99,6 +124,17 @@ LAYERS = {
     "encoder": (lambda: nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True), SEQUENCE),
     "encoder-norm-first": (lambda: nn.TransformerEncoderLayer(8, 2, 8, 0.0, "gelu", batch_first=True,
     norm_first=True), SEQUENCE),
+    "weight-norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(8, 3)), SEQUENCE),
+    "spectral-norm": (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 3)).eval(), SEQUENCE),
+    "lstm": (lambda: Recurrent(nn.LSTM(8, 4, batch_first=True)), SEQUENCE),
+    "gru": (lambda: Recurrent(nn.GRU(8, 4, bidirectional=True)), SEQUENCE),
+    "pad-with-a-value": (lambda: nn.ConstantPad2d(1, 5.0), IMAGE),
+    "in-place-on-a-sum": (lambda: Function(negated_copy, IMAGE), IMAGE),
+    "overwritten-quotient": (lambda: Function(overwritten_quotient, IMAGE), IMAGE),
+    "read-by-the-host": (lambda: Function(read_by_the_host, IMAGE), IMAGE),
+    "clamp-by-a-tensor": (lambda: Function(lambda x: x.clamp(min=0.3 * x * x), IMAGE), IMAGE),
+    "rsub": (lambda: Function(lambda x: torch.rsub(x * x, 3, alpha=2), IMAGE), IMAGE),
+    "no-forward-mode": (lambda: Function(lambda x: torch.cdist(x[:, 0], x[:, 1]), IMAGE), IMAGE),
     "embedding": (lambda: nn.Sequential(nn.Embedding(7, 4), nn.Tanh()), None),
     "upsample": (lambda: nn.Upsample(scale_factor=2, mode="bilinear"), IMAGE),
     "pad": (lambda: nn.ZeroPad2d(1), IMAGE),
@@ -233,6 +269,52 @@ def test_detached_and_no_grad_parts_are_constants():
         outputs = model(x)
     tape.finish(outputs)
     torch.testing.assert_close(tape.push([torch.ones(3)]), 5 * model.scale.detach().expand(2, 3))
+
+
+def adjoint_error(model, x) -> float:
+    """⟨u, J d⟩ − ⟨Jᵀu, d⟩ for random u and d."""
+    parameters = list(model.parameters())
+    tape = Tape(parameters)
+    with tape:
+        outputs = model(x)
+    tape.finish(outputs)
+    u, direction = torch.randn_like(outputs), [torch.randn_like(p) for p in parameters]
+    pulled = torch.autograd.grad(outputs, parameters, u)
+    pushed = tape.push(direction)
+    return ((u * pushed).sum() - sum((g * d).sum() for g, d in zip(pulled, direction, strict=True))).item()
+
+
+def clamped(x: Tensor) -> Tensor:
+    y = x * 1
+    with torch.no_grad():
+        y.clamp_(-0.5, 0.5)
+    return y * 3
+
+
+def by_another_leaf(x: Tensor) -> Tensor:
+    return torch.tanh(x) * torch.ones(4, 6, 6, dtype=x.dtype, requires_grad=True).view(1, 4, 6, 6)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.native_dropout(x, 0.5, True)[0],  # what dropout is on CUDA
+        lambda x: F.rrelu(x, training=True),
+        lambda x: x * torch.bernoulli(torch.sigmoid(x)),
+        clamped,
+        by_another_leaf,
+    ],
+    ids=["dropout", "rrelu", "bernoulli", "in-place-under-no-grad", "another-leaf"],
+)
+def test_pushes_through_what_backward_pulls_through(function):
+    torch.manual_seed(0)
+    assert abs(adjoint_error(Function(function, IMAGE).double(), torch.randn(IMAGE, dtype=torch.float64))) < 1e-12
+
+
+def test_the_row_of_the_padding_is_constant():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(7, 4, padding_idx=0), nn.Tanh()).double()
+    assert abs(adjoint_error(model, torch.arange(7))) < 1e-12
 
 
 def test_frees_tangents_on_the_way():
