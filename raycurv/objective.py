@@ -9,6 +9,7 @@ worker whose share is empty takes part with weight 0; batch normalisation uses t
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -223,6 +224,29 @@ class Batch:
         """Bring the parameters and buffers of a snapshot back."""
         for name, tensor in _state(self.objective.model):
             tensor.copy_(snapshot[name])
+
+    @torch.no_grad()
+    def in_double(self) -> Batch:
+        """This batch in float64: a copy of the model, inputs and targets, for differences that float32 would drown.
+
+        Questions about it see the same dropout mask, where the device draws the same numbers for float64, and move the
+        copy's running statistics alone.
+        """
+        objective = self.objective
+        if objective.dtype == torch.float64:
+            return self
+        twin = Objective(
+            copy.deepcopy(objective.model).double(), objective.loss.function, objective.l2, weights=objective.weights,
+            collectives=objective.collectives,
+        )  # fmt: skip
+        twin.covered = objective.covered
+
+        def wide(x: Tensor) -> Tensor:
+            return x[: self.samples].double() if x.is_floating_point() else x[: self.samples]
+
+        batch = twin.batch(pytree.tree_map(wide, self.inputs), wide(self.targets))
+        batch._generators = self._generators
+        return batch
 
     # --- one forward pass ------------------------------------------------------------------------------------------
 

@@ -98,6 +98,9 @@ class Loss:
     Args:
         loss: ``"cross_entropy"``, ``"squared_error"`` or a function. For CurveBall it must be convex in the outputs.
 
+    Attributes:
+        function: what it was made of, a name or a function.
+
     Raises:
         ValueError: an unknown name.
         TypeError: neither a name nor a function.
@@ -108,6 +111,7 @@ class Loss:
             raise ValueError(f"loss {loss!r} is unknown; it is one of {', '.join(NAMED)} or a function returning (B,)")
         if not isinstance(loss, str) and not callable(loss):
             raise TypeError(f"loss must be a name or a function of (outputs, targets), not {type(loss).__name__}")
+        self.function = loss
         self.name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
         if isinstance(loss, str):
             self._values, self._at = NAMED[loss]

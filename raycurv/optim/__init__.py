@@ -1,6 +1,16 @@
 """Optimizers by name, behind one step call; each needs torch alone."""
 
-from raycurv.optim import bfgs, curveball, first_order, levenberg_marquardt, newton, ntlr, red, salera  # registers them
+from raycurv.optim import (  # registers them
+    bfgs,
+    curveball,
+    first_order,
+    learned_rate,
+    levenberg_marquardt,
+    newton,
+    ntlr,
+    red,
+    salera,
+)
 from raycurv.optim.first_order import FirstOrder
 from raycurv.optim.protocol import Horizon, StepOptimizer, StepReport, parameters_of
 from raycurv.optim.registry import check, create, names, register, settings
@@ -17,4 +27,4 @@ __all__ = [
     "register",
     "settings",
 ]
-del bfgs, curveball, first_order, levenberg_marquardt, newton, ntlr, red, salera
+del bfgs, curveball, first_order, learned_rate, levenberg_marquardt, newton, ntlr, red, salera

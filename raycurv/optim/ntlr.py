@@ -1,6 +1,6 @@
 """NTLR: Newton steps on the learning rate from directions averaged over windows, around any torch optimizer.
 
-*Newton-Based Trainable Learning Rate* (Retsinas, Sfikas, Filntisis, Maragos; ICASSP 2023).
+*Newton-Based Trainable Learning Rate* (Retsinas, Sfikas, Filntisis, Maragos).
 
 Every K steps (a share p of the training set), with u_old and u_new the average directions of the last two windows
 (differences of the weights, divided by the rate α of the window), eq. 8 becomes

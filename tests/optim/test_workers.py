@@ -18,6 +18,8 @@ METHODS = {
     "ag_adam": {"learning_rate": 0.01, "memory": 0.1, "gain": 0.01, "epsilon": 1e-3},
     "ntlr_sgd": {"learning_rate": 0.1},
     "hypergradient_additive": {"learning_rate": 0.1},
+    "llr_first_order": {"learning_rate": 0.2, "meta_rate": 0.1, "on_validation": True},
+    "llr_second_order": {"learning_rate": 0.2, "damping": 1.0},
 }
 HORIZON = optim.Horizon(1, 20, 240)  # windows of four steps
 
@@ -46,8 +48,22 @@ def trajectory(rank, workers, name, settings):
     return {"reports": torch.cat(reports), **state}
 
 
+def differences(rank, workers):
+    """Five losses in float64 of a float32 network, half of whose workers have no sample."""
+    case = BY_NAME["batch-norm-l2"]
+    model = case.model().float()
+    collectives = ProcessGroup() if workers > 1 else Local()
+    objective = raycurv.Objective(model, case.loss, case.l2, collectives=collectives)
+    share = slice(0, 24) if rank == 0 else slice(0, 0)
+    batch = objective.batch(case.inputs[share].float(), case.targets[share])
+    optimizer = optim.create("llr_second_order", model, derivatives="differences", damping=1.0)
+    report = optimizer.step(batch)
+    return {"rate": optimizer.shared["rate"], "loss": report.loss}
+
+
 def trajectories(rank, workers):
-    return {name: trajectory(rank, workers, name, settings) for name, settings in METHODS.items()}
+    found = {name: trajectory(rank, workers, name, settings) for name, settings in METHODS.items()}
+    return found | {"differences": differences(rank, workers)}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +74,12 @@ def single():
 @pytest.fixture(scope="module")
 def two():
     return distributed.run(2, trajectories, 2)
+
+
+def test_differences_of_two_workers_are_those_of_one(single, two):
+    for found in two:
+        for key, value in single["differences"].items():
+            torch.testing.assert_close(found["differences"][key], value, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("name", METHODS)
