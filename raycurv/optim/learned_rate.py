@@ -25,7 +25,7 @@ What the paper leaves open, and deviations:
 - First order: g(t+1) is the gradient of the next batch, as eq. 4 has it, so that a step costs what an SGD step does;
   on a validation batch it is one more gradient, after the step.
 - α: the paper has 1e-6 (MNIST) and 1e-9 (raw features), far below what moves a rate of 0.01 in a few passes. The
-  default is 1e-3, as Baydin et al. (2018) have it for SGD. The rule depends on the scale of the loss, as the paper says.
+  default is 1e-3, as in Baydin et al. (2018) for SGD. The rule depends on the scale of the loss, as the paper says.
 - η₀: 0.01, the smaller of the paper's rates for CIFAR-10; from 0.1 it ended at the same rates, and the first step is
   taken before anything was learned.
 - Questions about the validation batch move no running statistics.

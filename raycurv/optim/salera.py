@@ -291,8 +291,8 @@ class Salera(Alera):
             kept = torch.where(taken, buffer, state[f"buffer/{name}"])
             buffer.copy_(kept)
             state[f"buffer/{name}"] = kept
-        scalars = {"alarm": alarm.double(), "alarms": state["alarms"], "smoothed_loss": test[1],
-                   "deviation": test[3] - test[4], "threshold": test[5]}  # fmt: skip
+        scalars = {"smoothed_loss": test[1], "deviation": test[3] - test[4], "threshold": test[5]}
+        scalars |= {"alarm": alarm.double(), "alarms": state["alarms"]}
         return taken, sound | curable, scalars
 
 
