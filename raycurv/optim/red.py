@@ -19,7 +19,8 @@ Symbols: ℓ ``scale``, η ``decay``, β₁ ``beta1``, β₂ ``beta2``, β₃ ``
 scalars of a step ℓr is ``learning_rate``, c ``curvature``, L̃ ``lipschitz``, ℓ ``scale``.
 
 One step costs three matrix products per linear layer for g and four for c, on the activations that g has left: 2.33
-times the plain gradient. With ``lean`` it gives them up after g and computes them again for c: 2.67 times.
+times the plain gradient. With ``lean`` it gives them up after g and asks for c apart (``Batch.taylor_along``), which
+computes the outputs again: 2.67 times.
 
 Deviations from the paper, and what it leaves open:
 
@@ -136,17 +137,20 @@ class Rescaled(StepOptimizer):
         gradient = linear.pull(linear.gradient)
         if batch.objective.l2:
             gradient.flat.add_(batch.objective.l2_gradient(batch.objective.parameters).flat)
-        direction, new = self._direction(gradient, state)
+        direction, total = self._direction(gradient, state)
         taylor = batch.taylor_along(direction) if self.lean else linear.taylor(direction)
+        del linear  # and its activations
 
         slope, squared_norm = gradient.dot(direction), direction.dot(direction)
-        curvature, lipschitz = self._lipschitz(taylor, squared_norm, state, new)
+        curvature, average, lipschitz = self._lipschitz(taylor, squared_norm, state)
         rate = scale * rescaling(slope, squared_norm, lipschitz, self.factor, self.eps)
+        finite = torch.isfinite(torch.stack([taylor.value, squared_norm, rate, average, total])).all()
+        new = self._averages(gradient, state)  # anew: kept until here they would add to the activations
+        new["curvature"] = average
         new["descents"] = state["descents"] + torch.stack([slope >= 0, slope == slope])
-        finite = _finite(taylor.value, squared_norm, rate, *new.values())
-        _move(batch.objective, direction, rate, finite)
         for name, value in new.items():
             self.shared[name] = torch.where(finite, value, state[name])
+        _move(batch.objective, direction, rate, finite)
         self.shared["steps"] += 1
         return StepReport(
             taylor.value,
@@ -179,37 +183,45 @@ class Rescaled(StepOptimizer):
             state["descents"] = torch.zeros_like(state["descents"])
         return self.schedule(state["steps"] // (self.steps_per_epoch or _STEPS_OF_AN_EPOCH))
 
-    def _direction(self, gradient: Direction, state: dict[str, Tensor]) -> tuple[Direction, dict[str, Tensor]]:
-        """Θ̇, and the state that it leaves (Algorithm 3, lines 5-9, and Algorithm 4)."""
+    def _averages(self, gradient: Direction, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """K, ĝ and v̂ after this gradient."""
         new = {"counted": state["counted"] + 1}
-        flat = gradient.flat
         if self.beta1:
             new["gradient"] = averaged(state["gradient"], gradient.flat, self.beta1)
-            flat = new["gradient"] / (1 - self.beta1 ** new["counted"]).to(flat.dtype)
         if self.beta2 is not None:
             new["square"] = averaged(state["square"], gradient.flat.square(), self.beta2)
-            correction = (1 - self.beta2 ** new["counted"]).to(flat.dtype)
-            flat = flat / (new["square"] / correction).sqrt_().add_(self.eps)
-        return Direction(flat, gradient), new
+        return new
+
+    def _direction(self, gradient: Direction, state: dict[str, Tensor]) -> tuple[Direction, Tensor]:
+        """Θ̇ (Algorithm 3, lines 5-9, and Algorithm 4), and the sum of v̂, which is not finite if one of v̂ is not."""
+        new = self._averages(gradient, state)
+        flat, total = gradient.flat, torch.zeros_like(new["counted"])
+        if self.beta1:
+            flat = new.pop("gradient").div_(_correction(self.beta1, new["counted"], flat))
+        if self.beta2 is not None:
+            square = new.pop("square")
+            total = square.sum(dtype=torch.float64)
+            flat = flat / square.div_(_correction(self.beta2, new["counted"], flat)).sqrt_().add_(self.eps)
+        return Direction(flat, gradient), total
 
     def _lipschitz(
-        self, taylor: Taylor, squared_norm: Tensor, state: dict[str, Tensor], new: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """C and L̃ (Algorithm 1, lines 4-6)."""
+        self, taylor: Taylor, squared_norm: Tensor, state: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """C, ĉ and L̃ (Algorithm 1, lines 4-6)."""
         curvature = curvature_along(taylor.absolute_curvature, squared_norm)
-        new["curvature"] = averaged(state["curvature"], curvature, self.beta3)
-        corrected = new["curvature"] / (1 - self.beta3 ** new["counted"])
-        return curvature, torch.maximum(corrected, curvature)
+        average = averaged(state["curvature"], curvature, self.beta3)
+        corrected = average / _correction(self.beta3, state["counted"] + 1, average)
+        return curvature, average, torch.maximum(corrected, curvature)
 
 
-def _finite(*numbers: Tensor) -> Tensor:
-    """Whether all are finite; of a vector its sum, which needs no vector of answers."""
-    return torch.isfinite(torch.stack([number.sum(dtype=torch.float64) for number in numbers])).all()
+def _correction(beta: float, counted: Tensor, like: Tensor) -> Tensor:
+    """1 − βᵏ."""
+    return (1 - beta**counted).to(like.dtype)
 
 
 def _move(objective: Objective, direction: Direction, rate: Tensor, finite: Tensor) -> None:
     """Θ ← Θ − rate·Θ̇, or nothing at all if a number is not finite: decided on the device."""
-    move = torch.where(finite, direction.flat * -rate.to(direction.flat.dtype), 0.0)
+    move = torch.where(finite, direction.flat.mul_(-rate.to(direction.flat.dtype)), 0.0)
     torch._foreach_add_(objective.parameters, Direction(move, objective.parameters))
 
 
