@@ -28,6 +28,7 @@ What the paper leaves open, and deviations:
   default is 1e-3, as in Baydin et al. (2018) for SGD. The rule depends on the scale of the loss, as the paper says.
 - η₀: 0.01, the smaller of the paper's rates for CIFAR-10; from 0.1 it ended at the same rates, and the first step is
   taken before anything was learned.
+- Nothing holds the first steps back: where SGD with the rate η₀ diverges at once (Rosenbrock), so do both orders.
 - Questions about the validation batch move no running statistics.
 - A rate that is not finite is not taken over. A step whose loss, derivatives or move are not finite is not taken.
 """

@@ -28,6 +28,8 @@ What the paper leaves open, and deviations:
 - η: additive 0.1, the column of Table 1 that depends least on α₀. Multiplicative 0.1; the paper's 1e-4 and 1e-5 move
   the rate by less than 0.1 % in a pass, as its rule is printed. The first-order rules change the rate at most by 100
   times up or down, so that it stays positive, which the paper does not mention.
+- Nothing holds the rate back (the paper's final remark): where SGD diverges within the first windows (Rosenbrock at the
+  default), so does this, and over hundreds of windows on one and the same batch the rate may run away.
 - A step whose loss or gradient is not finite is taken with a gradient of zero, as around the plain optimizer.
 """
 

@@ -127,6 +127,33 @@ def test_newton_without_damping_lands_on_the_minimum_in_one_step_of_the_rate(sta
     assert batch.value() < 1e-12
 
 
+class Rosenbrock(nn.Module):
+    """Residuals (1 − u, 10(v − u²)) from (−1.2, 1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([-1.2, 1.0], dtype=torch.float64))
+
+    def forward(self, x):
+        return x * torch.stack([1 - self.w[0], 10 * (self.w[1] - self.w[0] ** 2)])
+
+
+def on_rosenbrock(name, number, **settings):
+    model = Rosenbrock()
+    batch = raycurv.Objective(model, "squared_error").batch(torch.ones(1, 2).double(), torch.zeros(1, 2).double())
+    optimizer = optim.create(name, model, **settings)
+    return batch, [optimizer.step(batch) for _ in range(number)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_on_rosenbrock_the_first_steps_diverge_at_the_default_rate_and_not_at_a_small_one(name):
+    _, reports = on_rosenbrock(name, 10)
+    assert not reports[-1].loss < 1e6
+    batch, reports = on_rosenbrock(name, 300, learning_rate=1e-4, **({"meta_rate": 1e-9} if "first" in name else {}))
+    assert all(report.finite for report in reports)
+    assert batch.value() < 5
+
+
 def test_without_a_meta_rate_it_is_plain_descent():
     case, model, objective, optimizer = made("llr_first_order", "batch-norm", meta_rate=0.0, learning_rate=0.05)
     other = case.model()

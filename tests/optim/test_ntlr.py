@@ -114,6 +114,42 @@ def test_factors_are_bounded():
     assert multiplicative(5.0)(0.1, Directions(cross=0.0, old=0.0, new=1.0)) == 1.0
 
 
+class Rosenbrock(nn.Module):
+    """Residuals (1 − u, 10(v − u²)) from (−1.2, 1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([-1.2, 1.0], dtype=torch.float64))
+
+    def forward(self, x):
+        return x * torch.stack([1 - self.w[0], 10 * (self.w[1] - self.w[0] ** 2)])
+
+
+def on_rosenbrock(name, number, **settings):
+    model = Rosenbrock()
+    batch = raycurv.Objective(model, "squared_error").batch(torch.ones(1, 2).double(), torch.zeros(1, 2).double())
+    optimizer = optim.create(name, model, **settings)
+    return batch, [optimizer.step(batch) for _ in range(number)]
+
+
+@pytest.mark.parametrize("name", ["ntlr_sgd", "hypergradient_additive", "hypergradient_multiplicative"])
+def test_on_rosenbrock_the_first_window_diverges_at_the_default_rate_and_not_at_a_small_one(name):
+    _, reports = on_rosenbrock(name, 10)
+    assert not reports[-1].loss < 1e6
+    small = {"hypergradient_additive": {"meta_rate": 1e-9}}.get(name, {})  # its scale is that of the gradients
+    batch, reports = on_rosenbrock(name, 500, learning_rate=1e-4, **small)
+    assert all(report.finite for report in reports)
+    assert batch.value() < 5
+
+
+def test_many_windows_on_one_batch_let_the_rate_run_away():
+    """The paper's final remark: an increase of the rate may lead to exploding gradients."""
+    case, _, objective, optimizer = made("ntlr_adam")
+    batch = objective.batch(case.inputs, case.targets)
+    reports = [optimizer.step(batch) for _ in range(300)]
+    assert float(reports[-1].scalars["learning_rate"]) > 100
+
+
 @pytest.mark.parametrize("start", [1e-5, 1e-3, 0.1])
 def test_far_starts_end_at_similar_rates(start):
     case, _, objective, optimizer = made("ntlr_sgd", learning_rate=start)

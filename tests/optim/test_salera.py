@@ -216,6 +216,34 @@ def test_nan_loss_skips_the_step_and_says_so(name):
     assert bool(optimizer.step(objective.batch(case.inputs, case.targets)).finite)
 
 
+class Rosenbrock(nn.Module):
+    """Residuals (1 − u, 10(v − u²)) from (−1.2, 1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([-1.2, 1.0], dtype=torch.float64))
+
+    def forward(self, x):
+        return x * torch.stack([1 - self.w[0], 10 * (self.w[1] - self.w[0] ** 2)])
+
+
+def on_rosenbrock(name, number, **settings):
+    model = Rosenbrock()
+    batch = raycurv.Objective(model, "squared_error").batch(torch.ones(1, 2).double(), torch.zeros(1, 2).double())
+    optimizer = optim.create(name, model, **settings)
+    return batch, [optimizer.step(batch) for _ in range(number)]
+
+
+def test_on_rosenbrock_alera_diverges_and_salera_comes_back():
+    _, reports = on_rosenbrock("alera", 20)
+    assert not reports[-1].loss < 1e6
+    for name in ("salera", "spalera"):
+        batch, reports = on_rosenbrock(name, 200)
+        assert all(report.finite for report in reports)
+        assert reports[-1].scalars["alarms"] > 3
+        assert batch.value() < 1
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_zero_gradient_leaves_the_parameters(name):
     def flat(outputs, targets):
