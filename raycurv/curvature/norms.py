@@ -41,12 +41,14 @@ class Normalised:
     def first(self, d: Tensor) -> Tensor:
         """x̂' along d, in few temporaries: r (d − mean d − (x − μ) r² mean((x − μ) d))."""
         offset = self.x - self.centre
+        d = d.to(offset.dtype)  # the statistics of half-precision tensors are float32
         mean_d, c = self.mean(d, offset * d)
         return (d - mean_d).addcmul_(offset, -self.r * self.r * c).mul_(self.r)
 
     def second(self, d: Tensor) -> tuple[Tensor, Tensor]:
         """x̂' and x̂'' along d."""
         x_hat = self.value()
+        d = d.to(x_hat.dtype)
         mean_d, c = self.mean(d, x_hat * d)
         centred = d - mean_d
         first = self.r * (centred - x_hat * c)
@@ -209,8 +211,7 @@ class SynchronisedBatchNorm(TorchFunctionMode):
 
     def __init__(self, sum_over_workers: Sum, *, empty: bool = False, tape: Tape | None = None) -> None:
         super().__init__()
-        self.sum_over_workers = sum_over_workers
-        self.empty = empty
+        self.workers = _Workers(sum_over_workers, empty)
         self.tape = tape
 
     def __torch_function__(
@@ -244,7 +245,8 @@ class SynchronisedBatchNorm(TorchFunctionMode):
         if running_mean is not None and running_var is not None:
             with torch.no_grad():
                 running_mean.lerp_(statistics.mean.to(running_mean.dtype), momentum)
-                unbiased = statistics.variance * (statistics.count / (statistics.count - 1))
+                # A single value has the variance 0: the quotient must not be 0 · ∞.
+                unbiased = statistics.variance * (statistics.count / (statistics.count - 1).clamp(min=1))
                 running_var.lerp_(unbiased.to(running_var.dtype), momentum)
         if self.tape is not None and any(slot is not None for slot in slots):
             derivative = self._derivative(input, weight, bias, out, statistics)
@@ -255,7 +257,7 @@ class SynchronisedBatchNorm(TorchFunctionMode):
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, shift: Tensor | None
     ) -> tuple[Tensor, _Statistics]:
         statistics = self._statistics(x.detach(), eps, shift)
-        return _Normalise.apply(x, weight, bias, statistics, self), statistics
+        return _Normalise.apply(x, weight, bias, statistics, self.workers), statistics
 
     def _statistics(self, x: Tensor, eps: float, shift: Tensor | None) -> _Statistics:
         """Mean and variance of every channel over the samples of all workers, in one all-reduce.
@@ -271,33 +273,43 @@ class SynchronisedBatchNorm(TorchFunctionMode):
         common = torch.zeros_like(mean) if shift is None else shift.detach().to(mean.dtype).clone()
         offset = mean - common
         sums = torch.stack([count * offset, count * offset.square(), squares, count.expand_as(mean)])
-        sums = self.sum_over_workers(torch.zeros_like(sums) if self.empty else sums)
+        sums = self.workers.sum(sums)
         count = sums[3]
         offset = sums[0] / count
         between = (sums[1] - count * offset.square()).clamp(min=0)
         variance = (sums[2] + between) / count
         return _Statistics(common + offset, variance, torch.rsqrt(variance + eps), count)
 
+    def _derivative(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor, statistics: _Statistics
+    ) -> Derivative:
+        x, shape = x.detach(), _channels(x)
+        centre, r = statistics.mean.view(shape), statistics.r.view(shape)
+        call = Call(None, "batch_norm", (x, weight, bias), {}, [])
+        scale = None if weight is None else weight.detach().view(shape)
+        means = self.workers.means(statistics.count, shape)
+        return _reshaped(_affine(Normalised(x, centre, r, means), scale), call, shape, out.detach())
+
+
+@dataclass(frozen=True)
+class _Workers:
+    """What the graph keeps of the mode. It must not keep the tape, which keeps the graph: nothing would be freed."""
+
+    sum_over_workers: Sum
+    empty: bool
+
+    def sum(self, sums: Tensor) -> Tensor:
+        return self.sum_over_workers(torch.zeros_like(sums) if self.empty else sums)
+
     def means(self, count: Tensor, shape: tuple[int, ...]) -> Mean:
         """Means over the samples of all workers, in one all-reduce."""
 
         def mean(*values: Tensor) -> tuple[Tensor, ...]:
             dims = [i for i in range(values[0].dim()) if i != 1]
-            sums = torch.stack([value.to(count.dtype).sum(dims) for value in values])
-            sums = self.sum_over_workers(torch.zeros_like(sums) if self.empty else sums)
+            sums = self.sum(torch.stack([value.to(count.dtype).sum(dims) for value in values]))
             return tuple((row / count).to(values[0].dtype).view(shape) for row in sums)
 
         return mean
-
-    def _derivative(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor, statistics: _Statistics
-    ) -> Derivative:
-        x, shape = x.detach(), _channels(x)
-        centre, r = statistics.mean.to(x.dtype).view(shape), statistics.r.to(x.dtype).view(shape)
-        call = Call(None, "batch_norm", (x, weight, bias), {}, [])
-        scale = None if weight is None else weight.detach().view(shape)
-        means = self.means(statistics.count, shape)
-        return _reshaped(_affine(Normalised(x, centre, r, means), scale), call, shape, out.detach())
 
 
 class _Statistics:
@@ -315,29 +327,30 @@ class _Normalise(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         statistics: _Statistics,
-        mode: SynchronisedBatchNorm,
+        workers: _Workers,
     ) -> Tensor:
         shape = _channels(x)
         ctx.save_for_backward(x, weight)
-        ctx.statistics, ctx.mode, ctx.has_bias = statistics, mode, bias is not None
-        r = statistics.r.to(x.dtype)
-        scale = r if weight is None else r * weight
-        shift = -statistics.mean.to(x.dtype) * scale
+        ctx.statistics, ctx.workers, ctx.has_bias = statistics, workers, bias is not None
+        scale = statistics.r if weight is None else statistics.r * weight
+        shift = -statistics.mean * scale
         shift = shift if bias is None else shift + bias
-        return torch.addcmul(shift.view(shape).to(x.dtype), x, scale.view(shape).to(x.dtype))
+        # Half-precision inputs in float32, as torch's own kernels do: μ rounded to bfloat16 would move every sample.
+        return torch.addcmul(shift.view(shape), x.to(shift.dtype), scale.view(shape)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         shape = _channels(x)
-        centre, r = ctx.statistics.mean.to(x.dtype).view(shape), ctx.statistics.r.to(x.dtype).view(shape)
+        centre, r = ctx.statistics.mean.view(shape), ctx.statistics.r.view(shape)
         x_hat = (x - centre) * r
+        g = g.to(x_hat.dtype)
         dims = [i for i in range(x.dim()) if i != 1]
         through = x_hat * g
         grad_weight = None if weight is None else through.sum(dims).to(weight.dtype)
         grad_bias = g.sum(dims) if ctx.has_bias else None
-        mean_g, mean_through = ctx.mode.means(ctx.statistics.count, shape)(g, through)
+        mean_g, mean_through = ctx.workers.means(ctx.statistics.count, shape)(g, through)
         scale = r if weight is None else r * weight.view(shape)
-        grad_x = scale * (g - mean_g - x_hat * mean_through)
+        grad_x = (scale * (g - mean_g - x_hat * mean_through)).to(x.dtype)
         # A worker without samples computes on a stand-in, which must not receive the others' means.
-        return torch.zeros_like(grad_x) if ctx.mode.empty else grad_x, grad_weight, grad_bias, None, None
+        return torch.zeros_like(grad_x) if ctx.workers.empty else grad_x, grad_weight, grad_bias, None, None
