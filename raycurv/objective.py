@@ -91,6 +91,7 @@ class Objective:
         self.device, self.dtype = self.parameters[0].device, self.parameters[0].dtype
         self._traced = _Traced(model, self)
         self._wrapped: nn.Module | None = None
+        self.unused_parameters = False
 
     def batch(self, inputs: Any, targets: Tensor) -> Batch:
         """This worker's share of one global batch.
@@ -128,8 +129,10 @@ class Objective:
             if self.collectives.size == 1:
                 self._wrapped = self._traced
             else:
-                unused = batch._has_unused_parameters()
-                self._wrapped = self.collectives.wrap(self._traced, find_unused_parameters=unused)
+                # The workers must agree, or they would wait for different all-reduces.
+                found = torch.tensor(float(batch._has_unused_parameters()), device=self.device)
+                self.unused_parameters = bool(self.collectives.sum(found) > 0)
+                self._wrapped = self.collectives.wrap(self._traced, find_unused_parameters=self.unused_parameters)
         return self._wrapped
 
 
@@ -271,9 +274,11 @@ class Batch:
             with self._question(tape):
                 objective._traced.tape = tape
                 try:
-                    return module(self.inputs)
+                    answer = module(self.inputs)
                 finally:
                     objective._traced.tape = None
+                objective._traced.armed = True
+                return answer
 
     def _forward_recorded(self, tape: Tape | None) -> Tensor:
         with self._question(tape), _recording(tape):
@@ -293,20 +298,17 @@ class Batch:
         objective, first = self.objective, self._generators is None
         if self._generators is None:
             self._generators = _Generators(objective.device)
-        buffers = [] if first else [buffer for buffer in objective.model.buffers() if buffer is not None]
-        kept = [buffer.clone() for buffer in buffers]
         torch.clear_autocast_cache()  # it would serve the casted weights of before the last step
         with contextlib.ExitStack() as stack:
             if not first:
                 stack.enter_context(self._generators.replayed())
+                stack.enter_context(_kept_buffers(objective.model))
             if objective.collectives.size > 1:
                 stack.enter_context(SynchronisedBatchNorm(objective.collectives.sum, empty=self.empty, tape=tape))
             if tape is not None:
                 # The fused attention kernels have no forward-mode rule.
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
-        for buffer, value in zip(buffers, kept, strict=True):
-            buffer.data.copy_(value)  # .data: a graph that waits for its backward pass has saved this buffer
 
     def _has_unused_parameters(self) -> bool:
         """Whether a parameter does not take part in this batch; the question leaves no trace."""
@@ -382,7 +384,7 @@ class Linearisation:
         """J_φ·u / Σw over all workers: the only gradient-sized all-reduce. Once; the graph is gone afterwards.
 
         Raises:
-            RuntimeError: it was pulled before.
+            RuntimeError: it was pulled before, or a parameter that took part in the first batch did not in this one.
         """
         graph, self._graph = self._graph, None
         if graph is None:
@@ -393,12 +395,21 @@ class Linearisation:
             scaled = (cotangent / weight.to(cotangent.dtype)).to(graph.dtype)
             grads = torch.autograd.grad(graph, objective.parameters, scaled, allow_unused=True)
             return objective.direction(grads)
+        traced = objective._traced
+        armed, traced.armed = traced.armed, False
+        if not armed:
+            # DDP reduces one backward pass after a forward pass; of two passes kept at once, this is the second.
+            grads = torch.autograd.grad(graph, objective.parameters, cotangent.to(graph.dtype), allow_unused=True)
+            pulled = objective.direction(grads)
+            collectives.sum(pulled.flat).div_(collectives.sum(weight.clone()).to(pulled.flat.dtype))
+            return pulled
         # DDP takes the mean over the workers; the ticket's gradient brings the global weight along.
         for parameter in (*objective.parameters, objective._traced.carrier):
             parameter.grad = None
         size = collectives.size
         carried = (weight * size).to(self._ticket.dtype).expand_as(self._ticket)
         torch.autograd.backward([graph, self._ticket], [(cotangent * size).to(graph.dtype), carried])
+        _check_reduced(objective)
         total = cast(Tensor, objective._traced.carrier.grad)
         pulled = objective.direction([parameter.grad for parameter in objective.parameters])
         pulled.flat.div_(total.to(pulled.flat.dtype))
@@ -456,6 +467,7 @@ class _Traced(nn.Module):
         super().__init__()
         self.model = model
         self.tape: Tape | None = None
+        self.armed = False  # DDP has seen a forward pass whose backward pass it will reduce
         wide = objective.dtype if objective.dtype in (torch.float32, torch.float64) else torch.float32
         self.carrier = nn.Parameter(torch.zeros(1, dtype=wide, device=objective.device))
 
@@ -492,6 +504,35 @@ class _Generators:
         torch.set_rng_state(state[0])
         if state[1] is not None and self._device is not None:
             torch.cuda.set_rng_state(state[1], self._device)
+
+
+@contextlib.contextmanager
+def _kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Bring the buffers back at the end, also those that the model replaced by other tensors."""
+    found = [(m, name, buffer) for m in model.modules() for name, buffer in m._buffers.items() if buffer is not None]
+    kept = [buffer.clone() for _, _, buffer in found]
+    try:
+        yield
+    finally:
+        for (module, name, buffer), value in zip(found, kept, strict=True):
+            buffer.data.copy_(value)  # .data: a graph that waits for its backward pass has saved this buffer
+            module._buffers[name] = buffer
+
+
+def _check_reduced(objective: Objective) -> None:
+    """Refuse gradients that DDP has not reduced because a parameter of their bucket got none.
+
+    Raises:
+        RuntimeError: a parameter took part in the first batch and not in this one.
+    """
+    if objective.unused_parameters:
+        return
+    missing = [n for n, p in zip(objective.names, objective.parameters, strict=True) if p.grad is None]
+    if missing:
+        raise RuntimeError(
+            f"parameters {', '.join(missing[:5])} took part in the first batch and not in this one, so the workers' "
+            "gradients cannot be summed: let the model use all its parameters in every batch (times 0 where needed)"
+        )
 
 
 def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -1,5 +1,7 @@
 """Two and four gloo processes on loopback against one process, in float64."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -76,6 +78,36 @@ def unused(rank: int, workers: int) -> Tensors:
     return dict(model.state_dict())
 
 
+class Switching(HalfUsed):
+    """Each sample's own layer: a worker may find no sample of the second kind in its share."""
+
+    def forward(self, x):
+        second = x[:, 0] > 0
+        outputs = self.used(x)
+        return torch.where(second[:, None], self.unused(x), outputs) if second.any() else outputs
+
+
+def switching(rank: int, workers: int) -> Tensors:
+    torch.manual_seed(0)
+    case = BY_NAME["mlp"]
+    objective = raycurv.Objective(Switching().double(), case.loss, collectives=collectives(workers))
+    rows = case.inputs[:, 0].argsort().tensor_split(workers)[rank]
+    return {"gradient": objective.batch(case.inputs[rows], case.targets[rows]).gradient().flat}
+
+
+def two_at_once(rank: int, workers: int) -> Tensors:
+    """Two forward passes are kept before the first is pulled, and other questions asked in between."""
+    case = BY_NAME["batch-norm"]
+    objective = raycurv.Objective(case.model(), case.loss, collectives=collectives(workers))
+    shares = [rows.tensor_split(workers)[rank] for rows in torch.arange(24).split([14, 10])]
+    first, second = (objective.batch(case.inputs[share], case.targets[share]) for share in shares)
+    kept = [first.linearise(), second.linearise()]
+    first.value()
+    second.taylor_along(objective.parameters)
+    pulled = [linear.pull(linear.gradient).flat for linear in kept]
+    return {"first": pulled[0], "second": pulled[1], "after": first.gradient().flat}
+
+
 def everything(rank: int, workers: int) -> dict[str, Tensors]:
     return {
         "mlp-l2": trajectory(rank, workers, "mlp-l2"),
@@ -84,6 +116,8 @@ def everything(rank: int, workers: int) -> dict[str, Tensors]:
         "adam": trajectory(rank, workers, "batch-norm-l2", "adam"),
         "answers": answers(rank, workers),
         "unused": unused(rank, workers),
+        "switching": switching(rank, workers),
+        "two at once": two_at_once(rank, workers),
     }
 
 
@@ -115,8 +149,47 @@ def dropped(rank: int) -> Tensors:
     return {k: v.detach().clone() for k, v in model.state_dict().items()}
 
 
+def held(rank: int) -> Tensors:
+    """Tensors that are alive after each step, without the help of the garbage collector."""
+    case = BY_NAME["batch-norm"]
+    model = case.model()
+    objective = raycurv.Objective(model, case.loss, collectives=ProcessGroup())
+    optimizer = optim.create("curveball", model)
+    counts = []
+    gc.disable()
+    for _ in range(4):
+        optimizer.step(objective.batch(case.inputs[rank::2], case.targets[rank::2]))
+        counts.append(sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()))
+    gc.enable()
+    return {"counts": torch.tensor(counts[1:])}
+
+
+def in_half_precision(rank: int, workers: int) -> Tensors:
+    """Slope, curvature and gradient through batch normalisation of inputs far from 0, under bfloat16 autocast."""
+    case = BY_NAME["batch-norm"]
+    model = case.model().float()
+    model.insert(1, nn.Conv2d(4, 4, 1))
+    torch.nn.init.constant_(model[1].bias, 20.0)
+    torch.nn.init.eye_(model[1].weight.data[:, :, 0, 0])
+    objective = raycurv.Objective(model, case.loss, collectives=collectives(workers))
+    share = torch.arange(24).tensor_split(workers)[rank]
+    batch = objective.batch(case.inputs[share].float(), case.targets[share])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        taylor = batch.taylor_along([torch.full_like(p, 0.1) for p in objective.parameters])
+        return {"taylor": torch.stack([taylor.value, taylor.slope]), "gradient": batch.gradient().flat}
+
+
+def single_value(rank: int) -> Tensors:
+    """Running statistics after one sample in all, which the first worker has."""
+    model, case = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)).double(), BY_NAME["mlp"]
+    objective = raycurv.Objective(model, case.loss, collectives=ProcessGroup())
+    objective.batch(case.inputs[: 1 - rank], case.targets[: 1 - rank]).value()
+    return {"variance": model[1].running_var}
+
+
 def in_two(rank: int) -> dict[str, dict[str, Tensors] | Tensors]:
     found = everything(rank, 2)
+    found |= {"held": held(rank), "half precision": in_half_precision(rank, 2), "single value": single_value(rank)}
     return {**found, "all_reduced": all_reduced(rank), "dropped": dropped(rank), "again": dropped(rank)}
 
 
@@ -161,3 +234,18 @@ def test_with_dropout_a_run_is_reproducible_for_its_number_of_workers(two):
     for key, value in two[0]["dropped"].items():
         assert torch.equal(value, two[1]["dropped"][key])
         assert torch.equal(value, two[0]["again"][key])
+
+
+def test_a_step_leaves_nothing_behind(two):
+    first, *_, last = two[0]["held"]["counts"].tolist()
+    assert last <= first
+
+
+def test_half_precision_normalises_as_one_process_does(two):
+    for key, value in in_half_precision(0, 1).items():
+        error = (two[0]["half precision"][key] - value).norm() / value.norm()
+        assert error < 0.02, key  # bfloat16 has 8 bits
+
+
+def test_a_single_value_leaves_the_running_variance_finite(two):
+    assert two[0]["single value"]["variance"].isfinite().all()

@@ -230,6 +230,33 @@ def test_running_statistics_move_once_per_batch():
         torch.testing.assert_close(found, expected)
 
 
+class Counting(nn.Linear):
+    """A buffer that every forward pass replaces by another tensor, and an exception on demand."""
+
+    def __init__(self):
+        super().__init__(6, 4)
+        self.register_buffer("passes", torch.zeros(()))
+        self.fails = False
+
+    def forward(self, x):
+        self.passes = self.passes + 1
+        if self.fails:
+            raise ArithmeticError("as asked")
+        return super().forward(x)
+
+
+def test_buffers_move_once_also_if_replaced_and_if_the_model_raises():
+    case, model = BY_NAME["mlp"], Counting().double()
+    batch = Objective(model, case.loss).batch(case.inputs, case.targets)
+    batch.gradient()
+    batch.value()
+    assert model.passes == 1
+    model.fails = True
+    with pytest.raises(ArithmeticError):
+        batch.gradient()
+    assert model.passes == 1
+
+
 def test_snapshot_brings_parameters_and_buffers_back():
     case = BY_NAME["batch-norm"]
     batch = batch_of(case)
