@@ -65,6 +65,10 @@ class StepOptimizer(torch.optim.Optimizer):
     synchronises = False
     needs_validation = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything: torch's optimizers keep their settings in the parameter groups, these in attributes."""
+        return self.__dict__.copy()
+
     @property
     def shared(self) -> dict[str, Any]:
         """The state that belongs to all parameters together, saved and loaded with the rest."""

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -41,6 +43,17 @@ def test_a_users_own_optimizer_registers(monkeypatch):
     assert batch.value() < before
     with pytest.raises(ValueError, match="already"):
         optim.register("rprop")(rprop)
+
+
+@pytest.mark.parametrize("name", ["adam", "curveball"])
+def test_a_deep_copy_goes_on_alone(name):
+    case = BY_NAME["mlp"]
+    model = case.model()
+    optimizer = optim.create(name, model)
+    optimizer.step(raycurv.Objective(model, case.loss).batch(case.inputs, case.targets))
+    for m, o in ((model, optimizer), copied := copy.deepcopy((model, optimizer))):
+        o.step(raycurv.Objective(m, case.loss).batch(case.inputs, case.targets))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), copied[0].parameters(), strict=True))
 
 
 @pytest.mark.parametrize("bad", [0, -1])
