@@ -1,0 +1,196 @@
+"""Rules of linear operators: tangents go through the operator itself, or past it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raycurv.curvature.rules import (
+    Call,
+    Derivative,
+    Tangent,
+    UnsupportedOperator,
+    generic,
+    out_of_place,
+    required,
+    rule,
+    total,
+)
+
+
+@rule(
+    "t", "transpose", "permute", "unsqueeze", "squeeze", "select", "slice", "alias", "expand", "clone", "_to_copy",
+    "contiguous", "mean", "sum", "neg", "flip", "roll", "repeat", "diagonal", "reflection_pad1d",
+    "reflection_pad2d", "replication_pad1d", "replication_pad2d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "upsample_nearest2d",
+    "upsample_bilinear2d", "im2col", "col2im", "cumsum", "tril", "triu", "unfold", "movedim", "pixel_shuffle",
+    "pixel_unshuffle", "lift_fresh", "index_select", "gather", "index", "split", "split_with_sizes",
+    "unbind", "chunk", "unsafe_split", "channel_shuffle", "trace", "native_channel_shuffle", "expand_as",
+    "squeeze_copy", "narrow", "rot90",
+)  # fmt: skip
+def _linear(call: Call) -> Derivative:
+    # Out of place even where the model was not: tangents share memory with each other and with the direction.
+    func, rest, kwargs, many = out_of_place(call), call.args[1:], call.kwargs, isinstance(call.out, (list, tuple))
+
+    def first(d: Tensor, *_: Tangent) -> Any:
+        out = func(d, *rest, **kwargs)
+        return tuple(out) if many else out
+
+    return Derivative(first)
+
+
+@rule("constant_pad_nd")
+def _pad(call: Call) -> Derivative:
+    func, padding = call.func, call.args[1]
+    return Derivative(lambda d: func(d, padding))  # the constant around it does not move
+
+
+@rule("embedding")
+def _embedding(call: Call) -> Derivative:
+    func, indices, rest = call.func, call.args[1], call.args[2:]
+    padding = rest[0] if rest else -1
+    if len(rest) > 1 and rest[1]:
+        raise UnsupportedOperator(f"{func} with scale_grad_by_freq has a backward pass that is not its derivative")
+
+    def first(d: Tensor, *_: Tangent) -> Tensor:
+        moved = func(d, indices, *rest)
+        # The row of the padding is a constant, as it is for the backward pass.
+        return moved if padding < 0 else moved.masked_fill((indices == padding)[..., None], 0)
+
+    return Derivative(first)
+
+
+# --- random numbers: those of the forward pass, never drawn again ----------------------------------------------------
+
+
+@rule("native_dropout")
+def _dropout(call: Call) -> Derivative:
+    p, train, kept = call.args[1], call.args[2], call.out[1]
+    scale = 1 if train is False else 0 if p == 1 else 1 / (1 - p)
+    return Derivative(lambda d: d * kept * scale)
+
+
+@rule("rrelu_with_noise", keeps_input=True)
+def _rrelu(call: Call) -> Derivative:
+    x, noise, lower, upper, training = (*call.args, 1 / 8, 1 / 3, False)[:5] if len(call.args) < 3 else call.args[:5]
+    slope = noise if training else torch.where(x > 0, 1.0, (lower + upper) / 2)
+    return Derivative(lambda d, *_: d * slope)
+
+
+@rule("bernoulli", "normal", "uniform", "exponential", "cauchy", "geometric", "log_normal", "random", "poisson")
+def _drawn(call: Call) -> Derivative:
+    return Derivative(lambda *_: None)  # torch gives what is drawn a derivative of zero
+
+
+@rule("view", "_unsafe_view", "_reshape_alias")
+def _view(call: Call) -> Derivative:
+    shape = call.out.shape  # a tangent may lie in memory otherwise than its tensor
+    return Derivative(lambda d, *_: d.reshape(shape))
+
+
+@rule("as_strided")
+def _as_strided(call: Call) -> Derivative:
+    x, rest = call.args[0], call.args[1:]
+    shape, stride = x.shape, x.stride()
+    whole = x.storage_offset() == 0 and x.numel() * x.itemsize == x.untyped_storage().nbytes()
+
+    def first(d: Tensor) -> Tensor:
+        if not whole:
+            raise UnsupportedOperator("as_strided on a part of a tensor has no derivative rule: use slices and views")
+        return d.new_empty_strided(shape, stride).copy_(d).as_strided(*rest)
+
+    return Derivative(first)
+
+
+@rule("add", "sub", "rsub")
+def _add(call: Call) -> Derivative:
+    alpha = call.args[2] if len(call.args) > 2 else call.kwargs.get("alpha", 1)
+    shape = call.out.shape
+    left, right = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[call.name]
+    if not isinstance(call.args[1], Tensor):
+        return Derivative(lambda d: d if left == 1 else d * left)
+
+    def first(dx: Tangent, dy: Tangent) -> Tensor:
+        if dx is not None and dy is not None and left == 1:
+            return torch.add(dx, dy, alpha=right)
+        x = None if dx is None else dx if left == 1 else dx * left
+        y = None if dy is None else dy if right == 1 else dy * right
+        return required(total(x, y)).expand(shape)
+
+    # An argument that is itself a number as a tensor has its tangent in first place only when it comes first.
+    return Derivative(first if isinstance(call.args[0], Tensor) else lambda dy: dy if right == 1 else dy * right)
+
+
+@rule("copy")
+def _copy(call: Call) -> Derivative:
+    shape, dtype = call.out.shape, call.out.dtype
+    return Derivative(lambda _, source: None if source is None else source.to(dtype).expand(shape))
+
+
+@rule("cat", "stack")
+def _cat(call: Call) -> Derivative:
+    func, rest, kwargs, pieces = call.func, call.args[1:], call.kwargs, call.args[0]
+    like = [(piece.shape, piece.dtype, piece.device) for piece in pieces]
+
+    def first(*d: Tangent) -> Tensor:
+        filled = [
+            torch.zeros(shape, dtype=dtype, device=device) if x is None else x
+            for x, (shape, dtype, device) in zip(d, like, strict=True)
+        ]
+        return func(filled, *rest, **kwargs)
+
+    return Derivative(first)
+
+
+@rule("where")
+def _where(call: Call) -> Derivative:
+    condition, shape = call.args[0], call.out.shape
+    tensors = [isinstance(argument, Tensor) for argument in call.args[1:]]
+
+    def first(_: Tangent, *d: Tangent) -> Tensor:
+        given = iter(d)
+        x, y = (next(given) if tensor else None for tensor in tensors)
+        zero = required(total(x, y)).new_zeros(())
+        return torch.where(condition, zero if x is None else x, zero if y is None else y).expand(shape)
+
+    return Derivative(first)
+
+
+@rule("masked_fill")
+def _masked_fill(call: Call) -> Derivative:
+    mask, shape, by_tensor = call.args[1], call.out.shape, isinstance(call.args[2], Tensor)
+
+    def first(d: Tangent, _: Tangent, *value: Tangent) -> Tensor:
+        inside = value[0] if by_tensor and value[0] is not None else None
+        if d is None:
+            return torch.where(mask, required(inside), 0.0).expand(shape)
+        return d.masked_fill(mask, 0.0) if inside is None else torch.where(mask, inside, d)
+
+    return Derivative(first)
+
+
+@rule("max_pool2d_with_indices", "adaptive_max_pool2d", "max_pool3d_with_indices", "adaptive_max_pool3d")
+def _max_pool(call: Call) -> Derivative:
+    indices, dimensions = call.out[1], 3 if "3d" in call.name else 2
+
+    def first(d: Tensor) -> Tensor:
+        return d.flatten(-dimensions).gather(-1, indices.flatten(-dimensions)).view(indices.shape)
+
+    return Derivative(first)
+
+
+@rule("max", "min")
+def _max_along(call: Call) -> Derivative:
+    if not isinstance(call.out, (list, tuple)) or len(call.args) < 2 or isinstance(call.args[1], Tensor):
+        return generic(call)
+    indices, dim = call.out[1], call.args[1]
+    keep = len(call.args) > 2 and bool(call.args[2])
+
+    def first(d: Tensor) -> Tensor:
+        at = indices if keep or d.dim() == 0 else indices.unsqueeze(dim)
+        taken = d.gather(dim, at) if d.dim() else d
+        return taken if keep or d.dim() == 0 else taken.squeeze(dim)
+
+    return Derivative(first)
