@@ -79,6 +79,10 @@ class Head:
         return found
 
 
+# Children of this process: a Popen that is dropped while its process runs complains.
+_STARTED: dict[int, subprocess.Popen[bytes]] = {}
+
+
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -139,6 +143,7 @@ def start(cpus: int, *, outlive: bool = False, environment: Mapping[str, str] | 
             start_new_session=True,
             env=clean | {"PATH": path} | dict(environment or {}) | head.environment,
         )
+    _STARTED[process.pid] = process
     head = dataclasses.replace(head, pid=process.pid, started=psutil.Process(process.pid).create_time())
     deadline = time.monotonic() + START_SECONDS
     while "Ray runtime started" not in log.read_text(errors="replace"):
@@ -160,6 +165,8 @@ def stop(head: Head) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(left, timeout=STOP_SECONDS)
+    if (started := _STARTED.pop(head.pid, None)) is not None:
+        started.wait(STOP_SECONDS)
     shutil.rmtree(head.folder, ignore_errors=True)
 
 
