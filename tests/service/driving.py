@@ -62,7 +62,9 @@ class Driver:
         self._jobs: list[Job] = []
         self.finished = Finished(-1, "")
         self.listening: dict[str, set[str]] = {}
-        self.environment = {**os.environ, **head.environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        # An MLflow that an earlier test of this process talked to is none of this job's business.
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        self.environment = {**clean, **head.environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         runs.mkdir(parents=True)
 
     def start(self, *arguments: str, experiment: bool = True, **variables: str) -> Job:

@@ -31,7 +31,8 @@ def by_hand(wanted: RunConfig) -> nn.Module:
     data, model = blobs(), network((4,), 3).double()
     loader = Loader(data.train, batch_size=wanted.batch_size, seed=wanted.seed, dtype=torch.float64)
     objective = Objective(model, wanted.loss, wanted.l2)
-    optimizer = optim.create(wanted.optimizer, model, **wanted.optimizer_settings)
+    horizon = optim.Horizon(wanted.epochs, loader.steps_per_epoch, len(data.train))
+    optimizer = optim.create(wanted.optimizer, model, horizon=horizon, **wanted.optimizer_settings)
     for epoch in range(wanted.epochs):
         for inputs, targets in loader.epoch(epoch):
             optimizer.step(objective.batch(inputs, targets))
