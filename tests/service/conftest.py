@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,14 @@ import pytest
 
 from raycurv.service import local
 from tests.service.driving import ROOT, Driver
+
+
+@pytest.fixture(autouse=True)
+def no_mlflow_left_behind() -> Iterator[None]:
+    """MLflow writes its tracking URI into the environment, where the jobs of later tests would find it."""
+    yield
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        del os.environ[name]
 
 
 @pytest.fixture(scope="session")
