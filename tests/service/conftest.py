@@ -11,16 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from raycurv.service import local
+from raycurv.service import local, tracking  # noqa: F401 - the time-outs it sets must outlive every test
 from tests.service.driving import ROOT, Driver
 
 
 @pytest.fixture(autouse=True)
 def no_mlflow_left_behind() -> Iterator[None]:
-    """MLflow writes its tracking URI into the environment, where the jobs of later tests would find it."""
+    """MLflow writes its tracking URI into the environment, where the jobs of later tests would find it.
+
+    What importing :mod:`raycurv.service.tracking` sets (short time-outs) stays: it is imported once.
+    """
+    before = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
     yield
-    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+    for name in [name for name in os.environ if name.startswith("MLFLOW_") and name not in before]:
         del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")
