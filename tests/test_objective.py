@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 import raycurv
 from raycurv import Objective
+from raycurv.directions import Direction
 from tests.cases import BY_NAME, CASES, Case
 
 LOSSES = {"cross_entropy": nn.CrossEntropyLoss(reduction="none"), "squared_error": lambda o, t: ((o - t) ** 2).sum(1)}
@@ -19,7 +20,7 @@ def batch_of(case: Case, rows=slice(None), **options) -> raycurv.Batch:
     return Objective(model, case.loss, case.l2, **options).batch(case.inputs[rows], case.targets[rows])
 
 
-def random_direction(objective: Objective, seed: int = 5) -> raycurv.objective.Direction:
+def random_direction(objective: Objective, seed: int = 5) -> Direction:
     generator = torch.Generator().manual_seed(seed)
     return objective.direction(torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in objective.parameters)
 
