@@ -1,14 +1,38 @@
 """The papers' networks, one family a file: plain functions that return an ``nn.Module``.
 
-Every function takes ``num_classes`` and ``input_shape`` (of one sample, such as ``(3, 32, 32)``) by name, so that a run
-can fill them from its data. Weights are drawn from torch's global generator: seed it first.
+Every function takes what it must know of the data by name, so that a run can fill it in: ``num_classes`` where the
+targets are classes, and ``input_shape`` (of one sample, such as ``(3, 32, 32)``). Weights are drawn from torch's
+global generator: seed it first.
 """
 
+from raycurv.models.autoencoder import autoencoder
 from raycurv.models.basic_cnn import basic_cnn
 from raycurv.models.lenet import lenet
 from raycurv.models.mlp import mlp
 from raycurv.models.random_cnn import RandomCnn, draw_random_cnn, random_cnn
-from raycurv.models.resnet import resnet18
+from raycurv.models.resnet import resnet18, resnet50
+from raycurv.models.salera import m0, m2, m2b, m4b
+from raycurv.models.transformer import transformer
+from raycurv.models.vgg import vgg
 from raycurv.models.vgg_f import vgg_f
+from raycurv.models.wide_resnet import wide_resnet
 
-__all__ = ["RandomCnn", "basic_cnn", "draw_random_cnn", "lenet", "mlp", "random_cnn", "resnet18", "vgg_f"]
+__all__ = [
+    "RandomCnn",
+    "autoencoder",
+    "basic_cnn",
+    "draw_random_cnn",
+    "lenet",
+    "m0",
+    "m2",
+    "m2b",
+    "m4b",
+    "mlp",
+    "random_cnn",
+    "resnet18",
+    "resnet50",
+    "transformer",
+    "vgg",
+    "vgg_f",
+    "wide_resnet",
+]

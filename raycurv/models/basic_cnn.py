@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from raycurv.models.layers import check_classes, image_shape
+from raycurv.models.layers import check_classes, image_shape, scaled
 
 CHANNELS = (32, 32, 64, 64)  # the fifth convolution has one channel per class
 POOLED = 3  # the first three convolutions are followed by pooling
@@ -34,9 +34,7 @@ def basic_cnn(
     """
     check_classes(num_classes)
     channels, _, _ = image_shape(input_shape, "basic_cnn")
-    hidden = [round(width * size) for size in CHANNELS]
-    if min(hidden) < 1:
-        raise ValueError(f"width is {width}; it must leave at least one of {min(CHANNELS)} channels, such as 0.25")
+    hidden = scaled(CHANNELS, width)
     layers: list[nn.Module] = []
     for index, size in enumerate(hidden):
         layers.append(nn.Conv2d(channels, size, kernel_size=5, padding=2, bias=not batch_norm))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
     "sigmoid": nn.Sigmoid,
     "softplus": nn.Softplus,
+    "softplus5": functools.partial(nn.Softplus, beta=5.0),  # RED's smooth stand-in for ReLU
     "elu": nn.ELU,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
@@ -55,6 +58,28 @@ def check_classes(num_classes: int) -> None:
     """
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; it must be at least 1")
+
+
+def check_dropout(dropout: float) -> None:
+    """Refuse what is no probability of dropping a unit.
+
+    Raises:
+        ValueError: below 0, or 1 and more.
+    """
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}; it must be at least 0 and below 1")
+
+
+def scaled(sizes: Sequence[int], width: float) -> list[int]:
+    """Sizes of layers times `width`, rounded.
+
+    Raises:
+        ValueError: a layer would be left without units.
+    """
+    found = [round(width * size) for size in sizes]
+    if min(found, default=1) < 1:
+        raise ValueError(f"width is {width}; it must leave at least one of {min(sizes)} channels, such as 0.25")
+    return found
 
 
 def flat_features(features: nn.Module, input_shape: tuple[int, ...]) -> int:

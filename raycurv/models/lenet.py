@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from raycurv.models.layers import activation_layer, check_classes, flat_features, image_shape
+from raycurv.models.layers import activation_layer, check_classes, check_dropout, flat_features, image_shape
 
 
 def lenet(
@@ -15,26 +15,29 @@ def lenet(
     activation: str = "relu",
     padding: int = 0,
     batch_norm: bool = False,
+    dropout: float = 0.0,
 ) -> nn.Sequential:
     """LeNet (LeCun et al., 1998): 5×5 convolutions with 2×2 max-pooling, then fully connected layers.
 
     The defaults are the network of "Learning the learning rate" (section 4): two convolutions and three fully
-    connected layers. SALERA's M4 and M4b (section 3.1) are ``channels=(32, 64)`` with ``widths=(128, 128)`` on MNIST
-    and ``(384, 384)`` on CIFAR-10, M4b with ``batch_norm=True``.
+    connected layers; its section 4.2.3 adds dropout after the hidden ones. SALERA's M4b is in
+    :mod:`raycurv.models.salera`.
 
     Args:
         num_classes: outputs.
         input_shape: of one image (channels, height, width).
         channels: of the convolutions.
         widths: units of the fully connected hidden layers.
-        activation: after every hidden layer: tanh, relu, sigmoid, softplus, elu, gelu or silu.
+        activation: after every hidden layer: tanh, relu, sigmoid, softplus, softplus5, elu, gelu or silu.
         padding: of the convolutions; 2 keeps the size, which images under 16 pixels need.
         batch_norm: normalise before every activation; the layer below then has no bias.
+        dropout: probability of dropping a unit of the fully connected hidden layers; 0 for none.
 
     Raises:
         ValueError: the image is too small for the convolutions.
     """
     check_classes(num_classes)
+    check_dropout(dropout)
     size, height, width = image_shape(input_shape, "lenet")
     for _ in channels:
         height, width = (height + 2 * padding - 4) // 2, (width + 2 * padding - 4) // 2
@@ -58,5 +61,7 @@ def lenet(
         if batch_norm:
             classifier.append(nn.BatchNorm1d(units))
         classifier.append(activation_layer(activation))
+        if dropout:
+            classifier.append(nn.Dropout(dropout))
         size = units
     return nn.Sequential(*features, *classifier, nn.Linear(size, num_classes))

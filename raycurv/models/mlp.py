@@ -18,14 +18,14 @@ def mlp(
 ) -> nn.Sequential:
     """A multi-layer perceptron; by default the tanh network 128-64-32-10 of CurveBall's MNIST experiment (section 4).
 
-    Other papers' networks by their widths: SALERA (section 3.1) M0 is ``widths=()``, M2 is ``(500, 300)`` with ReLU on
-    MNIST and ``(1500, 900)`` on CIFAR-10, M2b the same with batch normalisation; NTLR's MNIST network is ``(1000,)``.
+    Other papers' networks by their widths: linear and logistic regression are ``widths=()``, RED's dense LeNet is
+    ``(300, 100)``, NTLR's MNIST network ``(1000,)``; SALERA's are in :mod:`raycurv.models.salera`.
 
     Args:
         num_classes: outputs.
         input_shape: of one sample; it is flattened.
         widths: units of the hidden layers, from the input on; empty for a linear model.
-        activation: after every hidden layer: tanh, relu, sigmoid, softplus, elu, gelu or silu.
+        activation: after every hidden layer: tanh, relu, sigmoid, softplus, softplus5, elu, gelu or silu.
         batch_norm: normalise before every activation; the linear layer below then has no bias.
 
     Raises:

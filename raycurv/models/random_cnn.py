@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from raycurv.models.layers import check_classes, image_shape
+from raycurv.models.layers import check_classes, image_shape, scaled
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ def draw_random_cnn(seed: int) -> RandomCnn:
     return RandomCnn(channels=tuple(2**power for power in powers), pooled=tuple(bool(flag) for flag in pooled))
 
 
-def random_cnn(num_classes: int = 10, input_shape: tuple[int, ...] = (3, 32, 32), seed: int = 0) -> nn.Sequential:
+def random_cnn(
+    num_classes: int = 10, input_shape: tuple[int, ...] = (3, 32, 32), seed: int = 0, width: float = 1.0
+) -> nn.Sequential:
     """The random network of a seed: 3×3 convolutions, all but the last with ReLU, batch norm and perhaps pooling.
 
     The scores of the last convolution are averaged over the image. The same seed is the same architecture for every
@@ -68,5 +70,7 @@ def random_cnn(num_classes: int = 10, input_shape: tuple[int, ...] = (3, 32, 32)
         num_classes: channels of the last convolution.
         input_shape: of one image (channels, height, width).
         seed: of the architecture (not of its weights).
+        width: factor of the channels that were drawn.
     """
-    return draw_random_cnn(seed).build(num_classes, input_shape)
+    drawn = draw_random_cnn(seed)
+    return RandomCnn(tuple(scaled(drawn.channels, width)), drawn.pooled).build(num_classes, input_shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from raycurv.models.layers import check_classes, flat_features, image_shape
+from raycurv.models.layers import check_classes, check_dropout, flat_features, image_shape, scaled
 
 SMALLEST = 39  # pixels: below, the third pooling has nothing left to pool
 
@@ -43,11 +43,8 @@ def vgg_f(
     """
     check_classes(num_classes)
     channels, _, _ = image_shape(input_shape, "vgg_f", SMALLEST)
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout}; it must be at least 0 and below 1")
-    first, others, full = round(64 * width), round(256 * width), round(4096 * width)
-    if first < 1:
-        raise ValueError(f"width is {width}; it must leave at least one of 64 channels, such as 0.25")
+    check_dropout(dropout)
+    first, others, full = scaled((64, 256, 4096), width)
     features = nn.Sequential(
         nn.Conv2d(channels, first, kernel_size=11, stride=4),
         nn.ReLU(),

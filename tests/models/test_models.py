@@ -27,9 +27,33 @@ COUNTS = {
     "basic_cnn": (models.basic_cnn, BASIC),
     "basic_cnn, batch norm": (lambda: models.basic_cnn(batch_norm=True), BASIC + 32 + 32 + 64 + 64),
     "lenet, LLR": (models.lenet, (3 * 25 + 1) * 6 + (6 * 25 + 1) * 16 + 401 * 120 + 121 * 84 + 85 * 10),
-    "lenet, SALERA M4 on MNIST": (
-        lambda: models.lenet(input_shape=MNIST, channels=(32, 64), widths=(128, 128)),
-        (25 + 1) * 32 + (32 * 25 + 1) * 64 + (64 * 4 * 4 + 1) * 128 + 129 * 128 + 129 * 10,
+    "mlp, RED's dense LeNet": (lambda: models.mlp(input_shape=MNIST, widths=(300, 100)), 785 * 300 + 301 * 100 + 1010),
+    "SALERA M0 on CIFAR-10": (lambda: models.m0(input_shape=CIFAR), 3073 * 10),
+    "SALERA M2 on MNIST": (lambda: models.m2(input_shape=MNIST), 785 * 500 + 501 * 300 + 301 * 10),
+    "SALERA M2b on CIFAR-10": (
+        lambda: models.m2b(input_shape=CIFAR),
+        3072 * 1500 + 2 * 1500 + 1500 * 900 + 2 * 900 + 901 * 10,
+    ),
+    "SALERA M4b on MNIST": (
+        lambda: models.m4b(input_shape=MNIST),
+        (25 + 2) * 32 + (32 * 25 + 2) * 64 + (64 * 4 * 4 + 2) * 128 + 130 * 128 + 129 * 10,
+    ),
+    "SALERA M4b on CIFAR-10": (
+        lambda: models.m4b(input_shape=CIFAR),
+        (75 + 2) * 32 + (32 * 25 + 2) * 64 + (64 * 5 * 5 + 2) * 384 + 386 * 384 + 385 * 10,
+    ),
+    "autoencoder": (
+        models.autoencoder,
+        785 * 1000 + 1001 * 500 + 501 * 250 + 251 * 30 + 31 * 250 + 251 * 500 + 501 * 1000 + 1001 * 784,
+    ),
+    "vgg11, batch norm": (models.vgg, 9_217_728 + 2 * 2_752 + 513 * 10),
+    "vgg19": (lambda: models.vgg(num_classes=100, depth=19, batch_norm=False), 20_024_384 + 513 * 100),
+    "wide_resnet 16-4": (models.wide_resnet, 2_748_890),  # the original's 2.7 million
+    "wide_resnet 28-10": (lambda: models.wide_resnet(100, depth=28, widen=10), 36_536_884),  # the original's 36.5
+    "resnet50": (models.resnet50, 25_557_032),  # torchvision's
+    "transformer, one layer": (
+        lambda: models.transformer(11, 13, size=16, heads=2, layers=1, hidden=8),
+        (11 + 13) * 16 + 3 * 4 * 17 * 16 + 2 * (17 * 8 + 9 * 16) + (2 + 3 + 2) * 2 * 16 + 17 * 11,
     ),
     "vgg_f": (
         models.vgg_f,
@@ -62,11 +86,19 @@ FORWARD = {
     "basic_cnn": (models.basic_cnn, CIFAR, {"batch_norm": True}),
     "basic_cnn, odd and narrow": (models.basic_cnn, (3, 17, 23), {"width": 0.25}),
     "lenet, digits": (models.lenet, DIGITS, {"padding": 2}),
-    "lenet, M4b": (models.lenet, MNIST, {"channels": (32, 64), "widths": (128, 128), "batch_norm": True}),
+    "lenet, dropout": (models.lenet, MNIST, {"dropout": 0.3, "batch_norm": True}),
     "vgg_f, small": (models.vgg_f, (3, 64, 64), {"width": 0.25}),
     "vgg_f, smallest": (models.vgg_f, (1, 39, 39), {"width": 0.25, "dropout": 0.0, "local_response_norm": False}),
     "resnet18, digits": (models.resnet18, DIGITS, {"dropout": 0.3}),
     "resnet18, large stem": (models.resnet18, (1, 64, 64), {"stem": "large"}),
+    "resnet18, narrow": (models.resnet18, (1, 64, 64), {"stem": "large", "width": 0.1}),
+    "resnet50, narrow": (models.resnet50, (3, 32, 32), {"width": 0.0625}),
+    "vgg19, narrow": (models.vgg, CIFAR, {"depth": 19, "width": 0.05, "activation": "elu"}),
+    "wide_resnet, dropout": (models.wide_resnet, (1, 9, 9), {"depth": 10, "widen": 2, "dropout": 0.3, "width": 0.5}),
+    "m0": (models.m0, MNIST, {}),
+    "m2, narrow": (models.m2, CIFAR, {"width": 0.01}),
+    "m2b": (models.m2b, MNIST, {"width": 0.1}),
+    "m4b": (models.m4b, CIFAR, {"width": 0.1}),
     "random_cnn, digits": (models.random_cnn, DIGITS, {"seed": 3}),
 }
 
@@ -112,6 +144,39 @@ def test_the_fifty_random_networks_are_fixed_by_their_seeds_and_as_the_paper_des
     assert 0.4 < sum(sum(s.pooled) for s in drawn) / sum(len(s.pooled) for s in drawn) < 0.6
 
 
+def test_the_autoencoder_gives_its_input_back_in_shape_through_a_linear_code():
+    model = models.autoencoder(input_shape=DIGITS, widths=(20, 5), activation="softplus")
+    assert model(torch.randn(3, *DIGITS)).shape == (3, 64)
+    kinds = [type(module).__name__ for module in model]
+    assert kinds == ["Flatten", "Linear", "Softplus", "Linear", "Linear", "Softplus", "Linear"]
+
+
+def test_softplus_of_red_has_its_sharpness():
+    assert models.vgg(width=0.05)[2].beta == 5.0
+
+
+def translator(**settings) -> nn.Module:
+    torch.manual_seed(0)
+    return models.transformer(11, 13, size=16, heads=2, layers=2, hidden=8, **settings).eval()
+
+
+def test_the_transformer_reads_no_word_ahead_and_no_padding():
+    model = translator()
+    words = torch.randint(1, 11, (4, 2, 6), generator=torch.Generator().manual_seed(1))
+    words[:, 0, 4:] = 0
+    scores = model(words)
+    assert scores.shape == (4, 6, 11)
+    later = words.clone()
+    later[:, 1, 3:] = 9
+    torch.testing.assert_close(model(later)[:, :3], scores[:, :3])
+    assert not torch.allclose(model(later)[:, 3:], scores[:, 3:])
+    torch.testing.assert_close(model((words[:, 0, :4], words[:, 1])), scores)  # less padding, and as a pair
+
+
+def test_the_transformer_gives_finite_scores_for_nothing_but_padding():
+    assert translator()(torch.zeros(1, 2, 3, dtype=torch.int64)).isfinite().all()
+
+
 def test_drawing_a_random_network_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     models.draw_random_cnn(11)
@@ -136,6 +201,15 @@ def test_the_deepest_random_network_with_all_its_poolings_takes_small_images():
         (lambda: models.vgg_f(dropout=1.0), "dropout is 1.0"),
         (lambda: models.vgg_f(width=0.0), "width is 0.0"),
         (lambda: models.resnet18(dropout=-1.0), "dropout is -1.0"),
+        (lambda: models.resnet50(width=0.0), "width is 0.0"),
+        (lambda: models.vgg(depth=12), "depth is 12"),
+        (lambda: models.vgg(input_shape=DIGITS), "at least 32"),
+        (lambda: models.wide_resnet(depth=12), "depth is 12"),
+        (lambda: models.wide_resnet(widen=0), "widen is 0"),
+        (lambda: models.autoencoder(widths=()), "widths"),
+        (lambda: models.m2(input_shape=(64,)), "takes images"),
+        (lambda: models.transformer(11, 13, size=20), "multiple of the 8 heads"),
+        (lambda: models.transformer(11, 0), "source_words is 0"),
         (lambda: models.resnet18(stem="tiny"), "stem is 'tiny'"),
         (lambda: models.RandomCnn(channels=(32,), pooled=()), "pooled"),
         (lambda: models.RandomCnn(channels=(0,), pooled=(True,)), "at least 1 channel"),
