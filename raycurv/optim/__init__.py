@@ -1,4 +1,4 @@
-"""Optimizers by name, behind one step call; each needs torch alone."""
+"""Optimizers by name, behind one step call; each needs torch alone, but for those of `modern`."""
 
 from raycurv.optim import (  # registers them
     bfgs,
@@ -6,6 +6,7 @@ from raycurv.optim import (  # registers them
     first_order,
     learned_rate,
     levenberg_marquardt,
+    modern,
     newton,
     ntlr,
     red,
@@ -27,4 +28,4 @@ __all__ = [
     "register",
     "settings",
 ]
-del bfgs, curveball, first_order, learned_rate, levenberg_marquardt, newton, ntlr, red, salera
+del bfgs, curveball, first_order, learned_rate, levenberg_marquardt, modern, newton, ntlr, red, salera

@@ -54,6 +54,9 @@ class FirstOrder(StepOptimizer):
     def _share(self) -> None:
         self.param_groups, self.state = self.inner.param_groups, self.inner.state
 
+    def _parameters(self) -> list[Any]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
     @torch.no_grad()
     def step(self, batch: Batch, *, validation: Batch | None = None) -> StepReport:  # type: ignore[override]
         """One gradient of the batch, one step of the inner optimizer."""

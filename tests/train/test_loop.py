@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 import subprocess
 import sys
@@ -36,7 +37,8 @@ def by_hand(wanted: RunConfig) -> nn.Module:
     for epoch in range(wanted.epochs):
         for inputs, targets in loader.epoch(epoch):
             optimizer.step(objective.batch(inputs, targets))
-    return model
+    with optimizer.evaluation_weights():
+        return copy.deepcopy(model)
 
 
 @pytest.mark.parametrize("optimizer", optim.names())
