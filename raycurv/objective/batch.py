@@ -18,7 +18,8 @@ from raycurv.curvature.norms import SynchronisedBatchNorm
 from raycurv.directions import Direction
 from raycurv.objective.checks import check_batch, tensor_of
 from raycurv.objective.forward import Generators, finished, kept_buffers, leaves_of, recording
-from raycurv.objective.linearisation import Linearisation, Taylor
+from raycurv.objective.linearisation import Linearisation, Taylor, taylor_of
+from raycurv.objective.parts import Parted, curved_parts, micro_batches, split, summed_gradient
 
 if TYPE_CHECKING:
     from raycurv.objective.problem import Objective
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
 class Batch:
     """One mini-batch. Ask it in any order; every question sees the same dropout mask and batch statistics."""
 
-    def __init__(self, objective: Objective, inputs: Any, targets: Tensor) -> None:
-        check_batch(objective, inputs, targets)
+    def __init__(self, objective: Objective, inputs: Any, targets: Tensor, *, is_part: bool = False) -> None:
+        if not is_part:
+            check_batch(objective, inputs, targets)
         self.objective = objective
+        self.parts: list[Batch] = []  # if there are some, every answer is the sum of theirs
         self.samples = len(targets)
         self.empty = self.samples == 0
         if self.empty:
@@ -39,13 +42,15 @@ class Batch:
         self.inputs, self.targets = inputs, targets
         self.sample_weights = self._sample_weights()
         self._generators: Generators | None = None  # taken at the first question
+        if objective.micro_batch is not None and not is_part:
+            split(self, micro_batches(self, objective.micro_batch))
 
     # --- questions -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def value(self) -> Tensor:
         """J(Θ), 0-d float64."""
-        return self._means(self._loss_sum(self._forward(None)))[0] + self._l2_value()
+        return self._means(self._loss_sum_at(None))[0] + self._l2_value()
 
     def gradient(self) -> Direction:
         """∇J(Θ), in the order of the parameters."""
@@ -53,11 +58,15 @@ class Batch:
 
     def value_and_gradient(self) -> tuple[Tensor, Direction]:
         """J(Θ) and ∇J(Θ), from one forward and one backward pass."""
-        linear = self.linearise(record=False)
-        gradient = linear.pull(linear.gradient)
+        if self.parts:
+            loss, gradient = summed_gradient(self)
+        else:
+            linear = self.linearise(record=False)
+            gradient = linear.pull(linear.gradient)
+            loss = linear.means()[0]
         if self.objective.l2:
             gradient.flat.add_(self.objective.l2_gradient(self.objective.parameters).flat)
-        return linear.means()[0] + self._l2_value(), gradient
+        return loss + self._l2_value(), gradient
 
     @torch.no_grad()
     def values_along(self, direction: Sequence[Tensor], steps: Sequence[float] | Tensor) -> Tensor:
@@ -66,7 +75,7 @@ class Batch:
         sums, l2 = [], []
         for step in steps:
             moved = self._moved(d, step)
-            sums.append(self._loss_sum(self._forward(moved)))
+            sums.append(self._loss_sum_at(moved))
             l2.append(self.objective.l2_value(moved))
         return self._means(*sums) + torch.stack(l2)
 
@@ -78,8 +87,8 @@ class Batch:
         d = self.objective.direction(direction)
         moved = None if isinstance(at, (int, float)) and at == 0 else self._moved(d, at)
         points = self.objective.parameters if moved is None else moved
-        linear = self.linearise(points=moved)
-        return linear.taylor(d, points)
+        sums = [torch.stack(part._taylor_sums(d, moved)) for part in self.parts or [self]]
+        return taylor_of(self.objective, self._means(*torch.stack(sums).sum(0)), points, d)
 
     def curvature_along(self, direction: Sequence[Tensor]) -> Tensor:
         """Mean over the samples of |d²/dt² J_s(Θ + t·direction)|, not divided by ‖direction‖²; 0-d float64."""
@@ -91,6 +100,7 @@ class Batch:
         *,
         points: Sequence[Tensor] | None = None,
         record: bool = True,
+        fraction: float = 1.0,
     ) -> Linearisation:
         """One forward pass, kept so that cotangents can be pulled back through it and tangents pushed forward.
 
@@ -98,7 +108,16 @@ class Batch:
             direction: a first direction to push, whose result is ``.tangent``.
             points: take these values in place of the parameters (then nothing can be pulled).
             record: False if nothing will be pushed.
+            fraction: of this worker's samples, the first ones, of which tangents are wanted; the gradient is of all
+                samples. From then on the batch is answered as these samples and the others apart, so that batch
+                normalisation takes the statistics of each.
+
+        Raises:
+            ValueError: `fraction` is not in (0, 1].
+            RuntimeError: `fraction` is below 1 and something has been asked of the undivided batch before.
         """
+        if points is None and (self.parts or fraction != 1):
+            return Parted(self, curved_parts(self, fraction), direction, record=record)
         tape = Tape(self.objective.parameters if points is None else points) if record else None
         outputs, ticket = self._tracked_forward(tape, points)
         linear = Linearisation(self, tape, outputs, ticket)
@@ -126,9 +145,9 @@ class Batch:
         objective = self.objective
         if objective.dtype == torch.float64:
             return self
-        twin = Objective(
+        twin = type(objective)(
             copy.deepcopy(objective.model).double(), objective.loss.function, objective.l2, weights=objective.weights,
-            collectives=objective.collectives,
+            collectives=objective.collectives, micro_batch=objective.micro_batch,
         )  # fmt: skip
         twin.covered = objective.covered
 
@@ -137,6 +156,8 @@ class Batch:
 
         batch = twin.batch(pytree.tree_map(wide, self.inputs), wide(self.targets))
         batch._generators = self._generators
+        for copied, part in zip(batch.parts, self.parts, strict=True):
+            copied._generators = part._generators
         return batch
 
     # --- one forward pass ------------------------------------------------------------------------------------------
@@ -167,6 +188,17 @@ class Batch:
                     objective._traced.tape = None
                 objective._traced.armed = True
                 return answer
+
+    def _alone(self, *, record: bool) -> Linearisation:
+        """A linearisation of these samples that no other worker takes part in when it is pulled."""
+        tape = Tape(self.objective.parameters) if record else None
+        with torch.enable_grad():
+            return Linearisation(self, tape, self._forward_recorded(tape), None)
+
+    def _taylor_sums(self, direction: Direction, moved: list[Tensor] | None) -> list[Tensor]:
+        """What :meth:`Linearisation.taylor_sums` says, at the parameters or at other points."""
+        linear = self._alone(record=True) if moved is None else self.linearise(points=moved)
+        return linear.taylor_sums(direction)
 
     def _forward_recorded(self, tape: Tape | None) -> Tensor:
         with self._question(tape), recording(tape):
@@ -219,6 +251,11 @@ class Batch:
         if found.shape != (self.samples,):
             raise ValueError(f"weights(targets) must have shape ({self.samples},), not {tuple(found.shape)}")
         return found.double()
+
+    def _loss_sum_at(self, points: Sequence[Tensor] | None) -> Tensor:
+        if self.parts:
+            return torch.stack([part._loss_sum_at(points) for part in self.parts]).sum()
+        return self._loss_sum(self._forward(points))
 
     def _loss_sum(self, outputs: Tensor) -> Tensor:
         return self._weighted(self.objective.loss.values(outputs, self.targets))

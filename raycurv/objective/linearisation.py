@@ -42,7 +42,10 @@ class Linearisation:
     Attributes:
         outputs: of this worker's share, detached.
         tangent: J·z of the direction given to :meth:`Batch.linearise`, or None.
+        partial: tangents are those of a part of the samples (see :class:`raycurv.objective.parts.Parted`).
     """
+
+    partial = False
 
     def __init__(self, batch: Batch, tape: Tape | None, outputs: Tensor, ticket: Tensor | None) -> None:
         self.batch = batch
@@ -68,27 +71,21 @@ class Linearisation:
         Raises:
             RuntimeError: it was pulled before, or a parameter that took part in the first batch did not in this one.
         """
-        graph, self._graph = self._graph, None
-        if graph is None:
-            raise RuntimeError("pull can be called once per linearisation: its graph has been freed")
         objective, collectives = self.batch.objective, self.batch.objective.collectives
         weight = self.batch.sample_weights.sum()
         if self._ticket is None:
-            scaled = (cotangent / weight.to(cotangent.dtype)).to(graph.dtype)
-            grads = torch.autograd.grad(graph, objective.parameters, scaled, allow_unused=True)
-            return objective.direction(grads)
+            return self.pull_here(cotangent / weight.to(cotangent.dtype))
         traced = objective._traced
         armed, traced.armed = traced.armed, False
         if not armed:
             # DDP reduces one backward pass after a forward pass; of two passes kept at once, this is the second.
-            grads = torch.autograd.grad(graph, objective.parameters, cotangent.to(graph.dtype), allow_unused=True)
-            pulled = objective.direction(grads)
+            pulled = self.pull_here(cotangent)
             collectives.sum(pulled.flat).div_(collectives.sum(weight.clone()).to(pulled.flat.dtype))
             return pulled
         # DDP takes the mean over the workers; the ticket's gradient brings the global weight along.
         for parameter in (*objective.parameters, objective._traced.carrier):
             parameter.grad = None
-        size = collectives.size
+        graph, size = self._take_graph(), collectives.size
         carried = (weight * size).to(self._ticket.dtype).expand_as(self._ticket)
         torch.autograd.backward([graph, self._ticket], [(cotangent * size).to(graph.dtype), carried])
         _check_reduced(objective)
@@ -98,6 +95,22 @@ class Linearisation:
         for parameter in (*objective.parameters, objective._traced.carrier):
             parameter.grad = None
         return pulled
+
+    def pull_here(self, cotangent: Tensor) -> Direction:
+        """J_φ·u over this worker's samples alone, neither divided nor reduced.
+
+        Raises:
+            RuntimeError: it was pulled before.
+        """
+        objective, graph = self.batch.objective, self._take_graph()
+        grads = torch.autograd.grad(graph, objective.parameters, cotangent.to(graph.dtype), allow_unused=True)
+        return objective.direction(grads)
+
+    def _take_graph(self) -> Tensor:
+        graph, self._graph = self._graph, None
+        if graph is None:
+            raise RuntimeError("pull can be called once per linearisation: its graph has been freed")
+        return graph
 
     def push(self, direction: Sequence[Tensor | None]) -> Tensor:
         """J_φᵀ·z in the paper's notation: the tangent of this worker's outputs along `direction`."""
@@ -114,12 +127,24 @@ class Linearisation:
 
     def means(self, *sums: Tensor) -> Tensor:
         """Global means, in one all-reduce: of the loss (without the L2 term), then of each of these local sums."""
-        return self.batch._means(self.batch._weighted(self._at.values), *sums)
+        return self.batch._means(self.loss_sum(), *sums)
+
+    def loss_sum(self) -> Tensor:
+        """Σ w·ℓ over this worker's samples, 0-d float64."""
+        return self.batch._weighted(self._at.values)
 
     def taylor(self, direction: Sequence[Tensor], points: Sequence[Tensor] | None = None) -> Taylor:
         """Value, slope, curvature and absolute curvature along `direction`, on the kept activations."""
-        objective, at, batch = self.batch.objective, self._at, self.batch
+        objective = self.batch.objective
         points = objective.parameters if points is None else points
+        return taylor_of(objective, self.batch._means(*self.taylor_sums(direction)), points, direction)
+
+    def taylor_sums(self, direction: Sequence[Tensor]) -> list[Tensor]:
+        """Sums over this worker's samples of value, slope, curvature and absolute curvature.
+
+        Without the L2 term, except for the last, where it stands inside the absolute value.
+        """
+        objective, at, batch = self.batch.objective, self._at, self.batch
         with without_autocast(self.outputs), torch.no_grad():
             d, dd = self._recorded().second_order(list(direction))
         zero = torch.zeros_like(at.gradient)
@@ -127,9 +152,8 @@ class Linearisation:
         slope = _per_sample(at.gradient * d)
         bend = _per_sample(at.hessian(d) * d)
         bend = bend if dd is None else bend + _per_sample(at.gradient * dd.to(zero.dtype))
-        l2_slope, l2_bend = _l2_along(objective, points, direction)
-        means = self.means(*(batch._weighted(x) for x in (slope, bend, (bend.double() + l2_bend).abs())))
-        return Taylor(means[0] + objective.l2_value(points), means[1] + l2_slope, means[2] + l2_bend, means[3])
+        absolute = (bend.double() + _l2_bend(objective, direction)).abs()
+        return [batch._weighted(x) for x in (at.values, slope, bend, absolute)]
 
     def _weigh(self, u: Tensor) -> Tensor:
         if self.batch.objective.weights is None and not self.batch.empty:
@@ -162,11 +186,18 @@ def _per_sample(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1) if x.dim() > 1 else x
 
 
-def _l2_along(objective: Objective, points: Sequence[Tensor], direction: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Slope and second derivative of the L2 term along a direction."""
-    zero = torch.zeros((), dtype=torch.float64, device=objective.device)
+def taylor_of(objective: Objective, means: Tensor, points: Sequence[Tensor], direction: Sequence[Tensor]) -> Taylor:
+    """The global means of :meth:`Linearisation.taylor_sums`, with the L2 term at `points`."""
+    value, slope, bend, absolute = means
+    if objective.l2:
+        with torch.no_grad():
+            slope = slope + objective.l2_gradient(direction).dot(objective.direction(points))
+    return Taylor(value + objective.l2_value(points), slope, bend + _l2_bend(objective, direction), absolute)
+
+
+@torch.no_grad()
+def _l2_bend(objective: Objective, direction: Sequence[Tensor]) -> Tensor:
+    """Second derivative of the L2 term along a direction."""
     if objective.l2 == 0:
-        return zero, zero
-    with torch.no_grad():
-        scaled, d = objective.l2_gradient(direction), objective.direction(direction)
-        return scaled.dot(objective.direction(points)), scaled.dot(d)
+        return torch.zeros((), dtype=torch.float64, device=objective.device)
+    return objective.l2_gradient(direction).dot(objective.direction(direction))

@@ -26,15 +26,18 @@ class Objective:
         weights: ``weights(targets)`` (B,) for samples that count differently.
         collectives: how numbers become global; one process by default.
         l2_covers: which parameters the L2 term covers: ``"all"`` (the papers'), ``"weights"`` (two or more
-            dimensions, so neither
-            biases nor the scales of normalisations), or a function of (name, parameter).
+            dimensions, so neither biases nor the scales of normalisations), or a function of (name, parameter).
+        micro_batch: None, or how many samples of a worker's share are computed at once. Every answer is then a sum over
+            such micro-batches and nothing is kept between questions, for networks whose batch does not fit in memory:
+            CurveBall takes 3.0 and RED 2.7 times the operations of an SGD step. Equal to the whole batch's answer, but
+            that batch normalisation takes each micro-batch's statistics, and running statistics move once for each.
 
     Attributes:
         parameters: the trainable parameters, in the order of ``model.parameters()``; directions follow it.
 
     Raises:
         TypeError: `model` is no module, or a trainable parameter is not real and floating.
-        ValueError: no trainable parameter, parameters of several devices or dtypes, or a bad `l2`.
+        ValueError: no trainable parameter, parameters of several devices or dtypes, or a bad `l2` or `micro_batch`.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Objective:
         weights: Callable[[Tensor], Tensor] | None = None,
         collectives: Collectives | None = None,
         l2_covers: Covers = "all",
+        micro_batch: int | None = None,
     ) -> None:
         self.model = model
         self.loss = Loss(loss)
@@ -54,7 +58,9 @@ class Objective:
         self.parameters: list[Tensor] = [parameter for _, parameter in named]
         if not 0 <= l2 < float("inf"):
             raise ValueError(f"l2 is {l2!r}; it must be a finite number of at least 0")
-        self.l2 = l2
+        if micro_batch is not None and not (isinstance(micro_batch, int) and micro_batch >= 1):
+            raise ValueError(f"micro_batch is {micro_batch!r}; it must be None or a whole number of at least 1")
+        self.l2, self.micro_batch = l2, micro_batch
         self.covered = [covered_by(l2_covers, name, parameter) for name, parameter in named]
         self.weights = weights
         self.collectives: Collectives = collectives if collectives is not None else Local()

@@ -21,6 +21,9 @@ step), and
   where z and Δz are collinear, it is singular, and the minimum of least norm is taken.
 - A step whose loss, system or Δz is not finite leaves z and w as they were, and is reported.
 - An L2 term belongs to the objective: its Hessian l2·I joins Ĥ and its gradient l2·w joins J.
+- With ``curvature_fraction`` below 1, J_φ H_L J_φᵀ is that of the first samples of each worker's share, and J of all:
+  1.33 times the operations of an SGD step at ¼. The slopes Jᵀz and JᵀΔz of eq. 18 are of all samples, as ⟨J, Δz⟩ =
+  ⟨Δz − Ĥz, Δz⟩ needs no further pass.
 """
 
 from __future__ import annotations
@@ -88,6 +91,7 @@ class CurveBall(StepOptimizer):
         damping_factor: by which λ changes per step, applied once per interval.
         damping_interval: steps between two checks of λ; None keeps λ fixed ("without λ rescaling", Table 2).
         momentum: ρ; None solves for it. 1.0 is Fig. 8.
+        curvature_fraction: of the mini-batch, from which the curvature is taken.
         learning_rate: β; None solves for it. With both fixed the 2×2 system and its pass are left out (Theorem A.1).
 
     Raises:
@@ -104,6 +108,7 @@ class CurveBall(StepOptimizer):
         damping_interval: int | None = 5,
         momentum: float | None = None,  # ρ
         learning_rate: float | None = None,  # β
+        curvature_fraction: float = 1.0,
     ) -> None:
         _check("damping", damping, damping is None or 0 <= damping < math.inf, "None or a finite number of at least 0")
         _check("damping_factor", damping_factor, 0 < damping_factor <= 1, "in (0, 1]")
@@ -117,7 +122,9 @@ class CurveBall(StepOptimizer):
         _check(
             "learning_rate", learning_rate, learning_rate is None or 0 < learning_rate < math.inf, "None or positive"
         )
+        _check("curvature_fraction", curvature_fraction, 0 < curvature_fraction <= 1, "in (0, 1]")
         super().__init__(one_group("curveball", model_or_params), {})
+        self.curvature_fraction = curvature_fraction
         self.damping, self.damping_factor, self.damping_interval = damping, damping_factor, damping_interval
         self.momentum, self.learning_rate = momentum, learning_rate
 
@@ -127,7 +134,7 @@ class CurveBall(StepOptimizer):
         check_batch(self, batch)
         objective = batch.objective
         z, damping, steps = self._start(objective)
-        linear = batch.linearise(z if steps else None)  # z₀ = 0 has the tangent 0
+        linear = batch.linearise(z if steps else None, fraction=self.curvature_fraction)  # z₀ = 0 has the tangent 0
         tangent_z = linear.tangent if linear.tangent is not None else torch.zeros_like(linear.gradient)
 
         cotangent = linear.hessian(tangent_z) + linear.gradient
@@ -188,13 +195,19 @@ class CurveBall(StepOptimizer):
         )
         matrix = torch.stack([k11, k12, k12, k22]).view(2, 2)
         norms = torch.stack([delta.dot(delta), z.dot(delta), z.dot(delta), z.dot(z)]).view(2, 2)
-        matrix, right = matrix + damping * norms, torch.stack([b1, b2])
+        right = torch.stack([b1, b2])
+        if linear.partial:  # J = Δz − Ĥz, whose l2·z is taken off below
+            right = norms[0] - damping * norms[1] - torch.stack([k12, k22])
+        matrix = matrix + damping * norms
         if objective.l2:
             l2_delta, l2_z = objective.l2_gradient(delta), objective.l2_gradient(z)
             at = objective.direction(objective.parameters)
             shared = l2_z.dot(delta)
             matrix = matrix + torch.stack([l2_delta.dot(delta), shared, shared, l2_z.dot(z)]).view(2, 2)
-            right = right + torch.stack([l2_delta.dot(at), l2_z.dot(at)])
+            if linear.partial:
+                right = right - torch.stack([shared, l2_z.dot(z)])
+            else:
+                right = right + torch.stack([l2_delta.dot(at), l2_z.dot(at)])
         return data_loss + objective.l2_value(objective.parameters), matrix, right
 
     def _coefficients(self, matrix: Tensor, right: Tensor, eps: float) -> Tensor:

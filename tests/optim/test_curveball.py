@@ -22,6 +22,7 @@ def steps(case: Case, number: int, **settings):
     objective = raycurv.Objective(ours, case.loss, case.l2)
     optimizer = optim.create("curveball", ours, damping=1.0, **settings)
     names = {"damping_factor": "factor", "damping_interval": "interval", "momentum": "rho", "learning_rate": "beta"}
+    names |= {"curvature_fraction": "fraction"}
     reference = DenseCurveBall(
         reference_model, LOSSES.get(case.loss, case.loss), case.l2, 1.0, **{names[k]: v for k, v in settings.items()}
     )
@@ -50,6 +51,13 @@ def test_twenty_steps_equal_the_dense_reference(case):
 )
 def test_modes_equal_the_dense_reference(settings):
     for found, expected in steps(BY_NAME["batch-norm-l2"], 12, **settings):
+        for name, value in expected.items():
+            assert float(found[name]) == pytest.approx(value, rel=1e-9, abs=1e-12), name
+
+
+@pytest.mark.parametrize("case", ["mlp-l2", "convolution"])
+def test_curvature_of_a_quarter_of_the_batch_equals_the_dense_reference(case):
+    for found, expected in steps(BY_NAME[case], 20, curvature_fraction=0.25, damping_factor=0.9):
         for name, value in expected.items():
             assert float(found[name]) == pytest.approx(value, rel=1e-9, abs=1e-12), name
 

@@ -90,6 +90,11 @@ def test_lean_steps_equal_the_naive_reference(case):
     compare("red_adam", BY_NAME[case], lean=True)
 
 
+@pytest.mark.parametrize("name", ["red_sgd", "red_adam"])
+def test_curvature_of_a_quarter_of_the_batch_equals_the_naive_reference(name):
+    compare(name, BY_NAME["mlp-l2"], reference={"fraction": 0.25}, curvature_fraction=0.25)
+
+
 def test_other_constants_equal_the_naive_reference():
     given = {"scale": 0.7, "decay": 0.1, "beta2": 0.99, "beta3": 0.5, "factor": 1.5, "eps": 1e-3}
     named = {"beta2": 0.99, "beta3": 0.5, "two": 1.5, "epsilon": 1e-3, "ell": lambda e: 0.7 * 0.1 ** (e / EPOCHS)}

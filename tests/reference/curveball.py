@@ -1,8 +1,11 @@
-"""CurveBall from the paper's equations with dense matrices, one sample after the other. Slow, float64, shares no
-code."""
+"""CurveBall from the paper's equations with dense matrices, one sample after the other.
+
+Slow, float64, shares no code.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy
@@ -13,13 +16,14 @@ from torch.func import functional_call
 
 class DenseCurveBall:
     def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], l2: float, damping: float,
-                 factor: float = 0.999, interval: int | None = 5, rho: float | None = None, beta: float | None =
-                     None) -> None:  # fmt: skip
+                 factor: float = 0.999, interval: int | None = 5, rho: float | None = None, beta: float | None = None,
+                 fraction: float = 1.0) -> None:  # fmt: skip
         self.model, self.loss, self.l2 = model, loss, l2
         self.damping, self.factor, self.interval, self.fixed_rho, self.fixed_beta = damping, factor, interval, rho, beta
         self.w = torch.cat([p.detach().flatten() for p in model.parameters()])
         self.z = torch.zeros_like(self.w)
         self.t = 0
+        self.fraction = fraction
 
     def phi(self, w: Tensor, x: Tensor, seed: int) -> Tensor:
         torch.manual_seed(seed)
@@ -41,6 +45,7 @@ class DenseCurveBall:
         jacobian = torch.autograd.functional.jacobian(lambda v: self.phi(v, x, seed), w)  # (B, o, p)
         hessian = torch.zeros(len(w), len(w), dtype=w.dtype)
         gradient = self.l2 * w
+        curved = math.ceil(self.fraction * len(y))
         for s in range(len(y)):
 
             def of_output(o: Tensor, s: int = s) -> Tensor:
@@ -48,7 +53,8 @@ class DenseCurveBall:
 
             h = torch.autograd.functional.hessian(of_output, outputs[s].detach())
             g = torch.autograd.functional.jacobian(of_output, outputs[s].detach())
-            hessian += jacobian[s].T @ h @ jacobian[s] / len(y)
+            if s < curved:
+                hessian += jacobian[s].T @ h @ jacobian[s] / curved
             gradient = gradient + jacobian[s].T @ g / len(y)
         hessian += (self.damping + self.l2) * torch.eye(len(w), dtype=w.dtype)
         delta = hessian @ z + gradient

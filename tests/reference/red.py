@@ -3,6 +3,7 @@ code."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -14,7 +15,7 @@ class NaiveRed:
     def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], l2: float,
                  ell: Callable[[int], float], steps_per_epoch: int, beta1: float | None = None,
                  beta2: float | None = None, beta3: float = 0.9, two: float = 2.0,
-                 epsilon: float = 1e-8) -> None:  # fmt: skip
+                 epsilon: float = 1e-8, fraction: float = 1.0) -> None:  # fmt: skip
         self.model, self.loss, self.l2, self.ell, self.steps_per_epoch = model, loss, l2, ell, steps_per_epoch
         self.beta1, self.beta2, self.beta3, self.two, self.epsilon = beta1, beta2, beta3, two, epsilon
         self.trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -23,6 +24,7 @@ class NaiveRed:
         self.v_hat = torch.zeros_like(self.theta)
         self.c_hat = 0.0
         self.k = 0
+        self.fraction = fraction
         self.of_descent: list[bool] = []
 
     def samples(self, theta: Tensor, x: Tensor, y: Tensor, seed: int) -> list[Tensor]:
@@ -53,9 +55,12 @@ class NaiveRed:
             self.v_hat = self.beta2 * self.v_hat + (1 - self.beta2) * g * g
             direction = direction / (torch.sqrt(self.v_hat / (1 - self.beta2**self.k)) + self.epsilon)
 
-        bends = [direction @ torch.autograd.grad(h @ direction, theta, retain_graph=True)[0] for h in gradients]
+        curved = math.ceil(self.fraction * len(y))
+        bends = [
+            direction @ torch.autograd.grad(h @ direction, theta, retain_graph=True)[0] for h in gradients[:curved]
+        ]
         norm = float(direction @ direction)
-        c = sum(abs(float(bend)) for bend in bends) / len(y) / norm
+        c = sum(abs(float(bend)) for bend in bends) / curved / norm
         self.c_hat = self.beta3 * self.c_hat + (1 - self.beta3) * c
         lipschitz = max(self.c_hat / (1 - self.beta3**self.k), c)
         slope = float(direction @ g)
