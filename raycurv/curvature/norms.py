@@ -10,7 +10,8 @@ and for y = w x̂ + b:  y' = w x̂' + w' x̂ + b',  y'' = w x̂'' + 2 w' x̂'.  
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +28,21 @@ Mean = Callable[..., tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Normalised:
-    """x̂ = (x − centre)·r, kept as its parts; `mean` takes tensors of x's shape to means that broadcast against x."""
+    """x̂ = (x − centre)·r, kept as its parts; `mean` takes tensors of x's shape to means that broadcast against x.
+
+    Attributes:
+        x: the input.
+        centre: μ, to broadcast against x.
+        r: (σ² + ε)^-½, to broadcast against x.
+        mean: means over what is normalised together.
+        apart: the dimension along which x falls into parts that are normalised apart, None if there is none.
+    """
 
     x: Tensor
     centre: Tensor
     r: Tensor
     mean: Mean
+    apart: int | None = None
 
     def value(self) -> Tensor:
         """The normalised tensor itself."""
@@ -45,15 +55,46 @@ class Normalised:
         mean_d, c = self.mean(d, offset * d)
         return (d - mean_d).addcmul_(offset, -self.r * self.r * c).mul_(self.r)
 
-    def second(self, d: Tensor) -> tuple[Tensor, Tensor]:
-        """x̂' and x̂'' along d."""
+    def both(self, d: Tensor, dd: Tangent) -> tuple[Tensor, Tensor, Tensor]:
+        """x̂, x̂' and x̂'' along a path with x' = d and x'' = dd."""
         x_hat = self.value()
         d = d.to(x_hat.dtype)
-        mean_d, c = self.mean(d, x_hat * d)
+        if dd is None:
+            mean_d, c = self.mean(d, x_hat * d)
+            second = None
+        else:
+            dd = dd.to(x_hat.dtype)
+            mean_d, c, mean_dd, c_dd = self.mean(d, x_hat * d, dd, x_hat * dd)
+            second = dd - mean_dd
         centred = d - mean_d
-        first = self.r * (centred - x_hat * c)
-        (bend,) = self.mean(first * centred)
-        return first, -2 * self.r * c * first - self.r * x_hat * bend
+        first = torch.addcmul(centred, x_hat, -c).mul_(self.r)
+        (bend,) = self.mean(centred.mul_(first))
+        if second is None:
+            second = x_hat * -bend
+        else:
+            second.addcmul_(x_hat, -(bend + c_dd))
+        return x_hat, first, second.addcmul_(first, -2 * c).mul_(self.r)
+
+    def parts(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Cut x, and whatever broadcasts against it, into parts small enough to stay in the cache.
+
+        Yields:
+            A function that cuts one part out of a tensor.
+        """
+        size = None if self.apart is None or not self.x.is_contiguous() else self.x.shape[self.apart]
+        step = size and max(1, _PART * size // max(1, self.x.numel()))
+        if size is None or step is None or step >= size:
+            yield lambda t: t
+            return
+        for start in range(0, size, step):
+            yield functools.partial(self._cut, start=start, length=min(step, size - start))
+
+    def _cut(self, t: Tensor, start: int, length: int) -> Tensor:
+        assert self.apart is not None
+        return t.narrow(self.apart, start, length) if t.shape[self.apart] > 1 else t
+
+
+_PART = 1 << 18  # numbers: 1 MB of float32
 
 
 def _affine(
@@ -74,36 +115,75 @@ def _affine(
             moved = moved.addcmul_(x, slope).sub_(centre * slope)
         return moved if db is None else moved.add_(db)
 
-    def quadratic(dx: Tangent, dw: Tangent, db: Tangent) -> Tangent:
+    def both(d: Sequence[Tangent], dd: Sequence[Tangent], spare: Sequence[Tangent]) -> tuple[Tangent, Tangent]:
+        dx, ddx = d[0], dd[0]
         if dx is None:
-            return None
-        slope, bend = normalised.second(dx)
-        bend = bend if weight is None else bend * weight
-        return bend if dw is None else bend.addcmul_(dw.expand_as(bend), slope, value=2)
+            return first(*d), first(*dd) if any(t is not None for t in dd) else None
+        outs = [torch.empty_like(x) if t is None else t for t in spare]
+        for cut in normalised.parts():
+            part = Normalised(cut(x), cut(centre), cut(r), normalised.mean)
+            x_hat, slope, bend = part.both(cut(dx), None if ddx is None else cut(ddx))
+            w, dw, db, ddw, ddb = (None if t is None else cut(t) for t in (weight, d[1], d[2], dd[1], dd[2]))
+            bend = bend if w is None else bend.mul_(w)
+            bend = bend if dw is None else bend.addcmul_(slope, 2 * dw)
+            cut(outs[1]).copy_(_shifted(bend, x_hat, ddw, ddb))
+            slope = slope if w is None else slope.mul_(w)
+            cut(outs[0]).copy_(_shifted(slope, x_hat, dw, db))
+        return outs[0], outs[1]
 
-    return Derivative(first, quadratic)
+    return Derivative(first, both=both)
 
 
-def _reshaped(derivative: Derivative, call: Call, shape: Sequence[int], out: Tensor) -> Derivative:
-    """The derivative with tangents of (x, weight, bias) given as the operator has them, those absent left out."""
+def _shifted(moved: Tensor, x_hat: Tensor, dw: Tangent, db: Tangent) -> Tensor:
+    """moved + dw x̂ + db, written over `moved`."""
+    moved = moved if dw is None else moved.addcmul_(x_hat, dw)
+    return moved if db is None else moved.add_(db)
+
+
+def _arranged(
+    derivative: Derivative, call: Call, weights: Sequence[int], inside: Sequence[int] | None = None
+) -> Derivative:
+    """The derivative with tangents of (x, weight, bias) given as the operator has them, those absent left out.
+
+    Args:
+        derivative: of x seen in the shape `inside`, and of weight and bias in the shape `weights`.
+        call: the operator.
+        weights: a shape that broadcasts against `inside`.
+        inside: None is the shape of x.
+    """
     present = [
         isinstance(argument, Tensor) for argument in call.args if argument is None or isinstance(argument, Tensor)
     ]
+    outside = call.args[0].shape
+    inside = outside if inside is None else inside
 
-    def split(d: Sequence[Tangent]) -> tuple[Tangent, Tangent, Tangent]:
+    def split(d: Sequence[Tangent]) -> list[Tangent]:
         given = iter(d)
         dx, dw, db = (next(given, None) if there else None for there in [*present, False, False][:3])
-        return dx, None if dw is None else dw.view(shape), None if db is None else db.view(shape)
+        seen = None if dx is None else dx.reshape(inside)
+        return [seen, *(None if t is None else t.view(weights) for t in (dw, db))]
+
+    def whole(result: Tangent) -> Tangent:
+        return None if result is None else result.expand(inside).reshape(outside)
 
     def first(*d: Tangent) -> Tangent:
-        result = derivative.first(*split(d))
-        return None if result is None else result.expand(out.shape)
+        return whole(derivative.first(*split(d)))
 
     def quadratic(*d: Tangent) -> Tangent:
         assert derivative.quadratic is not None
-        return derivative.quadratic(*split(d))
+        return whole(derivative.quadratic(*split(d)))
 
-    return Derivative(first, quadratic if derivative.quadratic is not None else None)
+    def both(d: Sequence[Tangent], dd: Sequence[Tangent], spare: Sequence[Tangent]) -> tuple[Tangent, Tangent]:
+        assert derivative.both is not None
+        kept = [None if t is None else t.view(inside) for t in spare]
+        slope, bend = derivative.both(split(d), split(dd), kept)
+        return whole(slope), whole(bend)
+
+    return Derivative(
+        first,
+        quadratic if derivative.quadratic is not None else None,
+        both if derivative.both is not None else None,
+    )
 
 
 def _channels(x: Tensor) -> tuple[int, ...]:
@@ -126,7 +206,7 @@ def _batch_norm(call: Call) -> Derivative:
         mean, variance, eps = call.args[3], call.args[4], call.args[7]
         r = torch.rsqrt(variance + eps).view(shape)
         centre = mean.view(shape)
-        return _reshaped(_fixed(x, centre, r, scale), call, shape, call.out[0])
+        return _arranged(_fixed(x, centre, r, scale), call, shape)
     save_mean, save_r = call.out[1], call.out[2]
     centre, r = save_mean.view(shape), save_r.view(shape)
     dims = [i for i in range(x.dim()) if i != 1]
@@ -137,9 +217,9 @@ def _batch_norm(call: Call) -> Derivative:
             d, x, weight, None, None, save_mean, save_r, True, 0.0, [True, False, False]
         )[0]
 
-    normalised = Normalised(x, centre, r, _mean_over(dims))
+    normalised = Normalised(x, centre, r, _mean_over(dims), apart=1)
     inner = _affine(normalised, scale, fused if call.name == "native_batch_norm" else None)
-    return _reshaped(inner, call, shape, call.out[0])
+    return _arranged(inner, call, shape)
 
 
 def _fixed(x: Tensor, centre: Tensor, r: Tensor, weight: Tensor | None) -> Derivative:
@@ -158,36 +238,23 @@ def _fixed(x: Tensor, centre: Tensor, r: Tensor, weight: Tensor | None) -> Deriv
 
 @rule("native_layer_norm")
 def _layer_norm(call: Call) -> Derivative:
-    x, normalised, weight = call.args[:3]
+    x, shape, weight = call.args[:3]
     mean, r = call.out[1], call.out[2]
-    dims = list(range(x.dim() - len(normalised), x.dim()))
-    inner = _affine(Normalised(x, mean, r, _mean_over(dims)), weight)
-    return _reshaped(inner, call, tuple(normalised), call.out[0])
+    dims = list(range(x.dim() - len(shape), x.dim()))
+    weights = (*(1,) * dims[0], *shape)
+    scale = None if weight is None else weight.view(weights)
+    apart = 0 if dims[0] > 0 else None
+    return _arranged(_affine(Normalised(x, mean, r, _mean_over(dims), apart), scale), call, weights)
 
 
 @rule("native_group_norm")
 def _group_norm(call: Call) -> Derivative:
-    x, weight, _, samples, _, _, groups, _ = call.args
-    shape = (samples, groups, -1)
-    mean, r = (out.view(samples, groups, 1) for out in call.out[1:])
-    by_channel = _channels(x)
-    scale = None if weight is None else weight.view(by_channel)
-    grouped = Normalised(x.reshape(shape), mean, r, _mean_over([2]))
-
-    def first(dx: Tangent, dw: Tangent, db: Tangent) -> Tangent:
-        moved = None if dx is None else grouped.first(dx.reshape(shape)).view(x.shape)
-        moved = moved if moved is None or scale is None else moved * scale
-        result = total(moved, None if dw is None else dw * grouped.value().view(x.shape))
-        return db if result is None else result if db is None else result + db
-
-    def quadratic(dx: Tangent, dw: Tangent, db: Tangent) -> Tangent:
-        if dx is None:
-            return None
-        slope, bend = (t.view(x.shape) for t in grouped.second(dx.reshape(shape)))
-        bend = bend if scale is None else bend * scale
-        return bend if dw is None else bend + 2 * dw * slope
-
-    return _reshaped(Derivative(first, quadratic), call, by_channel, call.out[0])
+    x, weight, _, samples, channels, _, groups, _ = call.args
+    inside, weights = (samples, groups, channels // groups, -1), (1, groups, channels // groups, 1)
+    mean, r = (out.view(samples, groups, 1, 1) for out in call.out[1:])
+    scale = None if weight is None else weight.view(weights)
+    seen = x.reshape(inside)
+    return _arranged(_affine(Normalised(seen, mean, r, _mean_over([2, 3]), 0), scale), call, weights, seen.shape)
 
 
 # --- batch normalisation over all workers ----------------------------------------------------------------------------
@@ -249,7 +316,7 @@ class SynchronisedBatchNorm(TorchFunctionMode):
                 unbiased = statistics.variance * (statistics.count / (statistics.count - 1).clamp(min=1))
                 running_var.lerp_(unbiased.to(running_var.dtype), momentum)
         if self.tape is not None and any(slot is not None for slot in slots):
-            derivative = self._derivative(input, weight, bias, out, statistics)
+            derivative = self._derivative(input, weight, bias, statistics)
             self.tape.record("batch_norm", slots, out, derivative, own=True)
         return out
 
@@ -280,15 +347,13 @@ class SynchronisedBatchNorm(TorchFunctionMode):
         variance = (sums[2] + between) / count
         return _Statistics(common + offset, variance, torch.rsqrt(variance + eps), count)
 
-    def _derivative(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor, statistics: _Statistics
-    ) -> Derivative:
+    def _derivative(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: _Statistics) -> Derivative:
         x, shape = x.detach(), _channels(x)
         centre, r = statistics.mean.view(shape), statistics.r.view(shape)
         call = Call(None, "batch_norm", (x, weight, bias), {}, [])
         scale = None if weight is None else weight.detach().view(shape)
         means = self.workers.means(statistics.count, shape)
-        return _reshaped(_affine(Normalised(x, centre, r, means), scale), call, shape, out.detach())
+        return _arranged(_affine(Normalised(x, centre, r, means), scale), call, shape)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ A :class:`Derivative` holds two functions of the tangents of the operator's tens
 - ``first(*d)`` = Df·d, linear;
 - ``quadratic(*d)`` = D²f[d, d]; None for operators that are linear.
 
-so that along a path with x' = d and x'' = dd the output has f' = first(d) and f'' = first(dd) + quadratic(d).
+so that along a path with x' = d and x'' = dd the output has f' = first(d) and f'' = first(dd) + quadratic(d). Where
+both together cost less memory or time than one after the other, a third function gives them at once.
+
 Four families cover nearly everything: linear operators (:mod:`~raycurv.curvature.linear`), products
 (:mod:`~raycurv.curvature.products`), element-wise functions (:mod:`~raycurv.curvature.elementwise`) and normalisations
 (:mod:`~raycurv.curvature.norms`). An operator without a rule falls back on torch's own forward mode for the first
@@ -27,6 +29,7 @@ from torch import Tensor
 
 aten = torch.ops.aten
 Tangent = Tensor | None
+Both = Callable[[Sequence[Tangent], Sequence[Tangent], Sequence[Tangent]], tuple[Any, Any]]
 
 
 class UnsupportedOperator(NotImplementedError):
@@ -39,11 +42,14 @@ class Derivative:
 
     Attributes:
         first: tangents of the tensor arguments to the tangent (or tuple of tangents) of the outputs.
-        quadratic: tangents to D²f[d, d]; None where the operator is linear.
+        quadratic: tangents to D²f[d, d], in memory of its own; None where the operator is linear.
+        both: (d, dd, spare) to (f', f''), in place of the two above. `spare` are two tensors that may be written over
+            and returned, those of the first tensor argument in d and dd, or None where they are still needed.
     """
 
     first: Callable[..., Any]
     quadratic: Callable[..., Any] | None = None
+    both: Both | None = None
 
 
 @dataclass
@@ -130,7 +136,8 @@ def generic(call: Call, equal: Callable[..., Any] | None = None) -> Derivative:
         UnsupportedOperator: torch has neither rule, or the operator draws random numbers.
     """
     func = equal or out_of_place(call)
-    args, kwargs, active = call.args, call.kwargs, list(call.active)
+    # Not the call itself, whose output would be kept with it.
+    args, kwargs, active, operator = call.args, call.kwargs, list(call.active), call.func
 
     def evaluate(*tensors: Tensor) -> Any:
         given = iter(tensors)
@@ -148,7 +155,7 @@ def generic(call: Call, equal: Callable[..., Any] | None = None) -> Derivative:
             return tangents if many else tangents[0]
 
     def first(*d: Tangent) -> Any:
-        if torch.Tag.nondeterministic_seeded in call.func.tags:
+        if torch.Tag.nondeterministic_seeded in operator.tags:
             raise UnsupportedOperator(
                 f"{func} draws random numbers, has no rule in raycurv.curvature.rules, and would "
                 "draw others if it were computed again"

@@ -1,25 +1,24 @@
 """A forward pass written down, so that tangents can be sent through it afterwards without computing it again.
 
 A :class:`Tape` is entered around ``outputs = model(inputs)`` while gradients are enabled. It sees every operator
-that torch
-executes (below autograd, where modules,
-functions and composite operators have been resolved into a small set) and keeps,
-for those that depend on a parameter, the operator's derivative at the point (:mod:`raycurv.curvature.rules`). The
-autograd graph is not touched: the same forward pass serves ``backward``, so one pass gives
+that torch executes (below autograd, where modules, functions and composite operators have been resolved into a small
+set) and keeps, for those that depend on a parameter, the operator's derivative at the point
+(:mod:`raycurv.curvature.rules`). The autograd graph is not touched: the same forward pass serves ``backward``, so one
+pass gives
 
 - ``push(tangents)``: J·z on the kept activations, as often as wanted, at the cost of the products alone;
 - ``second_order(tangents)``: J·z and d²/dt² of the outputs along Θ + t·z.
 
+:class:`~raycurv.curvature.forward.ForwardTape` keeps nothing instead, for a single question.
+
 How a tensor is recognised: torch may hand a view to the next operator as another object than the one this mode saw, so
 tensors are known by storage and geometry, and count only while ``requires_grad`` says that gradients flow through
-them; what the
-model detaches or computes under ``no_grad`` is a constant here exactly as it is for ``backward``.
+them; what the model detaches or computes under ``no_grad`` is a constant here exactly as it is for ``backward``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +27,8 @@ from torch.autograd.function import BackwardCFunction
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raycurv.curvature import rules
+from raycurv.curvature import pushing, rules
+from raycurv.curvature.pushing import Step
 from raycurv.curvature.rules import Call, Derivative, UnsupportedOperator
 
 _Key = tuple[Any, ...]
@@ -39,17 +39,6 @@ _IGNORED = frozenset(
 
 
 _WHOLE = 1 << 62  # larger than any storage: addresses modulo it are the addresses
-
-
-@dataclass(frozen=True)
-class Step:
-    """One recorded operator: the slots that it reads and writes, and its derivative at the point."""
-
-    name: str
-    inputs: tuple[int | None, ...]
-    outputs: tuple[int | None, ...]
-    dtypes: tuple[torch.dtype | None, ...]
-    derivative: Derivative
 
 
 class Tape(TorchDispatchMode):
@@ -183,15 +172,10 @@ class Tape(TorchDispatchMode):
         Raises:
             UnsupportedOperator: the outputs do not depend on the parameters through recorded operators.
         """
-        slot = self._slot_of(outputs, "the loss")
-        if slot is None:
-            raise UnsupportedOperator(
-                "the outputs of the model do not depend on its parameters (detached, or no_grad?)"
-            )
-        self._output_slot = slot
+        self._output_slot = self._slot_of_outputs(outputs)
         self._slots.clear()
         self._storages.clear()
-        needed = {slot}
+        needed = {self._output_slot}
         kept = []
         for step in reversed(self.steps):
             if needed.intersection(step.outputs):
@@ -204,31 +188,33 @@ class Tape(TorchDispatchMode):
                 if read is not None:
                     self._last_use[read] = index
 
+    def _slot_of_outputs(self, outputs: Tensor) -> int:
+        slot = self._slot_of(outputs, "the loss")
+        if slot is None:
+            raise UnsupportedOperator(
+                "the outputs of the model do not depend on its parameters (detached, or no_grad?)"
+            )
+        return slot
+
     # --- replaying -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def push(self, tangents: Sequence[Tensor | None]) -> Tensor | None:  # type: ignore[override]  # torch's is for its modes
         """J·z: the tangent of the outputs for these tangents of the parameters; None is zero."""
-        first: dict[int, Tensor] = _start(self.parameter_slots, tangents)
+        first = pushing.start(self.parameter_slots, tangents)
         for index, step in enumerate(self.steps):
-            incoming = [None if s is None else first.get(s) for s in step.inputs]
-            self._free(step, index, first)
-            if any(tangent is not None for tangent in incoming):
-                _store(step, step.derivative.first(*incoming), first)
+            pushing.push(step, pushing.incoming(step, first, self._dying(step, index)), first)
         return first.get(self._output())
 
     @torch.no_grad()
     def second_order(self, tangents: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
         """First and second derivative of the outputs along Θ + t·z at t = 0."""
-        first: dict[int, Tensor] = _start(self.parameter_slots, tangents)
+        first = pushing.start(self.parameter_slots, tangents)
         second: dict[int, Tensor] = {}
         for index, step in enumerate(self.steps):
-            d = [None if s is None else first.get(s) for s in step.inputs]
-            dd = [None if s is None else second.get(s) for s in step.inputs]
-            self._free(step, index, first, second)
-            if any(tangent is not None for tangent in d):
-                _store(step, step.derivative.first(*d), first)
-                _store(step, _second(step.derivative, d, dd), second)
+            dying = self._dying(step, index)
+            d, dd = pushing.incoming(step, first, dying), pushing.incoming(step, second, dying)
+            pushing.push_both(step, d, dd, first, second, dying)
         return first.get(self._output()), second.get(self._output())
 
     def _output(self) -> int:
@@ -236,11 +222,9 @@ class Tape(TorchDispatchMode):
             raise RuntimeError("Tape.finish(outputs) must be called before tangents are pushed")
         return self._output_slot
 
-    def _free(self, step: Step, index: int, *tables: dict[int, Tensor]) -> None:
-        for slot in step.inputs:
-            if slot is not None and self._last_use[slot] == index:
-                for table in tables:
-                    table.pop(slot, None)
+    def _dying(self, step: Step, index: int) -> list[int]:
+        """The inputs of a step that no later one reads."""
+        return [slot for slot in step.inputs if slot is not None and self._last_use[slot] == index]
 
 
 class _Paused:
@@ -285,31 +269,3 @@ def _interval(key: _Key, period: int) -> tuple[int, int]:
         (size - 1) * stride for size, stride in zip(shape, strides, strict=True) if size > 1 and stride % period
     )
     return offset % period, offset % period + moved + 1
-
-
-def _start(slots: Sequence[int], tangents: Sequence[Tensor | None]) -> dict[int, Tensor]:
-    if len(slots) != len(tangents):
-        raise ValueError(f"a direction has one tensor for each of the {len(slots)} parameters, not {len(tangents)}")
-    return {slot: tangent for slot, tangent in zip(slots, tangents, strict=True) if tangent is not None}
-
-
-def _store(step: Step, values: Any, table: dict[int, Tensor]) -> None:
-    """Keep the tangents of an operator's outputs, in the outputs' dtypes (autocast mixes those of its inputs)."""
-    given = values if isinstance(values, tuple) else (values,)
-    for slot, dtype, value in zip(step.outputs, step.dtypes, given, strict=False):
-        if slot is not None and value is not None:
-            table[slot] = value.to(dtype)
-
-
-def _second(derivative: Derivative, d: list[Tensor | None], dd: list[Tensor | None]) -> Any:
-    """Df·dd + D²f[d, d]."""
-    linear = derivative.first(*dd) if any(tangent is not None for tangent in dd) else None
-    quadratic = derivative.quadratic(*d) if derivative.quadratic is not None else None
-    return _add(linear, quadratic)
-
-
-def _add(a: Any, b: Any) -> Any:
-    if isinstance(a, tuple) or isinstance(b, tuple):
-        left, right = a or (None,) * len(b), b or (None,) * len(a)
-        return tuple(_add(x, y) for x, y in zip(left, right, strict=True))
-    return b if a is None else a if b is None else a + b
