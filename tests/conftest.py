@@ -7,12 +7,22 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# Two processes of pytest share two cores; set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hypothesis
 import pytest
 
 # The same cases on every machine, however slow.
 hypothesis.settings.register_profile("raycurv", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("raycurv")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start Ray or servers run one after the other: one Ray serves them all, and some measure time."""
+    for item in items:
+        if "service" in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group("service"))
 
 
 @pytest.fixture(scope="session")
