@@ -10,7 +10,7 @@ from raycurv.data import locate
 from raycurv.service import commandline
 from raycurv.service.cluster import default_runs, default_tracking_uri
 from raycurv.train import Precision, Store, Trained, evaluate, load_trained
-from raycurv.train.run import described, resolve_loss
+from raycurv.train.run import described, resolve_loss, resolve_weights
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def main(job: Job) -> None:
         trained.model.to(job.device),
         data.evaluation,
         loss=resolve_loss(config.loss),
+        weights=resolve_weights(config.weights),
         batch_size=job.batch_size,
         device=job.device,
         precision=job.precision or config.precision,

@@ -1,10 +1,13 @@
-"""Data sets: Parquet image sets and tensors, visited in one global order by any number of workers."""
+"""Data sets: images, sentence pairs, tables and tensors, visited in one global order by any number of workers."""
 
 from raycurv.data.errors import DataError
 from raycurv.data.loader import Loader
 from raycurv.data.parquet import ParquetImages, parquet_images
+from raycurv.data.reconstruction import reconstructions
 from raycurv.data.shards import locate
 from raycurv.data.source import Data, Source, StreamedSource, TensorSource, tensors
+from raycurv.data.table import csv_table
+from raycurv.data.translation import multi30k
 
 __all__ = [
     "Data",
@@ -14,7 +17,10 @@ __all__ = [
     "Source",
     "StreamedSource",
     "TensorSource",
+    "csv_table",
     "locate",
+    "multi30k",
     "parquet_images",
+    "reconstructions",
     "tensors",
 ]

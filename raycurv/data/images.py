@@ -22,6 +22,7 @@ Pixels = NDArray[np.uint8]
 # The usual evaluation of photographs: the middle 224 of a shorter side of 256.
 CENTRE = 224 / 256
 _TRIES = 10
+_TURN = 2**32  # a draw of its own, beside those of the crop
 # What Pillow raises on bytes that are no image, or only a part of one.
 _CORRUPT = (
     OSError,
@@ -100,6 +101,19 @@ def crop_and_flip(images: Tensor, keys: NDArray[np.uint64], padding: int) -> Ten
     index = (rows[:, :, None] * wide + columns[:, None, :]) * channels
     index = index[..., None] + torch.arange(channels)
     return padded.flatten(1).gather(1, index.flatten(1)).view(images.shape)
+
+
+def rotate(images: Tensor, keys: NDArray[np.uint64], degrees: float) -> Tensor:
+    """Each of (B, H, W, C) turned about its middle by up to `degrees` both ways; black comes in."""
+    turns = uniform(keys, _TURN) * 2 - 1
+    angle = torch.from_numpy(turns * math.radians(degrees)).float()
+    cosine, sine, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    height, width = images.shape[1:3]
+    # Positions run from −1 to 1 on either axis, whatever the sides are.
+    maps = torch.stack([cosine, sine * height / width, zero, -sine * width / height, cosine, zero], 1).view(-1, 2, 3)
+    grid = functional.affine_grid(maps, [len(images), 1, height, width], align_corners=False)
+    turned = functional.grid_sample(images.permute(0, 3, 1, 2).float(), grid, align_corners=False)
+    return turned.round_().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def crop_draws(keys: NDArray[np.uint64]) -> list[list[float]]:

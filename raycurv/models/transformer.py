@@ -101,7 +101,8 @@ class Transformer(nn.Module):
             inputs: source (B, S) and target (B, T) word numbers as a pair, or both in one tensor (B, 2, T). The target
                 begins with its start symbol; 0 is padding.
         """
-        source, target = inputs.unbind(1) if isinstance(inputs, Tensor) else inputs
+        # A server may send the numbers of words as floats.
+        source, target = (words.long() for words in (inputs.unbind(1) if isinstance(inputs, Tensor) else inputs))
         dtype = self.out.weight.dtype
         source_mask = _padding_mask(source, dtype)
         later = torch.ones(target.shape[1], target.shape[1], dtype=torch.bool, device=target.device).triu(1)

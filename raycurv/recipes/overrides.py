@@ -34,6 +34,9 @@ class Overrides:
     loss: str | None = None
     """cross_entropy, squared_error, or package.module:function returning one value per sample."""
 
+    weights: str | None = None
+    """package.module:function of the targets, returning what each sample counts for."""
+
     seed: int | None = None
     """Seed of the initial weights, the order of the data, augmentation and dropout."""
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from raycurv import optim
 from raycurv.train.config import RunConfig
-from raycurv.train.run import build_optimizer, resolve_loss
+from raycurv.train.run import build_optimizer, resolve_loss, resolve_weights
 
 # What a model and a data set are offered, and may leave to the loop to fill in.
 OFFERED = ("num_classes", "input_shape")
@@ -22,6 +22,7 @@ def check(config: RunConfig) -> None:
     config.model.check(*OFFERED)
     config.data.check()
     resolve_loss(config.loss)
+    resolve_weights(config.weights)
     # On a network of one weight, so that the optimizer itself says what is wrong.
     horizon = optim.Horizon(epochs=config.epochs, steps_per_epoch=1, training_samples=config.batch_size)
     model = nn.Linear(1, 1)

@@ -127,6 +127,8 @@ class RunConfig:
         optimizer: a name of :func:`raycurv.optim.names`.
         optimizer_settings: keyword arguments of the optimizer; empty means its defaults.
         loss: ``"cross_entropy"``, ``"squared_error"``, or ``"package.module:function"`` returning one value per sample.
+        weights: ``"package.module:function"`` of the targets, returning what each sample counts for in the objective
+            and in evaluation (:func:`raycurv.train.losses.words` for sentences); None counts all alike.
         l2: factor of ½‖Θ‖² in the objective.
         batch_size: samples of one step, over all workers.
         epochs: passes over the training set.
@@ -148,6 +150,7 @@ class RunConfig:
     optimizer: str = "curveball"
     optimizer_settings: Mapping[str, Setting] = field(default_factory=dict)
     loss: str = "cross_entropy"
+    weights: str | None = None
     l2: float = 0.0
     batch_size: int = 128
     epochs: int = 10
@@ -181,6 +184,8 @@ class RunConfig:
         )
         if self.loss not in ("cross_entropy", "squared_error"):
             Component(self.loss)
+        if self.weights is not None:
+            Component(self.weights)
 
     def to_json(self) -> str:
         """The configuration as indented JSON, read back by :meth:`from_json`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -23,6 +23,7 @@ def evaluate(
     source: Source,
     *,
     loss: str | LossFunction,
+    weights: Callable[[Tensor], Tensor] | None = None,
     batch_size: int = 256,
     collectives: Collectives | None = None,
     device: torch.device | str = "cpu",
@@ -35,6 +36,7 @@ def evaluate(
         model: on `device`; it is put in evaluation mode and back.
         source: what to evaluate on; images are not augmented.
         loss: ``"cross_entropy"``, ``"squared_error"``, or a function of (outputs, targets) returning (B,).
+        weights: ``weights(targets)`` (B,) for samples that count differently in the mean loss.
         batch_size: samples at a time, over all workers.
         collectives: the workers, who all call this together; by default one process.
         device: where to compute.
@@ -60,27 +62,29 @@ def evaluate(
         device=device,
         dtype=dtype_of(precision),
     )
-    # Sums of losses and of right answers, samples, and samples that have a right answer.
+    # Sums of losses and of their weights, right answers, and samples that have a right answer.
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     with evaluation_mode(model), computing(precision, device), reading(loader, 0) as batches:
         for inputs, targets in batches:
             if len(targets):
-                sums += _sums(model(inputs), targets, per_sample)
-    total, right, samples, classified = workers.sum(sums).tolist()
-    if not samples:
+                sums += _sums(model(inputs), targets, per_sample, weights)
+    total, weight, right, classified = workers.sum(sums).tolist()
+    if not weight:
         raise ValueError("the evaluation set gave no sample: it is empty, or every one of its images was skipped")
-    values = {f"{prefix}loss": total / samples}
+    values = {f"{prefix}loss": total / weight}
     if classified:
         values[f"{prefix}accuracy"] = right / classified
     return values
 
 
-def _sums(outputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
-    losses = loss.values(outputs, targets)
-    count = torch.full((), float(len(targets)), dtype=torch.float64, device=losses.device)
-    classes = outputs.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point()
-    right = (outputs.argmax(1) == targets).sum(dtype=torch.float64) if classes else torch.zeros_like(count)
-    return torch.stack([losses.sum(dtype=torch.float64), right, count, count if classes else torch.zeros_like(count)])
+def _sums(outputs: Tensor, targets: Tensor, loss: Loss, weights: Callable[[Tensor], Tensor] | None) -> Tensor:
+    losses = loss.values(outputs, targets).double()
+    counted = torch.ones_like(losses) if weights is None else weights(targets).double()
+    sums = [(counted * losses).sum(), counted.sum()]
+    if outputs.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point():
+        right = outputs.argmax(1) == targets
+        return torch.stack([*sums, right.sum(dtype=torch.float64), torch.ones_like(losses).sum()])
+    return torch.stack([*sums, *losses.new_zeros(2)])
 
 
 @contextmanager

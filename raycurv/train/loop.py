@@ -206,6 +206,7 @@ class _Trainer:
             return {}
         options: dict[str, Any] = {
             "loss": run.loss,
+            "weights": run.weights,
             "batch_size": config.batch_size,
             "collectives": run.collectives,
             "device": run.device,

@@ -66,12 +66,12 @@ class Run:
         torch.manual_seed(config.seed)
         self.shape = described(self.data)
         self.model = build_model(config, self.shape).to(device)
-        self.loss = resolve_loss(config.loss)
+        self.loss, self.weights = resolve_loss(config.loss), resolve_weights(config.weights)
         self.loader = self._loader()
         self.horizon = optim.Horizon(
             epochs=config.epochs, steps_per_epoch=self.loader.steps_per_epoch, training_samples=len(self.data.train)
         )
-        self.objective = Objective(self.model, self.loss, config.l2, collectives=collectives)
+        self.objective = Objective(self.model, self.loss, config.l2, weights=self.weights, collectives=collectives)
         self.optimizer = build_optimizer(config, self.model, self.horizon)
         decay = config.average_weights
         self.average = None if decay is None else AveragedWeights(self.model, decay)
@@ -214,3 +214,12 @@ def resolve_loss(name: str) -> str | Callable[[Tensor, Tensor], Tensor]:
         ValueError: there is no such function.
     """
     return Component(name).resolve() if ":" in name else name
+
+
+def resolve_weights(name: str | None) -> Callable[[Tensor], Tensor] | None:
+    """The function that says what each sample counts for; None where all count alike.
+
+    Raises:
+        ValueError: there is no such function.
+    """
+    return None if name is None else Component(name).resolve()

@@ -59,3 +59,11 @@ def test_modules_are_left_as_they_were() -> None:
     evaluate(model, problems.blobs().train, loss="cross_entropy", precision="fp64")
     assert [module.training for module in model] == [True, False, True, True, True]
     assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+
+
+def test_weighted_samples_count_by_their_weight() -> None:
+    inputs = torch.tensor([[1.0], [2.0], [5.0]])
+    targets = torch.tensor([[1.0], [3.0], [3.0]])
+    source = TensorSource(inputs, targets)
+    values = evaluate(nn.Identity(), source, loss="squared_error", weights=lambda t: t[:, 0], batch_size=2, prefix="")
+    assert values == pytest.approx({"loss": (1 * 0 + 3 * 1 + 3 * 4) / 7})
