@@ -11,6 +11,9 @@ from raycurv.optim import (  # registers them
     ntlr,
     red,
     salera,
+    sls,
+    sps,
+    step_tuned,
 )
 from raycurv.optim.first_order import FirstOrder
 from raycurv.optim.protocol import Horizon, StepOptimizer, StepReport, parameters_of
@@ -28,4 +31,18 @@ __all__ = [
     "register",
     "settings",
 ]
-del bfgs, curveball, first_order, learned_rate, levenberg_marquardt, modern, newton, ntlr, red, salera
+del (
+    bfgs,
+    curveball,
+    first_order,
+    learned_rate,
+    levenberg_marquardt,
+    modern,
+    newton,
+    ntlr,
+    red,
+    salera,
+    sls,
+    sps,
+    step_tuned,
+)

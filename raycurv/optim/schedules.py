@@ -170,3 +170,11 @@ _KINDS = {
     "one_cycle": _Kind(_one_cycle, {"warmup": 0.3}),
     "robbins_monro": _Kind(_robbins_monro, {"half_life": 1.0}),
 }
+
+
+STEPS_PER_EPOCH = 500  # without a horizon; what the published code of SPS and SLS takes
+
+
+def growth_per_step(by_epoch: float, horizon: Horizon | None) -> float:
+    """The factor of one step whose power over an epoch is `by_epoch`: τ^{b/n} for batches of b out of n samples."""
+    return by_epoch ** (1 / (STEPS_PER_EPOCH if horizon is None else horizon.steps_per_epoch))

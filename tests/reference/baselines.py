@@ -1,0 +1,129 @@
+"""Step-Tuned SGD, SPS, SLS and Hessian-free from their papers' equations, on flat float64 vectors. Shares no code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+class Problem:
+    """J(w) on one batch, as a function of a flat vector."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], l2: float) -> None:
+        self.model, self.loss, self.l2 = model, loss, l2
+        self.w = torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    def batch(self, x: Tensor, y: Tensor, seed: int) -> None:
+        self.x, self.y, self.seed = x, y, seed
+
+    def phi(self, w: Tensor) -> Tensor:
+        torch.manual_seed(self.seed)
+        pieces = iter(w.split([p.numel() for p in self.model.parameters()]))
+        values = {name: next(pieces).view(p.shape) for name, p in self.model.named_parameters()}
+        return functional_call(self.model, {**values, **{n: b.clone() for n, b in self.model.named_buffers()}}, self.x)
+
+    def f(self, w: Tensor) -> Tensor:
+        return self.loss(self.phi(w), self.y).mean() + self.l2 / 2 * (w * w).sum()
+
+    def value(self, w: Tensor) -> float:
+        with torch.no_grad():
+            return float(self.f(w))
+
+    def gradient(self, w: Tensor) -> Tensor:
+        return torch.autograd.functional.jacobian(self.f, w)
+
+    def gauss_newton(self, w: Tensor) -> Tensor:
+        outputs = self.phi(w).detach()
+        jacobian = torch.autograd.functional.jacobian(self.phi, w).flatten(0, 1)
+        hessian = torch.autograd.functional.hessian(lambda o: self.loss(o, self.y).mean(), outputs)
+        n = outputs.numel()
+        return jacobian.T @ hessian.reshape(n, n) @ jacobian + self.l2 * torch.eye(len(w), dtype=w.dtype)
+
+
+class StepTuned(Problem):
+    k, gamma, g = 0, 1.0, 0.0
+
+    def step(self, alpha=0.1, nu=2.0, beta=0.9, m=0.5, big_m=2.0, delta=0.001) -> dict[str, float]:
+        eta, loss = alpha * self.gamma / (self.k + 1) ** (0.5 + delta), self.value(self.w)
+        report = {"loss": loss, "learning_rate": eta, "factor": self.gamma}
+        first = self.gradient(self.w)
+        half = self.w - eta * first
+        second = self.gradient(half)
+        self.g = beta * self.g + (1 - beta) * (second - first)
+        corrected, moved = self.g / (1 - beta ** (self.k + 1)), half - self.w
+        product = float(corrected @ moved)
+        self.gamma = min(max(float(moved @ moved) / product if product > 0 else nu, m), big_m)
+        self.w, self.k = half - eta * second, self.k + 1
+        return report
+
+
+class Polyak(Problem):
+    last = 1.0
+
+    def step(self, steps_per_epoch: int, c=0.5, tau=2.0, lowest=0.0) -> dict[str, float]:
+        loss, g = self.value(self.w), self.gradient(self.w)
+        self.last = min((loss - lowest) / (c * float(g @ g)), tau ** (1 / steps_per_epoch) * self.last)
+        self.w = self.w - self.last * g
+        return {"loss": loss, "learning_rate": self.last}
+
+
+class LineSearch(Problem):
+    eta = None
+
+    def step(self, steps_per_epoch: int, first=1.0, c=0.1, beta=0.9, gamma=2.0, largest=10.0) -> dict[str, float]:
+        loss, g = self.value(self.w), self.gradient(self.w)
+        eta = first if self.eta is None else min(self.eta * gamma ** (1 / steps_per_epoch), largest)
+        while self.value(self.w - eta * g) > loss - c * eta * float(g @ g):
+            eta = beta * eta
+        self.eta, self.w = eta, self.w - eta * g
+        return {"loss": loss, "learning_rate": eta}
+
+
+class HessianFree(Problem):
+    damping, solution = 1.0, 0.0
+
+    def step(self, iterations=50, memory=0.95) -> dict[str, float]:
+        loss, g, matrix = self.value(self.w), self.gradient(self.w), self.gauss_newton(self.w)
+        damped = matrix + self.damping * torch.eye(len(g), dtype=g.dtype)
+        report = {"loss": loss, "damping": self.damping}
+        iterates = self.solve(damped, g, memory * self.solution + torch.zeros_like(g), iterations)
+        self.solution = iterates[-1]
+        kept = [x for i, x in enumerate(iterates) if i == len(iterates) - 1 or i in SAVED]
+        p = kept.pop()
+        while kept and self.value(self.w + kept[-1]) < self.value(self.w + p):
+            p = kept.pop()
+        ratio = (self.value(self.w + p) - loss) / float(g @ p + p @ matrix @ p / 2)
+        t = 1.0
+        while self.value(self.w + t * p) > loss + 0.01 * t * float(g @ p):
+            t *= 0.8
+        self.w = self.w + t * p
+        self.damping *= 2 / 3 if ratio > 0.75 else 1.5 if ratio < 0.25 else 1.0
+        return {**report, "learning_rate": t, "iterations": len(iterates) - 1, "reduction_ratio": ratio}
+
+    @staticmethod
+    def solve(matrix: Tensor, g: Tensor, x: Tensor, iterations: int) -> list[Tensor]:
+        """All iterates of conjugate gradients, the start first."""
+
+        def q(x: Tensor) -> float:
+            return float(g @ x + x @ matrix @ x / 2)
+
+        x = x if q(x) <= 0 else 0 * x
+        xs, r = [x], matrix @ x + g
+        d = -r
+        for i in range(1, iterations + 1):
+            a = (r @ r) / (d @ matrix @ d)
+            x, old = x + a * d, r
+            r = matrix @ x + g
+            d = -r + (r @ r) / (old @ old) * d
+            xs.append(x)
+            k = max(10, math.ceil(0.1 * i))
+            if i > k and q(x) < 0 and (q(x) - q(xs[i - k])) / q(x) < k * 5e-4:
+                break
+        return xs
+
+
+SAVED = {math.ceil(1.3**j) for j in range(1, 30)}
