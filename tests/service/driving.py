@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -76,11 +77,12 @@ class Driver:
         """Run a job's script to its end."""
         return self.start(*arguments, experiment=experiment, **variables).finish()
 
-    def submit(self, *arguments: str) -> Job:
-        """`ray job submit`."""
+    def submit(self, *arguments: str, **variables: str) -> Job:
+        """`ray job submit`, with environment variables for the job and its workers."""
         ray = str(Path(sys.executable).parent / "ray")
         job = ["python", *arguments, "--runs", str(self.runs), "--experiment", "test"]
-        return self._start([ray, "job", "submit", "--working-dir", str(ROOT), "--", *job], {})
+        told = ["--runtime-env-json", json.dumps({"env_vars": variables})] if variables else []
+        return self._start([ray, "job", "submit", "--working-dir", str(ROOT), *told, "--", *job], {})
 
     def stop(self, job: Job) -> None:
         """`ray job stop`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from raycurv import storage
+from raycurv.data.digits import write_digits
 from raycurv.train import Store
 from tests.service.driving import Driver, wait_until
 
@@ -182,6 +184,26 @@ def test_a_killed_driver_is_reaped_and_its_run_goes_on(uninterrupted: Driver, dr
     assert run.info.status == "FINISHED"
     assert steps_of(driver, run) == list(range(1, STEPS + 1))
     assert_equal_states(state_of(driver.checkpoints("again")), state_of(uninterrupted.checkpoints("whole-curveball")))
+
+
+def test_data_and_checkpoints_may_lie_on_s3(s3_server: Callable[[], str], driver: Driver, tmp_path: Path) -> None:
+    bucket = s3_server()
+    files, base = storage.resolve(bucket)
+    for file in write_digits(tmp_path / "digits").iterdir():
+        with files.open_output_stream(f"{base}/digits/{file.name}") as stream:
+            stream.write(file.read_bytes())
+    command = ["jobs/train.py", "--recipe", "digits", "--option", f"data={bucket}/digits", "--epochs", "1"]
+    command += ["--storage", f"{bucket}/runs", "--run-name", "far", "--workers", "2"]
+    finished = driver.submit(
+        *command, **{name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    ).finish()
+
+    assert finished.code == 0, finished.output
+    state = Store(f"{bucket}/runs/far").load()
+    assert state is not None
+    (run,) = runs_of(driver)
+    assert steps_of(driver, run)[-1] == state["step"] == 23
+    assert not (driver.runs / "checkpoints").exists()
 
 
 def test_an_interrupted_run_is_closed_as_killed_with_a_checkpoint(driver: Driver) -> None:
