@@ -65,8 +65,12 @@ class Linearisation:
         """H_L·u."""
         return self._weigh(self._at.hessian(u.to(self._at.gradient.dtype)))
 
-    def pull(self, cotangent: Tensor) -> Direction:
-        """J_φ·u / Σw over all workers: the only gradient-sized all-reduce. Once; the graph is gone afterwards.
+    def pull(self, cotangent: Tensor, *, keep: bool = False) -> Direction:
+        """J_φ·u / Σw over all workers: the only gradient-sized all-reduce. The graph is gone afterwards.
+
+        Args:
+            cotangent: u.
+            keep: keep the graph, to pull again; for methods that want many products with the same matrix.
 
         Raises:
             RuntimeError: it was pulled before, or a parameter that took part in the first batch did not in this one.
@@ -74,20 +78,21 @@ class Linearisation:
         objective, collectives = self.batch.objective, self.batch.objective.collectives
         weight = self.batch.sample_weights.sum()
         if self._ticket is None:
-            return self.pull_here(cotangent / weight.to(cotangent.dtype))
+            return self.pull_here(cotangent / weight.to(cotangent.dtype), keep=keep)
         traced = objective._traced
         armed, traced.armed = traced.armed, False
         if not armed:
             # DDP reduces one backward pass after a forward pass; of two passes kept at once, this is the second.
-            pulled = self.pull_here(cotangent)
+            pulled = self.pull_here(cotangent, keep=keep)
             collectives.sum(pulled.flat).div_(collectives.sum(weight.clone()).to(pulled.flat.dtype))
             return pulled
         # DDP takes the mean over the workers; the ticket's gradient brings the global weight along.
         for parameter in (*objective.parameters, objective._traced.carrier):
             parameter.grad = None
-        graph, size = self._take_graph(), collectives.size
+        graph, size = self._take_graph(keep), collectives.size
         carried = (weight * size).to(self._ticket.dtype).expand_as(self._ticket)
-        torch.autograd.backward([graph, self._ticket], [(cotangent * size).to(graph.dtype), carried])
+        cotangents = [(cotangent * size).to(graph.dtype), carried]
+        torch.autograd.backward([graph, self._ticket], cotangents, retain_graph=keep)
         _check_reduced(objective)
         total = cast(Tensor, objective._traced.carrier.grad)
         pulled = objective.direction([parameter.grad for parameter in objective.parameters])
@@ -96,20 +101,25 @@ class Linearisation:
             parameter.grad = None
         return pulled
 
-    def pull_here(self, cotangent: Tensor) -> Direction:
+    def pull_here(self, cotangent: Tensor, *, keep: bool = False) -> Direction:
         """J_φ·u over this worker's samples alone, neither divided nor reduced.
 
         Raises:
             RuntimeError: it was pulled before.
         """
-        objective, graph = self.batch.objective, self._take_graph()
-        grads = torch.autograd.grad(graph, objective.parameters, cotangent.to(graph.dtype), allow_unused=True)
+        objective, graph = self.batch.objective, self._take_graph(keep)
+        grads = torch.autograd.grad(
+            graph, objective.parameters, cotangent.to(graph.dtype), allow_unused=True, retain_graph=keep
+        )
         return objective.direction(grads)
 
-    def _take_graph(self) -> Tensor:
-        graph, self._graph = self._graph, None
+    def _take_graph(self, keep: bool) -> Tensor:
+        graph = self._graph
+        self._graph = graph if keep else None
         if graph is None:
-            raise RuntimeError("pull can be called once per linearisation: its graph has been freed")
+            raise RuntimeError(
+                "pull can be called once per linearisation: its graph has been freed; pull(…, keep=True) keeps it"
+            )
         return graph
 
     def push(self, direction: Sequence[Tensor | None]) -> Tensor:

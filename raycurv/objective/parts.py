@@ -131,11 +131,11 @@ class Parted(Linearisation):
         product = super().hessian(u)
         return product * self._scale.to(product.dtype) if self.partial else product
 
-    def pull(self, cotangent: Tensor) -> Direction:
+    def pull(self, cotangent: Tensor, *, keep: bool = False) -> Direction:
         """J_φ·u / Σw over all parts and workers: the only gradient-sized all-reduce."""
         pulled: list[Direction] = []
         for index, piece in enumerate(cotangent.split(self._rows)):
-            pulled.append(self._linear(index, record=False).pull_here(piece))
+            pulled.append(self._linear(index, record=False).pull_here(piece, keep=keep))
             pulled = [_sum(pulled)]
         return global_mean(self.batch, pulled[0])
 

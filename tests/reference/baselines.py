@@ -102,7 +102,7 @@ class HessianFree(Problem):
             t *= 0.8
         self.w = self.w + t * p
         self.damping *= 2 / 3 if ratio > 0.75 else 1.5 if ratio < 0.25 else 1.0
-        return {**report, "learning_rate": t, "iterations": len(iterates) - 1, "reduction_ratio": ratio}
+        return {**report, "learning_rate": t, "iterations": len(iterates) - 1.0, "reduction_ratio": ratio}
 
     @staticmethod
     def solve(matrix: Tensor, g: Tensor, x: Tensor, iterations: int) -> list[Tensor]:
