@@ -6,12 +6,12 @@ import sys
 SCRIPT = """
 import sys
 absent = ["ray", "mlflow", "pyarrow", "torchvision", "pandas", "matplotlib", "tyro", "sklearn", "PIL", "simplejpeg"]
-absent += ["schedulefree", "prodigyopt", "dadaptation", "dog"]
+absent += ["schedulefree", "prodigyopt", "dadaptation", "dog", "curvlinops"]
 for name in absent:
     sys.modules[name] = None  # importing it raises ModuleNotFoundError
 import torch, raycurv
 from raycurv import optim
-extra = {"schedule_free_sgd", "schedule_free_adamw", "prodigy", "dadapt_adam", "dog"}
+extra = {"schedule_free_sgd", "schedule_free_adamw", "prodigy", "dadapt_adam", "dog", "kfac"}
 model = torch.nn.Linear(3, 2)
 assert raycurv.__version__
 for name in set(optim.names()) - extra:

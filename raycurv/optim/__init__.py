@@ -1,10 +1,12 @@
-"""Optimizers by name, behind one step call; each needs torch alone, but for those of `modern`."""
+"""Optimizers by name, behind one step call; each needs torch alone, but for those of `modern` and `kfac`."""
 
 from raycurv.optim import (  # registers them
     bfgs,
     curveball,
     first_order,
+    free,
     hessian_free,
+    kfac,
     learned_rate,
     levenberg_marquardt,
     modern,
@@ -36,7 +38,9 @@ del (
     bfgs,
     curveball,
     first_order,
+    free,
     hessian_free,
+    kfac,
     learned_rate,
     levenberg_marquardt,
     modern,

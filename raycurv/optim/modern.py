@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from raycurv.objective import Batch
+from raycurv.optim.extras import extra
 from raycurv.optim.first_order import FirstOrder, baseline
 from raycurv.optim.protocol import StepReport
 from raycurv.optim.schedules import ScheduledRate
@@ -113,7 +114,7 @@ def schedule_free_sgd(
     parameters: list[Any], *, learning_rate: float = 0.1, momentum: float = 0.9, warmup_steps: int = 0
 ) -> torch.optim.Optimizer:
     """Schedule-Free stochastic gradient descent; the rate grows over `warmup_steps` steps."""
-    with _extra():
+    with extra("modern"):
         from schedulefree import SGDScheduleFree
     return SGDScheduleFree(parameters, learning_rate, momentum, warmup_steps=warmup_steps)
 
@@ -129,7 +130,7 @@ def schedule_free_adamw(
     warmup_steps: int = 0,
 ) -> torch.optim.Optimizer:
     """Schedule-Free AdamW; the rate grows over `warmup_steps` steps."""
-    with _extra():
+    with extra("modern"):
         from schedulefree import AdamWScheduleFree
     return AdamWScheduleFree(
         parameters, learning_rate, (beta1, beta2), weight_decay=weight_decay, warmup_steps=warmup_steps
@@ -146,7 +147,7 @@ def prodigy(
     initial_estimate: float = 1e-6,
 ) -> torch.optim.Optimizer:
     """Prodigy around Adam; `learning_rate` multiplies the estimated rate, which starts at `initial_estimate`, d₀."""
-    with _extra():
+    with extra("modern"):
         from prodigyopt import Prodigy
     return Prodigy(parameters, learning_rate, (beta1, beta2), d0=initial_estimate)
 
@@ -161,7 +162,7 @@ def dadapt_adam(
     initial_estimate: float = 1e-6,
 ) -> torch.optim.Optimizer:
     """D-Adaptation of Adam; `learning_rate` multiplies the estimated rate, which starts at `initial_estimate`, d₀."""
-    with _extra():
+    with extra("modern"):
         from dadaptation import DAdaptAdam
     return DAdaptAdam(parameters, learning_rate, (beta1, beta2), d0=initial_estimate)
 
@@ -169,24 +170,9 @@ def dadapt_adam(
 @baseline("dog", DistanceOverGradients, scheduled=False)
 def dog(parameters: list[Any], *, initial_movement: float = 1e-6) -> torch.optim.Optimizer:
     """DoG; its first step has the length `initial_movement` times (1 + ‖x₀‖), r_ε."""
-    with _extra():
+    with extra("modern"):
         from dog import DoG
     return DoG(parameters, reps_rel=initial_movement)
-
-
-@contextlib.contextmanager
-def _extra() -> Iterator[None]:
-    """Name the extra where its package is missing.
-
-    Raises:
-        ModuleNotFoundError: it is.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"this optimizer needs the package {error.name!r}: pip install 'raycurv[modern]'", name=error.name
-        ) from error
 
 
 @contextlib.contextmanager

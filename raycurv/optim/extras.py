@@ -1,0 +1,21 @@
+"""Packages that only some methods need: imported when one is made, with an error that names the optional extra."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Imports in the block belong to this extra.
+
+    Raises:
+        ModuleNotFoundError: a package is missing; the message says what to install.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"this optimizer needs the package {error.name!r}: pip install 'raycurv[{name}]'", name=error.name
+        ) from error
