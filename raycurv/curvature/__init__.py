@@ -1,8 +1,9 @@
 """Automatic differentiation: products with the Jacobian and second derivatives, from one forward pass."""
 
 from raycurv.curvature import elementwise, linear, norms, products  # registers their rules
+from raycurv.curvature.forward import ForwardTape
 from raycurv.curvature.rules import Derivative, UnsupportedOperator, rule
 from raycurv.curvature.tape import Tape
 
-__all__ = ["Derivative", "Tape", "UnsupportedOperator", "rule"]
+__all__ = ["Derivative", "ForwardTape", "Tape", "UnsupportedOperator", "rule"]
 del elementwise, linear, norms, products

@@ -60,7 +60,7 @@ def push_both(
         return
     if derivative.both is not None:
         dead = bool(step.inputs) and step.inputs[0] in dying
-        spare = [t if dead and t is not None and _alone(t) else None for t in (d[0], dd[0])]
+        spare = [t if dead and t is not None and alone(t) else None for t in (d[0], dd[0])]
         slope, bend = derivative.both(d, dd, spare)
         _store(step, slope, first, d)
         _store(step, bend, second, dd)
@@ -90,12 +90,12 @@ def _sum(linear: Any, quadratic: Any) -> Any:
         return tuple(_sum(x, y) for x, y in zip(left, right, strict=True))
     if linear is None or quadratic is None:
         return quadratic if linear is None else linear
-    if linear.shape == quadratic.shape and linear.dtype == quadratic.dtype and _alone(quadratic):
+    if linear.shape == quadratic.shape and linear.dtype == quadratic.dtype and alone(quadratic):
         return quadratic.add_(linear)
     return linear + quadratic
 
 
-def _alone(tensor: Tensor) -> bool:
+def alone(tensor: Tensor) -> bool:
     """Whether this is the only tensor on its memory, and each of its elements has a place of its own."""
     if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
         return False

@@ -87,7 +87,8 @@ class Tape(TorchDispatchMode):
         if any(isinstance(value, Tensor) and value.requires_grad for value in kwargs.values()):
             raise UnsupportedOperator(f"{func} takes a differentiable tensor by keyword, for which there is no rule")
         in_place = name.endswith("_") and not name.endswith("__")
-        call = Call(func, name.rstrip("_") if in_place else name, args, kwargs, [slot is not None for slot in slots])
+        plain = name.rstrip("_") if in_place else name
+        call = Call(func, plain, self._as_kept(args), kwargs, [slot is not None for slot in slots])
         if in_place and rules.keeps_input(call):
             call.args = (args[0].clone(), *args[1:])
         out = func(*args, **kwargs)
@@ -96,6 +97,10 @@ class Tape(TorchDispatchMode):
         call.out = out
         self.record(name, slots, out, rules.derivative(call), in_place=in_place)
         return out
+
+    def _as_kept(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """An operator's arguments as its derivative will hold them."""
+        return args
 
     def record(
         self,

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from raycurv.curvature import Tape
+from raycurv.curvature import ForwardTape, Tape
 from raycurv.curvature.norms import SynchronisedBatchNorm
 from raycurv.directions import Direction
 from raycurv.objective.checks import check_batch, tensor_of
@@ -197,8 +197,11 @@ class Batch:
 
     def _taylor_sums(self, direction: Direction, moved: list[Tensor] | None) -> list[Tensor]:
         """What :meth:`Linearisation.taylor_sums` says, at the parameters or at other points."""
-        linear = self._alone(record=True) if moved is None else self.linearise(points=moved)
-        return linear.taylor_sums(direction)
+        tape = ForwardTape(self.objective.parameters if moved is None else moved, direction)
+        with torch.enable_grad():
+            outputs = self._forward_recorded(tape) if moved is None else self._traced_at(tape, moved)
+        with torch.no_grad():
+            return Linearisation(self, None, outputs, None).sums_along(direction, tape.first, tape.second)
 
     def _forward_recorded(self, tape: Tape | None) -> Tensor:
         with self._question(tape), recording(tape):

@@ -154,9 +154,12 @@ class Linearisation:
 
         Without the L2 term, except for the last, where it stands inside the absolute value.
         """
-        objective, at, batch = self.batch.objective, self._at, self.batch
         with without_autocast(self.outputs), torch.no_grad():
-            d, dd = self._recorded().second_order(list(direction))
+            return self.sums_along(direction, *self._recorded().second_order(list(direction)))
+
+    def sums_along(self, direction: Sequence[Tensor], d: Tensor | None, dd: Tensor | None) -> list[Tensor]:
+        """:meth:`taylor_sums` from the outputs' first and second derivatives along `direction`; None is zero."""
+        objective, at, batch = self.batch.objective, self._at, self.batch
         zero = torch.zeros_like(at.gradient)
         d = zero if d is None else d.to(zero.dtype)
         slope = _per_sample(at.gradient * d)

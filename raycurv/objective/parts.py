@@ -145,8 +145,13 @@ class Parted(Linearisation):
 
     def taylor_sums(self, direction: Sequence[Tensor]) -> list[Tensor]:
         """As for a whole batch; all but the value from the samples whose tangents are wanted, counted for all."""
-        sums = [torch.stack(self._linear(index, record=True).taylor_sums(direction)) for index in range(self._curved)]
+        sums = [torch.stack(self._sums_of_part(index, direction)) for index in range(self._curved)]
         return [self.loss_sum(), *(torch.stack(sums).sum(0)[1:] * self._scale)]
+
+    def _sums_of_part(self, index: int, direction: Sequence[Tensor]) -> list[Tensor]:
+        kept = self._kept[index]
+        at_once = self.batch.objective.direction(direction)
+        return self._parts[index]._taylor_sums(at_once, None) if kept is None else kept.taylor_sums(direction)
 
     def _linear(self, index: int, *, record: bool) -> Linearisation:
         kept = self._kept[index]
