@@ -14,8 +14,14 @@ from raycurv.service import Cluster, commandline, launch
 class Job:
     """Train any recipe, of this package or of your own, on any number of workers, and follow it in MLflow."""
 
-    recipe: str
+    recipe: str | None = None
     """What to train: the name of a recipe, or package.module:function of your own that returns a RunConfig."""
+
+    list: bool = False
+    """Show all recipes with paper, figure or table, data, network, epochs and floating-point operations with SGD."""
+
+    scale: tuple[float, ...] = ()
+    """Fraction of data and epochs, and its root of the width, such as 0.01; or three numbers: data, epochs, width."""
 
     option: tuple[str, ...] = ()
     """Arguments of the recipe as NAME=VALUE, such as data=s3://bucket/cifar10 batch_norm=true."""
@@ -28,8 +34,18 @@ class Job:
 
 
 def main(job: Job) -> None:
-    """Parse, recipe, service."""
-    config = job.run.apply(recipes.build(job.recipe, dict(map(parse_setting, job.option))))
+    """Parse, recipe, service.
+
+    Raises:
+        ValueError: nothing to train was named.
+    """
+    if job.list:
+        print(recipes.listing())
+        return
+    if job.recipe is None:
+        raise ValueError("name what to train with --recipe; --list shows all recipes")
+    options = {**dict(map(parse_setting, job.option)), **({"scale": job.scale} if job.scale else {})}
+    config = job.run.apply(recipes.build(job.recipe, options))
     launch(commandline.variants(config, job.compare), job.cluster)
 
 

@@ -52,9 +52,10 @@ def draw_random_cnn(seed: int) -> RandomCnn:
     The draw has its own generator, so it neither depends on nor moves any other random state.
     """
     generator = torch.Generator().manual_seed(seed)
-    hidden = int(torch.randint(3, 11, (), generator=generator)) - 1
-    powers = torch.randint(5, 9, (hidden,), generator=generator).tolist()
-    pooled = torch.randint(0, 2, (hidden,), generator=generator).tolist()
+    with torch.device("cpu"):  # also where the network itself is built elsewhere
+        hidden = int(torch.randint(3, 11, (), generator=generator)) - 1
+        powers = torch.randint(5, 9, (hidden,), generator=generator).tolist()
+        pooled = torch.randint(0, 2, (hidden,), generator=generator).tolist()
     return RandomCnn(channels=tuple(2**power for power in powers), pooled=tuple(bool(flag) for flag in pooled))
 
 

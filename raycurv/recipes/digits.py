@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from raycurv.data import locate, parquet_images
 from raycurv.models.basic_cnn import basic_cnn
+from raycurv.recipes.pieces import rows_of
+from raycurv.recipes.registry import experiment
+from raycurv.recipes.scale import Scale, Scaling
 from raycurv.train.config import Component, RunConfig
 
+SAMPLES = 1437
 
-def digits(data: str = "digits", width: float = 0.5, batch_norm: bool = True) -> RunConfig:
+
+@experiment("raycurv", "make demo", "digits", "basic CNN + BN, half width", epochs=8, samples=SAMPLES, gflop=0.000426)
+def digits(data: str = "digits", width: float = 0.5, batch_norm: bool = True, scale: Scaling = 1.0) -> RunConfig:
     """1,797 images of 8 × 8 pixels, for trying things out.
 
     Args:
         data: folder of the set as :mod:`raycurv.data.digits` writes it, or a name in RAYCURV_DATA.
-        width: factor of the network's channels.
+        width: factor of the network's channels, beside that of `scale`.
         batch_norm: normalise after every convolution but the last.
+        scale: fraction of data and epochs (one number), or of data, epochs and width.
     """
+    size = Scale.of(scale)
     return RunConfig(
-        name="digits",
-        model=Component.of(basic_cnn, width=width, batch_norm=batch_norm),
-        data=Component.of(parquet_images, path=locate(data), channels=1),
+        name=size.named("digits"),
+        model=Component.of(basic_cnn, width=width * size.width, batch_norm=batch_norm),
+        data=rows_of(data, size, SAMPLES, 64, settings={"channels": 1}),
         batch_size=64,
-        epochs=8,
+        epochs=size.passes(8),
         log_every=5,
         checkpoint_every=50,
     )

@@ -35,7 +35,7 @@ class Component:
         module, _, name = self.target.partition(":")
         if not module or not name:
             raise ValueError(f"Component.target must read 'package.module:function', not {self.target!r}")
-        object.__setattr__(self, "settings", dict(self.settings))
+        object.__setattr__(self, "settings", _tuples(self.settings))
         try:
             json.dumps(self.settings, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -111,6 +111,15 @@ class Component:
         return {**self.settings, **taken}
 
 
+def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with tuples for lists, which JSON makes of them."""
+
+    def frozen(value: Any) -> Any:
+        return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
+
+    return {name: frozen(value) for name, value in settings.items()}
+
+
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:
     if not holds:
         raise ValueError(f"RunConfig.{name} is {value!r}; it must be {allowed}")
@@ -166,7 +175,7 @@ class RunConfig:
     gradient_norm: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "optimizer_settings", dict(self.optimizer_settings))
+        object.__setattr__(self, "optimizer_settings", _tuples(self.optimizer_settings))
         allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
         named = 0 < len(self.name) <= 128 and set(self.name) <= allowed and self.name[0] not in ".-"
         _require(named, "name", self.name, "1 to 128 letters, digits, '-', '_' or '.', not starting with '.' or '-'")

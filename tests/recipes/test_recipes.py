@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,17 +10,8 @@ import pytest
 from raycurv import recipes
 from raycurv.recipes import Overrides
 from raycurv.recipes.overrides import parse_setting
-from raycurv.train import RunConfig, check
-
-
-@pytest.mark.parametrize("name", recipes.names())
-def test_every_recipe_returns_a_configuration_that_passes_the_check(name: str, tmp_path: Path) -> None:
-    config = recipes.build(name, {"data": str(tmp_path)})
-
-    check(config)
-    assert RunConfig.from_json(config.to_json()) == config
-    assert config.optimizer == "curveball"
-    assert config.optimizer_settings == {}
+from raycurv.service import commandline
+from raycurv.train import RunConfig
 
 
 def test_data_that_are_not_there_are_refused_before_anything_starts() -> None:
@@ -29,6 +22,10 @@ def test_data_that_are_not_there_are_refused_before_anything_starts() -> None:
 def test_an_unknown_recipe_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ValueError, match="did you mean 'digits'"):
         recipes.get("digit")
+    with pytest.raises(ValueError, match="did you mean 'red_mnist_lenet' or 'red_mnist_lenet5' or"):
+        recipes.get("red_mnist_lenet6")
+    with pytest.raises(ValueError, match="did you mean 'ntlr_cifar10_wide_resnet' or 'ntlr_cifar100_wide_resnet'"):
+        recipes.get("wide_resnet")
 
 
 def test_a_recipe_of_the_user_is_found_by_its_import_path() -> None:
@@ -70,3 +67,21 @@ def test_settings_are_read_as_numbers_where_they_are_numbers() -> None:
 def test_a_setting_without_a_name_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="NAME=VALUE"):
         parse_setting(text)
+
+
+def test_the_job_lists_all_recipes_and_asks_for_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spec = importlib.util.spec_from_file_location("train_job", Path(__file__).parents[2] / "jobs" / "train.py")
+    assert spec is not None
+    assert spec.loader is not None
+    job = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, job)  # where the command line looks for the types of its fields
+    spec.loader.exec_module(job)
+    job.main(commandline.parse(job.Job, ["--list"]))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == [experiment.name for experiment in recipes.experiments()]
+    with pytest.raises(ValueError, match="name what to train with --recipe"):
+        job.main(commandline.parse(job.Job, []))
+    with pytest.raises(ValueError, match="leaves 14 of 1437 training samples, fewer than one batch of 64"):
+        job.main(commandline.parse(job.Job, ["--recipe", "digits", "--scale", "0.01", "--option", f"data={tmp_path}"]))

@@ -1,0 +1,151 @@
+"""The recipes by name, and what each of them shows. The only place that knows them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from raycurv.train.config import Component, RunConfig
+
+Recipe = Callable[..., RunConfig]
+_R = TypeVar("_R", bound=Recipe)
+_EXPERIMENTS: dict[str, Experiment] = {}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe, and what is known of its run before it starts, at full size.
+
+    Attributes:
+        recipe: returns the configuration; takes at least ``data`` or nothing to read, and ``scale``.
+        paper: where it comes from.
+        shows: figure, table or section.
+        data: what is learned from.
+        network: what learns.
+        epochs: passes over the training set.
+        samples: of the training set.
+        gflop: 10⁹ floating-point operations of the forward pass of one sample.
+    """
+
+    recipe: Recipe
+    paper: str
+    shows: str
+    data: str
+    network: str
+    epochs: int
+    samples: int
+    gflop: float
+
+    @property
+    def name(self) -> str:
+        """What the recipe is called."""
+        return self.recipe.__name__
+
+    @property
+    def operations(self) -> float:
+        """Floating-point operations of a run with SGD, whose backward pass costs twice the forward pass.
+
+        CurveBall and RED take 2.33 times as many, at most.
+        """
+        return 3e9 * self.gflop * self.samples * self.epochs
+
+
+def experiment(
+    paper: str, shows: str, data: str, network: str, *, epochs: int, samples: int, gflop: float
+) -> Callable[[_R], _R]:
+    """Register a recipe under its own name; the arguments are those of :class:`Experiment`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def add(recipe: _R) -> _R:
+        if recipe.__name__ in _EXPERIMENTS:
+            raise ValueError(f"there is a recipe named {recipe.__name__!r} already")
+        found = Experiment(recipe, paper, shows, data, network, epochs, samples, gflop)
+        _EXPERIMENTS[recipe.__name__] = found
+        return recipe
+
+    return add
+
+
+def experiments() -> tuple[Experiment, ...]:
+    """All of this package, paper by paper in the order of their files."""
+    return tuple(_EXPERIMENTS.values())
+
+
+def names() -> tuple[str, ...]:
+    """The recipes of this package."""
+    return tuple(sorted(_EXPERIMENTS))
+
+
+def get(name: str) -> Recipe:
+    """The recipe called `name`, or the function at ``package.module:function``.
+
+    Raises:
+        ValueError: there is none; the message has the nearest names.
+    """
+    if ":" in name:
+        return Component(name).resolve()
+    if name not in _EXPERIMENTS:
+        near = difflib.get_close_matches(name, _EXPERIMENTS, 3) or [n for n in names() if name and name in n][:3]
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise ValueError(
+            f"there is no recipe {name!r}; {hint}`jobs/train.py --list` shows all {len(_EXPERIMENTS)}; your own is "
+            "package.module:function"
+        )
+    return _EXPERIMENTS[name].recipe
+
+
+def build(name: str, options: Mapping[str, Any]) -> RunConfig:
+    """Call a recipe.
+
+    Args:
+        name: as for :func:`get`.
+        options: arguments for it; those that are None are left to its defaults.
+
+    Raises:
+        ValueError: the recipe does not take an option, misses one, or refuses a value.
+        TypeError: what it returns is no configuration.
+    """
+    recipe = get(name)
+    given = {key: value for key, value in options.items() if value is not None}
+    parameters = inspect.signature(recipe).parameters
+    anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    takes = ", ".join(_flag(key) for key in parameters) or "no options"
+    if unknown := [key for key in given if key not in parameters and not anything]:
+        raise ValueError(f"recipe {name!r} does not take {_flag(unknown[0])}; it takes {takes}")
+    try:
+        inspect.signature(recipe).bind(**given)
+    except TypeError as error:
+        raise ValueError(f"recipe {name!r}: {error}; it takes {takes}") from error
+    config = recipe(**given)
+    if not isinstance(config, RunConfig):
+        raise TypeError(f"recipe {name!r} returned a {type(config).__name__}; it must return a raycurv.train.RunConfig")
+    return config
+
+
+def listing() -> str:
+    """All recipes as a table, one a line."""
+    head = ("recipe", "paper", "shows", "data", "network", "epochs", "cost")
+    rows = [
+        (e.name, e.paper, e.shows, e.data, e.network, str(e.epochs), _operations(e.operations)) for e in experiments()
+    ]
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _operations(number: float) -> str:
+    """A number of floating-point operations in words."""
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:.2g} {unit}FLOP" if number < 100 * size else f"{number / size:.0f} {unit}FLOP"
+    return f"{number:.0f} FLOP"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
