@@ -144,6 +144,7 @@ class CurveBall(StepOptimizer):
         loss, matrix, right = self._system(linear, objective, z, tangent_z, step_direction, damping)
         x = self._coefficients(matrix, right, torch.finfo(z.flat.dtype).eps)
         finite = torch.isfinite(torch.cat([loss.view(1), matrix.flatten(), right, x])).all()
+        del linear  # and its activations
         _move(objective, z, step_direction, x, finite)
 
         scalars = {"learning_rate": -x[0], "momentum": x[1], "damping": damping}
@@ -239,10 +240,9 @@ def _add_regularisers(delta: Tensor, objective: Objective, z: Direction, damping
 def _move(objective: Objective, z: Direction, delta: Direction, x: Tensor, finite: Tensor) -> None:
     """z ← ρz − βΔz and w ← w + z, or nothing at all if a number is not finite: decided on the device."""
     minus_beta, rho = x.to(z.flat.dtype)
-    new = delta.flat.mul_(minus_beta).add_(z.flat * rho)
-    move = Direction(torch.where(finite, new, 0.0), objective.parameters)
-    z.flat.copy_(torch.where(finite, new, z.flat))
-    torch._foreach_add_(objective.parameters, move)
+    new = delta.flat.mul_(minus_beta).addcmul_(z.flat, rho)
+    torch.where(finite, new, z.flat, out=z.flat)
+    torch._foreach_add_(objective.parameters, Direction(new.masked_fill_(~finite, 0.0), objective.parameters))
 
 
 def _default_damping(model: nn.Module) -> float:

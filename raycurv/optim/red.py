@@ -156,9 +156,9 @@ class Rescaled(StepOptimizer):
         new = self._averages(gradient, state)  # anew: kept until here they would add to the activations
         new["curvature"] = average
         new["descents"] = state["descents"] + torch.stack([slope >= 0, slope == slope])
-        for name, value in new.items():
-            self.shared[name] = torch.where(finite, value, state[name])
-        _move(batch.objective, direction, rate, finite)
+        for name in list(new):
+            torch.where(finite, new.pop(name), state[name], out=self.shared[name])
+        move(batch.objective, direction, rate, finite)
         self.shared["steps"] += 1
         return StepReport(
             taylor.value,
@@ -197,7 +197,7 @@ class Rescaled(StepOptimizer):
         if self.beta1:
             new["gradient"] = averaged(state["gradient"], gradient.flat, self.beta1)
         if self.beta2 is not None:
-            new["square"] = averaged(state["square"], gradient.flat.square(), self.beta2)
+            new["square"] = gradient.flat.square().lerp_(state["square"], self.beta2)
         return new
 
     def _direction(self, gradient: Direction, state: dict[str, Tensor]) -> tuple[Direction, Tensor]:
@@ -209,7 +209,8 @@ class Rescaled(StepOptimizer):
         if self.beta2 is not None:
             square = new.pop("square")
             total = square.sum(dtype=torch.float64)
-            flat = flat / square.div_(_correction(self.beta2, new["counted"], flat)).sqrt_().add_(self.eps)
+            square.div_(_correction(self.beta2, new["counted"], flat)).sqrt_().add_(self.eps)
+            flat = torch.div(flat, square, out=square)
         return Direction(flat, gradient), total
 
     def _lipschitz(
@@ -227,9 +228,9 @@ def _correction(beta: float, counted: Tensor, like: Tensor) -> Tensor:
     return (1 - beta**counted).to(like.dtype)
 
 
-def _move(objective: Objective, direction: Direction, rate: Tensor, finite: Tensor) -> None:
+def move(objective: Objective, direction: Direction, rate: Tensor, finite: Tensor) -> None:
     """Θ ← Θ − rate·Θ̇, or nothing at all if a number is not finite: decided on the device."""
-    move = torch.where(finite, direction.flat.mul_(-rate.to(direction.flat.dtype)), 0.0)
+    move = direction.flat.mul_(-rate.to(direction.flat.dtype)).masked_fill_(~finite, 0.0)
     torch._foreach_add_(objective.parameters, Direction(move, objective.parameters))
 
 
