@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raycurv import recipes
-from raycurv.recipes import Overrides
+from raycurv.recipes import Overrides, studies
 from raycurv.recipes.overrides import parse_setting
 from raycurv.service import commandline
 from raycurv.train import RunConfig
@@ -80,8 +80,11 @@ def test_the_job_lists_all_recipes_and_asks_for_one(
     spec.loader.exec_module(job)
     job.main(commandline.parse(job.Job, ["--list"]))
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == [experiment.name for experiment in recipes.experiments()]
+    names = [line.split()[0] for line in lines if line]
+    assert names == ["recipe", *(e.name for e in recipes.experiments()), "study", *studies.STUDIES]
     with pytest.raises(ValueError, match="name what to train with --recipe"):
         job.main(commandline.parse(job.Job, []))
+    with pytest.raises(ValueError, match="--study names its recipes and optimizers itself"):
+        job.main(commandline.parse(job.Job, ["--study", "red_l2", "--optimizer", "sgd"]))
     with pytest.raises(ValueError, match="leaves 14 of 1437 training samples, fewer than one batch of 64"):
         job.main(commandline.parse(job.Job, ["--recipe", "digits", "--scale", "0.01", "--option", f"data={tmp_path}"]))
