@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from raycurv.data import Data, TensorSource
+from raycurv.data.translation import Sentences
 from raycurv.train import Component, Record, RunConfig
 
 
@@ -20,6 +21,16 @@ def blobs(samples: int = 40, held_out: int = 13, features: int = 4, classes: int
         inputs[broken_row] = float("nan")
     evaluation = TensorSource(inputs[samples:], targets[samples:], names) if held_out else None
     return Data(TensorSource(inputs[:samples], targets[:samples], names), evaluation)
+
+
+def sentences(pairs: int = 9) -> Data:
+    """Pairs of 1 to 6 words: each share of a batch has its own longest sentence."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = (1 + torch.randint(6, (2, 2 * pairs), generator=generator)).tolist()
+    said, translated = ([torch.randint(4, 9, (n,), generator=generator).tolist() for n in side] for side in lengths)
+    words = [f"word {i}" for i in range(9)]
+    halves = (slice(0, pairs), slice(pairs, None))
+    return Data(*(Sentences(said[half], translated[half], words, 7) for half in halves))
 
 
 def network(input_shape: tuple[int, ...], num_classes: int, dropout: float = 0.0, norm: bool = False) -> nn.Module:

@@ -8,17 +8,32 @@ import pytest
 import torch
 
 from raycurv.collectives import Local, ProcessGroup
+from raycurv.models import transformer
 from raycurv.train import Component, ResumeError, RunConfig, Store, WorkersDisagree, load_trained, train
 from raycurv.train.session import open_run
 from tests import distributed
 from tests.train import threads
-from tests.train.problems import Kept, config, drifting
+from tests.train.problems import Kept, config, drifting, sentences
 
 # 13 rows in batches of 8 and 5; with batches of 4, the last one has a single row, so a worker's share of it is empty.
 SETTINGS = {"samples": 13, "epochs": 25, "l2": 1e-3, "log_every": 7, "average_weights": 0.9}
 RUNS = (
     config(name="curveball", batch_size=8, norm=True, **SETTINGS),
     config(name="empty", batch_size=4, max_steps=50, **SETTINGS),
+    # The last batch has one sentence; the weights are numbers of words.
+    RunConfig(
+        "sentences",
+        Component.of(transformer, source_words=9, size=8, heads=2, layers=1, hidden=8, dropout=0.0),
+        Component.of(sentences),
+        loss="raycurv.train.losses:word_cross_entropy",
+        weights="raycurv.train.losses:words",
+        l2=1e-3,
+        batch_size=4,
+        epochs=3,
+        log_every=7,
+        precision="fp64",
+        average_weights=0.9,
+    ),
     config(name="adam", batch_size=8, optimizer="adam", norm=True, gradient_norm=True, **SETTINGS),
 )
 
