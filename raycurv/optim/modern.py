@@ -7,10 +7,9 @@
 | `dadapt_adam` | *Learning-Rate-Free Learning by D-Adaptation*, Defazio and Mishchenko 2023 | dadaptation |
 | `dog` | *DoG is SGD's Best Friend*, Ivgi, Hinder and Carmon 2023 | dog-optimizer |
 
-They are what they are in their packages, with the packages' defaults, but for the rate of `schedule_free_sgd`: 0.1,
-ten times that of our `sgd`, the low end of what its authors advise (10 to 50 times); their default of 1.0 is meant for
-normalised networks. What their authors say about use:
+They are what they are in their packages, with the packages' defaults. What their authors say about use:
 
+- Schedule-Free SGD wants 10 to 50 times the rate of plain SGD, and a rate that is found by trying.
 - Schedule-Free trains at one point and evaluates at another, the average: ``evaluation_weights()`` puts it in place,
   and the training point back, bit by bit. Running statistics of batch normalisation belong to the training point; renew
   them before trusting an evaluation of a network that has them.
@@ -111,7 +110,7 @@ class DistanceOverGradients(FirstOrder):
 
 @baseline("schedule_free_sgd", ScheduleFree, scheduled=False)
 def schedule_free_sgd(
-    parameters: list[Any], *, learning_rate: float = 0.1, momentum: float = 0.9, warmup_steps: int = 0
+    parameters: list[Any], *, learning_rate: float = 1.0, momentum: float = 0.9, warmup_steps: int = 0
 ) -> torch.optim.Optimizer:
     """Schedule-Free stochastic gradient descent; the rate grows over `warmup_steps` steps."""
     with extra("modern"):

@@ -15,7 +15,7 @@ from tests.cases import BY_NAME
 from tests.train.problems import Kept, blobs, config, network
 
 PACKAGES = {
-    "schedule_free_sgd": ("schedulefree", lambda m, p: m.SGDScheduleFree(p, lr=0.1)),
+    "schedule_free_sgd": ("schedulefree", lambda m, p: m.SGDScheduleFree(p)),
     "schedule_free_adamw": ("schedulefree", lambda m, p: m.AdamWScheduleFree(p)),
     "prodigy": ("prodigyopt", lambda m, p: m.Prodigy(p)),
     "dadapt_adam": ("dadaptation", lambda m, p: m.DAdaptAdam(p)),
