@@ -8,9 +8,7 @@ from torch import nn
 
 import raycurv
 from raycurv import optim
-from raycurv.collectives import Local, ProcessGroup
 from raycurv.optim.hessian_free import conjugate_gradients
-from tests import distributed
 from tests.cases import BY_NAME
 from tests.reference import baselines
 
@@ -110,24 +108,6 @@ def test_damping_falls_where_the_model_is_right_and_grows_where_it_is_not():
     optimizer = optim.create("hessian_free", bent, damping=1e-3)
     optimizer.step(steep.batch(torch.ones(1, 1, dtype=torch.float64), torch.zeros(1)))
     assert optimizer.shared["damping"] == pytest.approx(1.5e-3)
-
-
-def trajectory(rank, workers, case_name):
-    case = BY_NAME[case_name]
-    model = case.model()
-    collectives = ProcessGroup() if workers > 1 else Local()
-    objective = raycurv.Objective(model, case.loss, case.l2, collectives=collectives)
-    optimizer = optim.create("hessian_free", model, iterations=6)
-    for i in range(4):
-        rows = torch.arange(i, 24 - i).tensor_split(workers)[rank]
-        optimizer.step(objective.batch(case.inputs[rows], case.targets[rows]))
-    return flat(model)
-
-
-def test_two_workers_are_one_with_batch_normalisation():
-    single = trajectory(0, 1, "batch-norm-l2")
-    for found in distributed.run(2, trajectory, 2, "batch-norm-l2"):
-        torch.testing.assert_close(found, single, rtol=1e-7, atol=1e-9)
 
 
 def test_micro_batches_give_the_same_step():

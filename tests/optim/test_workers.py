@@ -20,6 +20,10 @@ METHODS = {
     "hypergradient_additive": {"learning_rate": 0.1},
     "llr_first_order": {"learning_rate": 0.2, "meta_rate": 0.1, "on_validation": True},
     "llr_second_order": {"learning_rate": 0.2, "damping": 1.0},
+    "step_tuned_sgd": {},
+    "sps": {},
+    "sls": {},
+    "hessian_free": {"iterations": 6},
 }
 HORIZON = optim.Horizon(1, 20, 240)  # windows of four steps
 
