@@ -51,6 +51,21 @@ class Picture:
         """The image without augmentation."""
         return images.fit(image, self.size, images.CENTRE if self.augmentation == "resize_crop_flip" else 1.0)
 
+    def augmented(self, batch: Tensor, keys: NDArray[np.uint64]) -> Tensor:
+        """Fitted training images (B, H, W, C), each shifted, flipped and turned as its key says."""
+        if self.augmentation in ("crop_flip", "crop_flip_rotate"):
+            batch = images.crop_and_flip(batch, keys, max(1, self.size[0] // 8))
+        return images.rotate(batch, keys, _DEGREES) if self.augmentation == "crop_flip_rotate" else batch
+
+    def converted(self, inputs: Tensor, dtype: torch.dtype) -> Tensor:
+        """Scaled to [0, 1], less the mean, divided by the standard deviation; (B, C, H, W)."""
+        work = torch.promote_types(dtype, torch.float32)
+        mean, std = (
+            torch.tensor(values, dtype=work, device=inputs.device).mul_(255).view(-1, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        return inputs.to(work, memory_format=torch.contiguous_format).sub_(mean).div_(std).to(dtype)
+
 
 class ParquetImages:
     """One split of a Parquet image set; :func:`parquet_images` makes it.
@@ -165,20 +180,20 @@ class ParquetImages:
             )
         else:
             batch, labels, good = self._decode(rows, lambda image, _: self.picture.fitted(image))
-        if augmentation in ("crop_flip", "crop_flip_rotate"):
-            batch = images.crop_and_flip(batch, keys[good], max(1, self.picture.size[0] // 8))
-        if augmentation == "crop_flip_rotate":
-            batch = images.rotate(batch, keys[good], _DEGREES)
+        if training:
+            batch = self.picture.augmented(batch, keys[good])
         return batch.permute(0, 3, 1, 2), torch.from_numpy(labels)
 
     def convert(self, inputs: Tensor, dtype: torch.dtype) -> Tensor:
         """Scaled to [0, 1], less the mean, divided by the standard deviation; (B, C, H, W)."""
-        work = torch.promote_types(dtype, torch.float32)
-        mean, std = (
-            torch.tensor(values, dtype=work, device=inputs.device).mul_(255).view(-1, 1, 1)
-            for values in (self.picture.mean, self.picture.std)
-        )
-        return inputs.to(work, memory_format=torch.contiguous_format).sub_(mean).div_(std).to(dtype)
+        return self.picture.converted(inputs, dtype)
+
+    def decoded(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
+        """Every image, (N, H, W, C), and its label; None for a set that is not kept decoded or has corrupt images."""
+        if self._decoded is None:
+            return None
+        pixels, labels, good = self._cached(np.arange(len(self)))
+        return (pixels.numpy(), labels) if len(good) == len(self) else None
 
     def _load(self) -> None:
         """Read a set that is held in memory, once."""

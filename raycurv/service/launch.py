@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +34,6 @@ RAY_TRAIN = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more, for checkpoints of Ray Train's own
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers stay where the user's modules are
 }
-COLLECTIVE_SECONDS = 600
 
 
 def launch(runs: Sequence[RunConfig], cluster: Cluster) -> list[Result]:
@@ -220,30 +217,11 @@ class _Launch:
         return LaunchError(f"Ray Train failed: {str(error).strip().splitlines()[0]}; then {resume}", str(error))
 
     def _trainer(self) -> Any:
-        import ray.train
-        from ray.train.torch import TorchTrainer
-        from ray.train.v2.api.config import FailureConfig  # what ray.train.FailureConfig is; the checker sees another
+        from raycurv.service.trainer import trainer
+        from raycurv.service.worker import Task
 
-        from raycurv.service.process_group import NodeTorchConfig
-        from raycurv.service.worker import Task, work
-
-        cluster = self.cluster
         tasks = [Task(i, run.config.to_json(), run.checkpoints) for i, run in enumerate(self.plan.runs)]
-        # A folder of its own for every launch: Ray Train goes on silently with what it finds.
-        scratch = tempfile.mkdtemp(prefix="raycurv-train-")
-        return TorchTrainer(
-            work,
-            train_loop_config={"tasks": tasks, "mailbox": self.mailbox, "threads": cluster.threads_per_worker},
-            torch_config=NodeTorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=COLLECTIVE_SECONDS),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=cluster.workers, use_gpu=cluster.use_gpu, resources_per_worker=cluster.resources
-            ),
-            run_config=ray.train.RunConfig(
-                name=Path(scratch).name,
-                storage_path=scratch,
-                failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=0),
-            ),
-        )
+        return trainer(tasks, self.mailbox, self.cluster)
 
 
 class _Fit(threading.Thread):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from raycurv.collectives import Collectives
+from raycurv.data import Data
 from raycurv.train.agreement import require_equal, require_equal_parameters
 from raycurv.train.checkpoint import Store
 from raycurv.train.config import RunConfig
@@ -38,6 +39,7 @@ def train(
     emit: Emit,
     resume: Resume = "never",
     stop: Callable[[], bool] = never,
+    data: Data | None = None,
 ) -> Result:
     """Train one run from its beginning, or from its newest checkpoint, to its end.
 
@@ -56,6 +58,7 @@ def train(
             run; ``auto`` to go on if there is something to go on with (for a worker that is started again).
         stop: asked at every log interval (at every step if there is one worker); when it says yes on any worker, all
             write a checkpoint and return.
+        data: what ``config.data`` builds, where somebody has built it already.
 
     Raises:
         ValueError: a component or setting of the configuration is not allowed.
@@ -68,7 +71,7 @@ def train(
     result, state = open_run(config, store, resume, collectives, device)
     if result is not None:
         return result
-    run = Run(config, collectives, device)
+    run = Run(config, collectives, device, data)
     where = f"starts: {run.total_steps} steps, {run.steps_per_epoch} an epoch" if state is None else run.restore(state)
     trainer = _Trainer(run, store, emit, stop)
     trainer.tell("event", message=where)

@@ -55,14 +55,17 @@ class Run:
         config: of the run.
         collectives: the workers; the initial weights are the same on all of them, the dropout masks are not.
         device: of this worker.
+        data: what ``config.data`` builds, where somebody has built it already.
 
     Raises:
         ValueError: a component, a setting or a combination of them is not allowed.
     """
 
-    def __init__(self, config: RunConfig, collectives: Collectives, device: torch.device) -> None:
+    def __init__(
+        self, config: RunConfig, collectives: Collectives, device: torch.device, data: Data | None = None
+    ) -> None:
         self.config, self.collectives, self.device = config, collectives, device
-        self.data: Data = config.data.build()
+        self.data: Data = config.data.build() if data is None else data
         torch.manual_seed(config.seed)
         self.shape = described(self.data)
         self.model = build_model(config, self.shape).to(device)

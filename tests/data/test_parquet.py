@@ -4,12 +4,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from raycurv.data import DataError, Loader, locate, parquet_images
+from raycurv.data import DataError, Loader, locate, parquet_images, tensors
+from raycurv.data.decoded import decoded
+from raycurv.data.digits import write_digits
 from tests.data.cases import image, numbered, write, write_raw
 
 
@@ -347,3 +350,21 @@ def test_a_copy_of_the_shards_under_another_name_is_another_set(tmp_path):
     write(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     assert torch.equal(*(everything(parquet_images(tmp_path / n).train)[0] for n in ("one", "two")))
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop_flip", "crop_flip_rotate"])
+def test_decoded_images_give_the_same_batches(tmp_path, augmentation):
+    data = parquet_images(write_digits(tmp_path / "digits"), channels=1, augmentation=augmentation)
+    shared = decoded(parquet_images(tmp_path / "digits", channels=1, augmentation=augmentation))
+    assert shared is not None
+    rows = np.array([5, 0, 700, 5])
+    for training in (True, False):
+        for one, other in zip(
+            data.train.read(rows, seed=1, epoch=2, training=training),
+            shared.train.read(rows, seed=1, epoch=2, training=training),
+            strict=True,
+        ):
+            assert torch.equal(one, other)
+    assert shared.evaluation is not None
+    assert shared.train.classes == data.train.classes
+    assert decoded(tensors(torch.zeros(3, 2), torch.zeros(3))) is None

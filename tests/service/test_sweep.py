@@ -1,0 +1,112 @@
+"""Sweeps on a real Ray Tune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from raycurv.service.summary import Standing
+from raycurv.service.sweep import Ledger, Limits
+from raycurv.train.outcomes import Outcome, Point
+from tests.service.driving import Driver, wait_until
+
+pytestmark = [pytest.mark.filterwarnings("ignore")]
+TRIALS = 200
+SCRIPT = ("-m", "tests.service.sweeping")
+
+
+def lines_of(driver: Driver, name: str) -> list[Outcome]:
+    path = driver.runs / "sweeps" / name / "outcomes.jsonl"
+    return [Outcome.from_json(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.mark.cluster
+def test_two_hundred_trials_survive_a_killed_driver_and_none_is_done_twice(driver: Driver) -> None:
+    command = (*SCRIPT, "--trials", str(TRIALS), "--run-name", "many")
+    job = driver.start(*command, experiment=False)
+    wait_until(lambda: len(lines_of(driver, "many")) >= 40 or job.process.poll() is not None)
+    assert job.process.poll() is None, job.output
+    job.process.kill()
+    job.process.wait()
+    before = lines_of(driver, "many")
+    again = driver.run(*command, "--resume", experiment=False)
+
+    assert again.code == 0, again.output
+    assert f"{len(before)} of {TRIALS} trials are done already" in again.output
+    outcomes = lines_of(driver, "many")
+    assert len(outcomes) == len({o.name for o in outcomes}) == TRIALS
+    assert [o.name for o in outcomes[: len(before)]] == [o.name for o in before]
+    diverged = [o for o in outcomes if o.status == "diverged"]
+    assert {o.setting for o in diverged} == {"learning_rate=3e+38"}
+    assert all(o.steps == 4 and o.operations > 0 for o in outcomes if o.status == "finished")
+    client = MlflowClient(f"sqlite:///{driver.runs}/mlflow.db")
+    experiment = client.get_experiment_by_name("raycurv")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    names = [run.data.tags["raycurv.run_name"] for run in runs]
+    assert len(names) == len(set(names)) == TRIALS + 1
+    assert {run.info.status for run in runs} <= {"FINISHED", "FAILED"}
+
+
+@pytest.mark.cluster
+def test_a_trial_may_hang_or_die_and_the_others_go_on(driver: Driver) -> None:
+    finished = driver.run(*SCRIPT, "--trouble", "--run-name", "trouble", experiment=False)
+
+    assert finished.code == 0, finished.output
+    ended = {o.labels["trouble"]: o for o in lines_of(driver, "trouble")}
+    assert ended["none"].status == "finished"
+    assert ended["slow"].status == "out of time"
+    assert "--time-limit" in ended["slow"].reason
+    assert ended["hangs"].status == "out of time"
+    assert ended["dies once"].status == "finished"
+    assert ended["dies once"].steps == 8
+    assert ended["raises"].status == "failed"
+    assert "this network is broken" in ended["raises"].reason
+
+
+@pytest.mark.cluster
+def test_a_grid_search_ends_in_a_table_that_decides(driver: Driver) -> None:
+    finished = driver.run(
+        "jobs/grid_search.py", "--recipe", "tests.service.problems:mine", "--epochs", "5", "--baselines", "sgd",
+        "--free", "curveball", "--rates", "0.01", "0.3", "--seeds", "2", "--run-name", "grid", "--workers", "2",
+    )  # fmt: skip
+
+    assert finished.code == 0, finished.output
+    assert "| points | sgd | learning_rate=0.3 (2 trials) | raw |" in finished.output
+    assert "| points | curveball | nothing | raw |" in finished.output
+    folder = driver.runs / "sweeps" / "grid"
+    assert {path.name for path in folder.iterdir()} >= {"decision.md", "decision.csv", "decision.tex"}
+    assert len(lines_of(driver, "grid")) == 2 + 2 * 2
+
+
+def test_the_ledger_leaves_out_a_line_that_was_not_finished(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "sweep" / "outcomes.jsonl")
+    ledger.add(Outcome("one", "r", "sgd", points=(Point(1.0, 4, 0.5, {"train/epoch_loss": 1.0}),)))
+    with ledger.path.open("a") as file:
+        file.write(Outcome("two", "r", "sgd").to_json()[:40])
+    assert Ledger(ledger.path).done == ledger.done
+
+
+def test_where_a_sweep_stands_is_one_line() -> None:
+    standing = Standing(4)
+    standing.add(Outcome("a", "r", "adam", "learning_rate=0.1", points=(Point(1, 4, 1, {"train/epoch_loss": 0.5}),)), 2)
+    standing.add(Outcome("b", "r", "sgd", status="diverged"), 1)
+    assert "2 of 4 trials done, 1 running, 1 diverged, best adam learning_rate=0.1: training loss 0.5" in str(standing)
+
+
+def test_limits_out_of_bounds_are_refused() -> None:
+    with pytest.raises(ValueError, match="time_limit is 0; it must be None or a positive number"):
+        Limits(time_limit=0)
+    with pytest.raises(ValueError, match=r"gpu_share is 2; it must be in \(0, 1\]"):
+        Limits(gpu_share=2)
+
+
+def test_outcomes_are_read_as_they_were_written() -> None:
+    outcome = Outcome(
+        "a", "r", "adam", points=(Point(1.0, 4, 0.5, {"train/epoch_loss": float("nan")}),), labels={"x": "y"}
+    )
+    again = Outcome.from_json(outcome.to_json())
+    assert again.to_json() == outcome.to_json()
+    assert again.points[0].values.keys() == {"train/epoch_loss"}
