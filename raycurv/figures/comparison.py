@@ -167,7 +167,7 @@ def _cells(rows: Sequence[Row]) -> Iterable[list[str]]:
 
 def _row(runs: Sequence[Outcome], search: Sequence[Outcome], target: float, prefix: str) -> Row:
     finished = [o for o in runs if o.status == "finished"]
-    losses = [_loss(o, prefix + LOSS) for o in finished]
+    losses = [loss for o in finished if math.isfinite(loss := _loss(o, prefix + LOSS))]
     reached = [p for p in (_reach(o, prefix + LOSS, target) for o in finished) if p is not None]
     everything = [*runs, *search]
     return Row(
@@ -177,7 +177,7 @@ def _row(runs: Sequence[Outcome], search: Sequence[Outcome], target: float, pref
         weights="averaged" if prefix else "raw",
         loss=_mean(losses),
         spread=statistics.stdev(losses) if len(losses) > 1 else math.nan,
-        accuracy=_mean([_loss(o, prefix + ACCURACY) for o in finished]),
+        accuracy=_mean([v for o in finished if math.isfinite(v := _loss(o, prefix + ACCURACY))]),
         epochs_to_target=_mean([epoch for epoch, _ in reached]),
         seconds_to_target=_mean([seconds for _, seconds in reached]),
         seconds=_mean([o.seconds for o in runs]) + sum(o.seconds for o in search),
