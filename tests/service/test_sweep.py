@@ -80,6 +80,13 @@ def test_a_grid_search_ends_in_a_table_that_decides(driver: Driver) -> None:
     assert {path.name for path in folder.iterdir()} >= {"decision.md", "decision.csv", "decision.tex"}
     assert len(lines_of(driver, "grid")) == 2 + 2 * 2
 
+    compared = driver.run("jobs/compare.py", "--output", str(driver.runs / "compared"))
+    assert compared.code == 0, compared.output
+    again, before = (path / "decision.md" for path in (driver.runs / "compared", folder))
+    assert [line.split(" | ")[:6] for line in again.read_text().splitlines()] == [
+        line.split(" | ")[:6] for line in before.read_text().splitlines()
+    ]
+
 
 def test_the_ledger_leaves_out_a_line_that_was_not_finished(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "sweep" / "outcomes.jsonl")

@@ -137,7 +137,7 @@ class Tracking:
         self._unsent = Path(cluster.runs) / "unsent" / _safe(self.uri)
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        with _explained(self.uri), self._alone():
+        with explained(self.uri), self._alone():
             mlflow.set_tracking_uri(self.uri)
             self.client = MlflowClient(self.uri)
             self.experiment = self._experiment()
@@ -151,7 +151,7 @@ class Tracking:
         Raises:
             TrackingError: there is a run of that name and it should not go on, or there is none and it should.
         """
-        with _explained(self.uri):
+        with explained(self.uri):
             found = self.find(config.name)
             if found is not None and not resume:
                 raise TrackingError(
@@ -168,7 +168,7 @@ class Tracking:
 
     def parent(self, name: str, tags: Mapping[str, str], resume: bool) -> TrackedRun:
         """Open the run under which those of one launch are gathered."""
-        with _explained(self.uri):
+        with explained(self.uri):
             run = self.find(name) if resume else None
             if run is None:
                 full = {TAG + k: v for k, v in {**tags, "run_name": name, **self._driver()}.items()}
@@ -185,7 +185,7 @@ class Tracking:
 
     def reap(self) -> list[str]:
         """Close runs whose driver is gone, and say their names."""
-        with _explained(self.uri):
+        with explained(self.uri):
             running = [
                 run
                 for status in ("RUNNING", "SCHEDULED")
@@ -206,7 +206,7 @@ class Tracking:
         for path in sorted(self._unsent.glob("*.jsonl")):
             deliveries = read_back(path)
             for delivery in deliveries:
-                with _explained(self.uri), contextlib.suppress(Refused):
+                with explained(self.uri), contextlib.suppress(Refused):
                     self._deliver(delivery)
             path.rename(path.with_suffix(".sent"))
             count += len(deliveries)
@@ -244,7 +244,8 @@ class Tracking:
     def _create(self, config: RunConfig, tags: Mapping[str, str], parent: str | None) -> Run:
         if parent is not None:
             tags = {**tags, "mlflow.parentRunId": parent}
-        label = f"{tags[TAG + 'recipe']} · {config.optimizer} · seed {config.seed}"
+        chosen = [setting] if (setting := tags.get(TAG + "setting")) else []
+        label = " · ".join([tags[TAG + "recipe"], config.optimizer, *chosen, f"seed {config.seed}"])
         run = self.client.create_run(self.experiment, run_name=label, tags=dict(tags))
         self._batch(run.info.run_id, {}, flat(json.loads(config.to_json())))
         return run
@@ -321,7 +322,15 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _explained(uri: str) -> Iterator[None]:
+def explained(uri: str) -> Iterator[None]:
+    """Errors of MLflow inside become a :class:`TrackingError` that says what to do.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        TrackingError: MLflow cannot be used.
+    """
     try:
         yield
     except MlflowException as error:
