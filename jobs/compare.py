@@ -1,0 +1,49 @@
+"""Compare tracked runs, made at any time: tuned baselines, search included, against optimizers that need no tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from raycurv.figures import comparison
+from raycurv.service import commandline
+from raycurv.service.cluster import Cluster
+
+
+@dataclass(frozen=True)
+class Job:
+    """Compare tracked runs, made at any time."""
+
+    recipe: tuple[str, ...] = ()
+    """Only runs of these recipes; by default of all."""
+
+    output: str | None = None
+    """Folder that gets the table as decision.md, decision.csv and decision.tex."""
+
+    cluster: Cluster = field(default_factory=Cluster)
+
+
+def main(job: Job) -> None:
+    """Read, decide, print.
+
+    Raises:
+        ValueError: no run of the recipes is there.
+    """
+    from raycurv.service.tracking import reading, tracking_uri
+
+    found = reading.outcomes(tracking_uri(job.cluster), job.cluster.experiment)
+    mine = [o for o in found if not job.recipe or o.recipe in job.recipe]
+    if not mine:
+        there = ", ".join(sorted({o.recipe for o in found}))
+        raise ValueError(f"--recipe {' '.join(job.recipe)} is the recipe of no run; there are runs of {there}")
+
+    def keep(name: str, text: str) -> None:
+        if job.output is not None:
+            Path(job.output).mkdir(parents=True, exist_ok=True)
+            (Path(job.output) / name).write_text(text)
+
+    print(comparison.keep(comparison.decide(mine), keep))
+
+
+if __name__ == "__main__":
+    commandline.run(Job, main)
