@@ -217,8 +217,12 @@ class SecondOrderRate(LearnedRate):
         else:
             slope, curvature = self._along(batch, descent, rate)
         finite = _move(batch.objective, descent, rate, torch.isfinite(loss + slope + curvature))
-        self._learn(-slope / (curvature + self.damping), finite)
+        self._learn(-slope / (curvature + self._damping(curvature, finite)), finite)
         return StepReport(loss, {"learning_rate": rate, "slope": slope, "curvature": curvature}, finite)
+
+    def _damping(self, curvature: Tensor, finite: Tensor) -> float | Tensor:
+        """What is added to f″."""
+        return self.damping
 
     def _along(self, batch: Batch, descent: Direction, rate: Tensor) -> tuple[Tensor, Tensor]:
         """f′ and f″ at the rate."""

@@ -1,0 +1,77 @@
+"""Averaged RED steps and LLR with a relative damping, one sample after the other, by double backward. Slow, float64,
+shares no code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+class Naive:
+    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], l2: float) -> None:
+        self.model, self.loss, self.l2 = model, loss, l2
+        self.theta = torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    def samples(self, theta: Tensor, x: Tensor, y: Tensor, seed: int) -> list[Tensor]:
+        torch.manual_seed(seed)
+        pieces = theta.split([p.numel() for p in self.model.parameters()])
+        named = self.model.named_parameters()
+        values = {name: piece.view(p.shape) for (name, p), piece in zip(named, pieces, strict=True)}
+        buffers = {name: b.clone() for name, b in self.model.named_buffers()}
+        outputs = functional_call(self.model, {**values, **buffers}, (x,))
+        return [self.loss(outputs[s : s + 1], y[s : s + 1])[0] + self.l2 / 2 * theta @ theta for s in range(len(y))]
+
+
+class NaiveAveraged(Naive):
+    def __init__(self, model, loss, l2, steps: int, beta1: float = 0.0, beta2: float | None = None,
+                 start: float = 1.0) -> None:  # fmt: skip
+        super().__init__(model, loss, l2)
+        self.steps, self.beta1, self.beta2, self.start = steps, beta1, beta2, start
+        self.m, self.v = torch.zeros_like(self.theta), torch.zeros_like(self.theta)
+        self.k, self.up, self.down = 0, 0.0, 0.0
+
+    def step(self, x: Tensor, y: Tensor, seed: int) -> dict[str, float]:
+        theta = self.theta.clone().requires_grad_()
+        losses = self.samples(theta, x, y, seed)
+        gradients = [torch.autograd.grad(j, theta, create_graph=True)[0] for j in losses]
+        g = sum(gradients).detach() / len(y)
+        pace = min(1.0, (self.k + 1) / round(0.1 * self.steps), max(0.0, (self.steps - self.k) / (0.25 * self.steps)))
+        self.k += 1
+        self.m = self.beta1 * self.m + (1 - self.beta1) * g
+        d = self.m / (1 - self.beta1**self.k)
+        if self.beta2 is not None:
+            self.v = self.beta2 * self.v + (1 - self.beta2) * g * g
+            d = d / (torch.sqrt(self.v / (1 - self.beta2**self.k)) + 1e-8)
+        if self.k - 1 <= 0.75 * self.steps and (self.k <= 20 or (self.k - 1) % 5 == 0):
+            bends = [float(d @ torch.autograd.grad(h @ d, theta, retain_graph=True)[0]) for h in gradients]
+            self.up += pace * float(g @ d) * (self.start if self.k == 1 else 1.0)
+            self.down += pace * sum(map(abs, bends)) / len(y)
+        rate = pace * max(0.0, self.up / self.down)
+        self.theta = self.theta - rate * d
+        return {"loss": float(sum(losses).detach()) / len(y), "learning_rate": rate, "pace": pace}
+
+
+class NaiveRelative(Naive):
+    def __init__(self, model, loss, l2, eta: float) -> None:
+        super().__init__(model, loss, l2)
+        self.eta, self.mean = eta, None
+
+    def mean_gradient(self, theta: Tensor, *batch) -> tuple[float, Tensor, Tensor]:
+        theta = theta.clone().requires_grad_()
+        losses = self.samples(theta, *batch)
+        value = sum(losses) / len(losses)
+        return float(value.detach()), torch.autograd.grad(value, theta, create_graph=True)[0], theta
+
+    def step(self, x: Tensor, y: Tensor, seed: int) -> dict[str, float]:
+        value, g, _ = self.mean_gradient(self.theta, x, y, seed)
+        g = g.detach()
+        _, there, point = self.mean_gradient(self.theta - self.eta * g, x, y, seed)
+        slope = -float(g @ there.detach())
+        curvature = float(g @ torch.autograd.grad(there @ g, point)[0])
+        self.mean = abs(curvature) if self.mean is None else 0.99 * self.mean + 0.01 * abs(curvature)
+        self.theta, used = self.theta - self.eta * g, self.eta
+        self.eta = max(0.0, self.eta - slope / (curvature + 30 * max(self.mean, abs(curvature))))
+        return {"loss": value, "learning_rate": used, "slope": slope, "curvature": curvature}
