@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from raycurv.curvature import rules
 from raycurv.curvature.rules import (
     Call,
     Derivative,
@@ -15,6 +17,7 @@ from raycurv.curvature.rules import (
     Tangent,
     aten,
     generic,
+    required,
     rule,
 )
 
@@ -41,9 +44,52 @@ def _elementwise(slope: Phi, bend: Phi | None, fused: Phi | None = None, *, of: 
             return d * d * bend(at, *more, **call_kwargs)  # type: ignore[misc]  # only used where bend is there
 
         call_kwargs = call.kwargs
-        return Derivative(first, quadratic if bend is not None else None)
+        if bend is None:
+            return Derivative(first)
+
+        def both(d: Sequence[Tangent], dd: Sequence[Tangent], spare: Sequence[Tangent]) -> tuple[Tensor, Tensor]:
+            return _part_by_part(at, more, call_kwargs, (slope, bend, fused), (required(d[0]), dd[0]), spare)
+
+        return Derivative(first, quadratic, both)
 
     return make
+
+
+def _part_by_part(
+    at: Tensor,
+    more: Sequence[Any],
+    named: dict[str, Any],
+    functions: tuple[Phi, Phi, Phi | None],
+    tangents: tuple[Tensor, Tangent],
+    spare: Sequence[Tangent],
+) -> tuple[Tensor, Tensor]:
+    """φ′·d and φ′·dd + φ″·d², with temporaries of a part's size."""
+    slope, bend, fused = functions
+    d, dd = tangents
+
+    def apart(t: Tangent) -> bool:
+        return t is None or (t.is_contiguous() and t.shape == at.shape and t.dtype == at.dtype)
+
+    size = max(1, at.numel())
+    if apart(d) and apart(dd) and apart(at):
+        size = min(size, rules.PART)
+    else:  # laid out in different ways: all at once
+        at, d = (t.contiguous() for t in torch.broadcast_tensors(at, d))
+        dd = None if dd is None else dd.expand(at.shape).contiguous()
+        spare = (None, None)
+    outs = [torch.empty_like(x) if free is None else free for x, free in zip((d, d), spare, strict=True)]
+    ats, ds, firsts, seconds = (t.view(-1).split(size) for t in (at, d, *outs))
+    dds = [None] * len(ds) if dd is None else dd.view(-1).split(size)
+    for x, u, v, first, second in zip(ats, ds, dds, firsts, seconds, strict=True):
+        bent = (u * u).mul_(bend(x, *more, **named))
+        if fused is None:
+            factor = slope(x, *more, **named)
+            second.copy_(bent if v is None else bent.addcmul_(v, factor))
+            torch.mul(u, factor, out=first)
+        else:
+            second.copy_(bent if v is None else bent.add_(fused(v, x, *more, **named)))
+            first.copy_(fused(u, x, *more, **named))
+    return outs[0], outs[1]
 
 
 def _step(inside: Tensor, like: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from raycurv.curvature import rules
 from raycurv.curvature.rules import Call, Derivative, Tangent, aten, rule, total
 from raycurv.curvature.tape import Tape
 
@@ -82,7 +83,7 @@ class Normalised:
             A function that cuts one part out of a tensor.
         """
         size = None if self.apart is None or not self.x.is_contiguous() else self.x.shape[self.apart]
-        step = size and max(1, _PART * size // max(1, self.x.numel()))
+        step = size and max(1, rules.PART * size // max(1, self.x.numel()))
         if size is None or step is None or step >= size:
             yield lambda t: t
             return
@@ -92,9 +93,6 @@ class Normalised:
     def _cut(self, t: Tensor, start: int, length: int) -> Tensor:
         assert self.apart is not None
         return t.narrow(self.apart, start, length) if t.shape[self.apart] > 1 else t
-
-
-_PART = 1 << 18  # numbers: 1 MB of float32
 
 
 def _affine(

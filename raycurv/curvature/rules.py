@@ -32,6 +32,11 @@ Tangent = Tensor | None
 Both = Callable[[Sequence[Tangent], Sequence[Tangent], Sequence[Tangent]], tuple[Any, Any]]
 
 
+# Numbers that are worked on at a time where one layer would need several temporaries of its own size: 256 KB of
+# float32 stay in the cache.
+PART = 1 << 16
+
+
 class UnsupportedOperator(NotImplementedError):
     """An operator has no derivative rule here nor a forward-mode rule in torch; the message names it."""
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from raycurv.curvature import ForwardTape, Tape, UnsupportedOperator, norms
+from raycurv.curvature import ForwardTape, Tape, UnsupportedOperator, rules
 from raycurv.recipes.step_cost import PeakMemory
 from tests.curvature.test_rules import LAYERS, problem
 
@@ -38,12 +38,14 @@ def test_pushes_what_the_recorded_tape_does(name):
     assert all(torch.equal(d, b) for d, b in zip(direction, before, strict=True)), "the direction was written over"
 
 
-@pytest.mark.parametrize("name", ["batch-norm", "batch-norm-1d", "layer-norm", "group-norm"])
-def test_normalisations_are_the_same_part_by_part(name, monkeypatch):
+@pytest.mark.parametrize(
+    "name", ["batch-norm", "batch-norm-1d", "layer-norm", "group-norm", "tanh", "softplus", "gelu"]
+)
+def test_layers_are_the_same_part_by_part(name, monkeypatch):
     model, x, parameters = problem(name)
     direction = [torch.randn_like(p) for p in parameters]
     whole, _ = both(model, x, parameters, direction)
-    monkeypatch.setattr(norms, "_PART", 1)
+    monkeypatch.setattr(rules, "PART", 7)
     for found in both(model, x, parameters, direction):
         assert_equal(whole, found)
 
