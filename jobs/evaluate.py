@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass, field
 
-from raycurv.data import locate
 from raycurv.service import commandline
 from raycurv.service.cluster import default_runs, default_tracking_uri
-from raycurv.train import Precision, Store, Trained, evaluate, load_trained
-from raycurv.train.run import described, resolve_loss, resolve_weights
+from raycurv.service.evaluating import load, measure
+from raycurv.train import Precision
 
 
 @dataclass(frozen=True)
@@ -42,51 +40,11 @@ class Job:
     """MLflow's server or data base. By default MLFLOW_TRACKING_URI, or the SQLite file in the folder of all runs."""
 
 
-def load(job: Job) -> Trained:
-    """The network that the job names.
-
-    Raises:
-        ValueError: an average was asked of a logged model.
-    """
-    if not job.model.startswith(("runs:/", "models:/")):
-        return load_trained(Store(job.model), averaged=job.averaged)
-    if job.averaged:
-        raise ValueError("--averaged needs a folder of checkpoints: a logged model holds one set of weights")
-    from raycurv.service.tracking import model
-
-    return model.fetch(job.model, job.tracking_uri, job.runs)
-
-
 def main(job: Job) -> None:
-    """Load, evaluate, print one line of JSON.
-
-    Raises:
-        ValueError: the data have no evaluation set, or are not of the kind that the network was trained on.
-    """
-    trained = load(job)
-    config = trained.config
-    component = config.data
-    if job.data is not None:
-        component = dataclasses.replace(component, settings={**component.settings, "path": locate(job.data)})
-    data = component.build()
-    if data.evaluation is None:
-        raise ValueError(f"{component.target!r} has no evaluation set")
-    shape = described(data)
-    if tuple(shape["input_shape"]) != trained.input_shape or shape["num_classes"] != trained.num_classes:
-        raise ValueError(
-            f"the network takes {trained.input_shape} and tells {trained.num_classes} classes apart; the data have "
-            f"{tuple(shape['input_shape'])} and {shape['num_classes']}"
-        )
-    values = evaluate(
-        trained.model.to(job.device),
-        data.evaluation,
-        loss=resolve_loss(config.loss),
-        weights=resolve_weights(config.weights),
-        batch_size=job.batch_size,
-        device=job.device,
-        precision=job.precision or config.precision,
-    )
-    print(json.dumps({"model": job.model, "step": trained.step, "samples": len(data.evaluation), **values}))
+    """Load, evaluate, print one line of JSON."""
+    trained = load(job.model, averaged=job.averaged, tracking_uri=job.tracking_uri, runs=job.runs)
+    values = measure(trained, job.data, batch_size=job.batch_size, device=job.device, precision=job.precision)
+    print(json.dumps({"model": job.model, "step": trained.step, **values}))
 
 
 if __name__ == "__main__":
