@@ -9,6 +9,7 @@ import torch
 from raycurv.models.basic_cnn import basic_cnn
 from raycurv.recipes import step_cost
 from raycurv.recipes.step_cost import Cost, Subject
+from raycurv.service import benchmarks
 
 
 def network(batch: int, batch_norm: bool) -> step_cost.Workload:
@@ -111,3 +112,15 @@ def test_an_unknown_network_is_refused():
 def test_all_are_measured_when_asked():
     labels = [subject.label for subject in step_cost.subjects(["all"], fraction=0.25)]
     assert {"sgd", "salera", "red_sgd (lean=True)", "curveball (curvature_fraction=0.25)"} <= set(labels)
+
+
+def test_costs_are_written_and_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    costs = [Cost("A", "sgd", 1, 1, 1), Cost("B", "sgd", 1, 1.25, 1), Cost("A", "newton", skipped="too large")]
+    benchmarks.write(costs, tmp_path / "new")
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {
+        f"step_cost.{x}" for x in ("md", "csv", "png", "svg")
+    }
+    assert (tmp_path / "new" / "step_cost.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="nothing to draw"):
+        benchmarks.write(costs[2:], tmp_path)
