@@ -30,6 +30,7 @@ def cifar10_basic_cnn(
         name=size.named("cifar10-basic-cnn", batch_norm and "bn"),
         model=Component.of(basic_cnn, batch_norm=batch_norm, width=size.width),
         data=rows_of(data, size, CIFAR, 128, settings={"augmentation": "crop_flip" if augment else "none"}),
+        optimizer="curveball",
         batch_size=128,
         epochs=size.passes(20),
     )
@@ -60,6 +61,7 @@ def cifar10_resnet18(
         name=size.named("cifar10-resnet18", dropout and "dropout"),
         model=Component.of(resnet18, dropout=dropout, width=size.width),
         data=rows_of(data, size, CIFAR, 128, settings={"augmentation": "crop_flip" if augment else "none"}),
+        optimizer="curveball",
         batch_size=128,
         epochs=size.passes(20),
     )
@@ -103,6 +105,7 @@ def imagenet_curveball(
         name=size.named("imagenet", classes),
         model=Component.of(vgg_f, width=width * size.width),
         data=images,
+        optimizer="curveball",
         l2=5e-4,
         batch_size=256,
         epochs=size.passes(20),
@@ -130,6 +133,7 @@ def mnist_tanh_mlp(data: str = "mnist", scale: Scaling = 1.0) -> RunConfig:
         name=size.named("mnist-tanh-mlp"),
         model=Component.of(mlp, widths=size.sizes(128, 64, 32)),
         data=rows_of(data, size, MNIST, 64),
+        optimizer="curveball",
         batch_size=64,
         epochs=size.passes(20),
     )
@@ -149,6 +153,7 @@ def cifar10_random_cnn(data: str = "cifar10", architecture: int = 0, scale: Scal
         name=size.named("cifar10-random-cnn", str(architecture)),
         model=Component.of(random_cnn, seed=architecture, width=size.width),
         data=rows_of(data, size, CIFAR, 256),
+        optimizer="curveball",
         batch_size=256,
         epochs=size.passes(20),
     )

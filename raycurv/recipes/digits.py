@@ -26,6 +26,7 @@ def digits(data: str = "digits", width: float = 0.5, batch_norm: bool = True, sc
         name=size.named("digits"),
         model=Component.of(basic_cnn, width=width * size.width, batch_norm=batch_norm),
         data=rows_of(data, size, SAMPLES, 64, settings={"channels": 1}),
+        optimizer="curveball",
         batch_size=64,
         epochs=size.passes(8),
         log_every=5,

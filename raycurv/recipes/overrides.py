@@ -14,7 +14,7 @@ class Overrides:
     """Changes to the run of the recipe. What is left out, None, stays as the recipe has it."""
 
     optimizer: str | None = None
-    """Optimizer: curveball, sgd, momentum, nesterov, adam, adagrad, rmsprop, …"""
+    """Optimizer: auto, curveball, sgd, momentum, nesterov, adam, adagrad, rmsprop, …"""
 
     setting: tuple[str, ...] = ()
     """Settings of the optimizer as NAME=VALUE; empty: its defaults, which need no tuning."""

@@ -59,7 +59,15 @@ def absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:
 def config(**changes: object) -> RunConfig:
     model = {"dropout": changes.pop("dropout", 0.0), "norm": changes.pop("norm", False)}
     data = {name: changes.pop(name) for name in ("samples", "held_out", "broken_row") if name in changes}
-    settings = {"name": "test", "batch_size": 8, "epochs": 2, "log_every": 3, "precision": "fp64"} | changes
+    settings = {
+        "name": "test",
+        "batch_size": 8,
+        "epochs": 2,
+        "log_every": 3,
+        "precision": "fp64",
+        "optimizer": "curveball",
+    }
+    settings |= changes
     return RunConfig(model=Component.of(network, **model), data=Component.of(blobs, **data), **settings)
 
 
