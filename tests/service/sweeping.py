@@ -75,10 +75,12 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--run-name")
     parser.add_argument("--runs")
+    parser.add_argument("--workers", type=int, default=1)
     given = parser.parse_args()
     cluster = Cluster(
-        runs=given.runs, run_name=given.run_name, resume=given.resume, system_metrics_every=0, max_failures=1
-    )
+        runs=given.runs, run_name=given.run_name, resume=given.resume, system_metrics_every=0, max_failures=1,
+        workers=given.workers,
+    )  # fmt: skip
     trials = troubled(Path(given.runs)) if given.trouble else many(given.trials)
     limits = Limits(time_limit=8.0 if given.trouble else None)
     with sweeping("tiny", trials, cluster, limits) as sweep:

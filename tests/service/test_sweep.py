@@ -67,10 +67,19 @@ def test_a_trial_may_hang_or_die_and_the_others_go_on(driver: Driver) -> None:
 
 
 @pytest.mark.cluster
+def test_a_trial_may_be_trained_by_several_workers(driver: Driver) -> None:
+    finished = driver.run(*SCRIPT, "--trials", "1", "--workers", "2", "--run-name", "two", experiment=False)
+
+    assert finished.code == 0, finished.output
+    (outcome,) = lines_of(driver, "two")
+    assert (outcome.status, outcome.steps) == ("finished", 4)
+
+
+@pytest.mark.cluster
 def test_a_grid_search_ends_in_a_table_that_decides(driver: Driver) -> None:
     finished = driver.run(
         "jobs/grid_search.py", "--recipe", "tests.service.problems:mine", "--epochs", "5", "--baselines", "sgd",
-        "--free", "curveball", "--rates", "0.01", "0.3", "--seeds", "2", "--run-name", "grid", "--workers", "2",
+        "--free", "curveball", "--rates", "0.01", "0.3", "--seeds", "2", "--run-name", "grid",
     )  # fmt: skip
 
     assert finished.code == 0, finished.output
