@@ -22,6 +22,9 @@ class Job:
     methods: tuple[str, ...] = tuple(dict.fromkeys(entry.optimizer for entry in free.ENTRIES))
     """Rows to measure."""
 
+    problems: tuple[str, ...] = tuple(problem.name for problem in free.PROBLEMS)
+    """Columns to measure."""
+
     seed: int = 0
     """Of the initial weights and of the order of the data."""
 
@@ -29,8 +32,9 @@ class Job:
 def main(job: Job) -> None:
     """Measure what is missing, show every run as it comes, and print the table of all."""
     entries = [entry for entry in free.ENTRIES if entry.optimizer in job.methods]
+    problems = [problem for problem in free.PROBLEMS if problem.name in job.problems]
     torch.set_num_threads(1)  # small tensors: more threads only wait for each other
-    for o in free.campaign(job.output, entries=entries, seed=job.seed):
+    for o in free.campaign(job.output, problems, entries, job.seed):
         print(f"{o.seconds:4.0f} s  {o.problem}: {o.optimizer} {o.value:g}: {o.raw:.4g} / {o.averaged:.4g}",
               file=sys.stderr)  # fmt: skip
     print(free.to_markdown(free.finished(job.output)))

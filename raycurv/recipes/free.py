@@ -267,7 +267,7 @@ def _line(outcome: Outcome) -> str:
 def to_markdown(
     outcomes: Sequence[Outcome], problems: Sequence[Problem] = PROBLEMS, entries: Sequence[Entry] = ENTRIES
 ) -> str:
-    """Best–worst final training loss and their ratio; for baselines the best. Raw / with averaged weights."""
+    """Final training loss, best–worst / worst with averaged weights (worst over best); of tuned baselines the best."""
     used = [problem for problem in problems if any(o.problem == problem.name for o in outcomes)]
     lines = [f"| | {' | '.join(problem.name for problem in used)} |", "|---" * (len(used) + 1) + "|"]
     for entry in entries:
@@ -286,7 +286,7 @@ def _cell(raw: list[float], averaged: list[float], tuned: bool) -> str:
     best, worst = max(min(raw), FLOOR), max(*raw, FLOOR)
     ratio = worst / best
     spread = f"×{ratio:.2f}" if ratio < 10 else "diverges" if math.isinf(worst) else f"×{_number(ratio)}"
-    return f"{_number(best)}–{_number(worst)} / {_number(min(averaged))} ({spread})"
+    return f"{_number(best)}–{_number(worst)} / {_number(max(averaged))} ({spread})"
 
 
 def _number(value: float) -> str:

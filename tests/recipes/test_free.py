@@ -52,8 +52,8 @@ def test_the_table_counts_small_losses_as_the_floor_and_names_divergence():
     def outcomes(*losses):
         return [free.Outcome("blobs", "auto", v, 0, loss, loss, 1.0) for v, loss in enumerate(losses)]
 
-    assert "| 0.01–0.02 / 1e-05 (×2.00) |" in free.to_markdown(outcomes(1e-5, 0.02), [PROBLEM], ENTRIES)
-    assert "| 0.5–∞ / 0.5 (diverges) |" in free.to_markdown(outcomes(0.5, math.inf), [PROBLEM], ENTRIES)
+    assert "| 0.01–0.02 / 0.02 (×2.00) |" in free.to_markdown(outcomes(1e-5, 0.02), [PROBLEM], ENTRIES)
+    assert "| 0.5–∞ / ∞ (diverges) |" in free.to_markdown(outcomes(0.5, math.inf), [PROBLEM], ENTRIES)
 
 
 def test_a_sentence_is_at_most_as_long_as_the_rest(tmp_path):
