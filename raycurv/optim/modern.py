@@ -38,6 +38,8 @@ from raycurv.optim.schedules import ScheduledRate
 class ScheduleFree(FirstOrder):
     """An optimizer of schedulefree: it has a point to train at and another to evaluate at."""
 
+    evaluates_other_weights = True
+
     def __init__(self, inner: Any, clip_gradient: float | None = None, schedule: ScheduledRate | None = None) -> None:
         super().__init__(inner, clip_gradient, schedule)
         self._modes = inner
@@ -75,6 +77,7 @@ class DistanceOverGradients(FirstOrder):
     """DoG, with the average of its iterates to evaluate."""
 
     synchronises = True
+    evaluates_other_weights = True
 
     def __init__(self, inner: Any, clip_gradient: float | None = None, schedule: ScheduledRate | None = None) -> None:
         from dog import PolynomialDecayAverager

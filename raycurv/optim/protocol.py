@@ -58,12 +58,14 @@ class StepOptimizer(torch.optim.Optimizer):
     Attributes:
         follows_gradient: its step is a function of the gradient, so that clipping the gradient has a meaning.
         synchronises: it reads numbers from the device in every step (line searches, inner solvers).
+        evaluates_other_weights: ``evaluation_weights`` swaps others in, whose batch statistics are others, too.
         needs_validation: ``step`` wants ``validation=``, a batch of held-out samples.
     """
 
     follows_gradient = False
     synchronises = False
     needs_validation = False
+    evaluates_other_weights = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything: torch's optimizers keep their settings in the parameter groups, these in attributes."""

@@ -17,7 +17,7 @@ and where L − L_min > Δ, a tenth of the first loss, it takes θ back to where
 and starts the test again. SPALERA (Algorithm 2) has a rate for each of the d parameters, with p_i², μ/d and σ(d)/√d;
 Ag-Adam moves by Adam's direction in place of g.
 
-Symbols: α ``memory``, C ``gain``, η₀ ``learning_rate``, ρ ``batch_ratio``.
+Symbols: α ``memory``, C ``gain``, η₀ ``learning_rate``, ρ ``batch_ratio``, λ ``sensitivity``.
 
 What the paper leaves open, and deviations:
 
@@ -59,7 +59,7 @@ from raycurv.optim.protocol import Horizon, StepOptimizer, StepReport, check_bat
 from raycurv.optim.registry import register
 
 Params = nn.Module | Iterable[Any]
-_SENSITIVITY = 10  # λ: Δ is the first loss divided by it
+_SENSITIVITY = 10.0  # λ: Δ is the first loss divided by it
 _ROUNDING = 8  # times the precision: below this share of the whole gradient, a tensor's gradient is noise
 _BATCH_RATIO = 0.01  # ρ without a horizon
 
@@ -82,13 +82,14 @@ def printed_deviation(memory: float, dimension: int) -> float:
     return math.sqrt(2 * memory**2 * keep / (dimension * (2 - memory) ** 2 * (1 + keep)))
 
 
-def page_hinkley(test: Tensor, loss: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+def page_hinkley(test: Tensor, loss: Tensor, ratio: float, sensitivity: float = _SENSITIVITY) -> tuple[Tensor, Tensor]:
     """Lines 3 to 7 of Algorithm 1.
 
     Args:
         test: (t, ℓ, ℓ̄, L, L_min, Δ) float64; t = 0 starts the test, Δ = NaN is set from this loss.
         loss: 0-d float64.
         ratio: ρ.
+        sensitivity: λ.
 
     Returns:
         The test after this loss, and whether it fires.
@@ -100,7 +101,7 @@ def page_hinkley(test: Tensor, loss: Tensor, ratio: float) -> tuple[Tensor, Tens
     mean = (smoothed + t * mean) / (t + 1)
     cumulated = cumulated + (smoothed - mean)
     lowest = torch.minimum(lowest, cumulated)
-    threshold = torch.where(threshold.isnan(), loss.abs() / _SENSITIVITY, threshold)
+    threshold = torch.where(threshold.isnan(), loss.abs() / sensitivity, threshold)
     return torch.stack([t, smoothed, mean, cumulated, lowest, threshold]), cumulated - lowest > threshold
 
 
@@ -229,6 +230,7 @@ class Salera(Alera):
         memory: α, in (0, 1).
         gain: C.
         batch_ratio: ρ, batch size over training-set size; None takes it from the horizon, or 0.01.
+        sensitivity: λ; Δ is the first loss divided by it, 10 in the paper's runs.
         clip_gradient: largest global norm of the gradient, or None.
         rates_by_tensor: report the rate of each tensor too, as ``learning_rate/<name>`` (Fig. 1).
 
@@ -247,9 +249,11 @@ class Salera(Alera):
         memory: float = 0.01,
         gain: float = 3e-6,
         batch_ratio: float | None = None,
+        sensitivity: float = _SENSITIVITY,
         clip_gradient: float | None = None,
         rates_by_tensor: bool = False,
     ) -> None:
+        require_positive(self.name, "sensitivity", sensitivity)
         require(self.name, "batch_ratio", batch_ratio, batch_ratio is None or 0 < batch_ratio <= 1, "None or in (0, 1]")
         super().__init__(
             model_or_params, learning_rate=learning_rate, memory=memory, gain=gain,
@@ -257,6 +261,7 @@ class Salera(Alera):
         )  # fmt: skip
         known = _BATCH_RATIO if horizon is None else 1 / horizon.steps_per_epoch
         self.batch_ratio = known if batch_ratio is None else batch_ratio
+        self.sensitivity = sensitivity
 
     def _initial(self, objective: Objective) -> dict[str, Tensor]:
         test = torch.tensor([0.0, 0, 0, 0, 0, math.nan], dtype=torch.float64, device=objective.device)
@@ -271,7 +276,7 @@ class Salera(Alera):
         """Lines 3 to 15: one step on, or back to where the last one started."""
         state = self.shared
         before = state["test"]
-        test, fires = page_hinkley(before, loss, self.batch_ratio)
+        test, fires = page_hinkley(before, loss, self.batch_ratio, self.sensitivity)
         sound = known & torch.isfinite(torch.linalg.vector_norm(move.flat))
         curable = known | state["moved"]  # by smaller rates, or by going back
         alarm = torch.where(sound, fires, curable)
@@ -314,12 +319,14 @@ class Spalera(Salera):
         memory: float = 0.1,
         gain: float = 3e-8,
         batch_ratio: float | None = None,
+        sensitivity: float = _SENSITIVITY,
         clip_gradient: float | None = None,
         rates_by_tensor: bool = False,
     ) -> None:
         super().__init__(
             model_or_params, horizon=horizon, learning_rate=learning_rate, memory=memory, gain=gain,
-            batch_ratio=batch_ratio, clip_gradient=clip_gradient, rates_by_tensor=rates_by_tensor,
+            batch_ratio=batch_ratio, sensitivity=sensitivity, clip_gradient=clip_gradient,
+            rates_by_tensor=rates_by_tensor,
         )  # fmt: skip
 
     def _initial(self, objective: Objective) -> dict[str, Tensor]:

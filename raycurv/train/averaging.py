@@ -25,7 +25,7 @@ class AveragedWeights:
         self._parameters: list[Tensor] = list(model.parameters())
         self.decay = decay
         self.steps = 0
-        self.weights = _copies(self._parameters)
+        self.weights = copies(self._parameters)
         self.buffers: list[Tensor] = []
 
     @torch.no_grad()
@@ -41,19 +41,19 @@ class AveragedWeights:
 
         The buffers as the block leaves them are kept with the average; the model has its own back afterwards.
         """
-        kept = _copies([*self._parameters, *self._model.buffers()])
+        kept = copies([*self._parameters, *self._model.buffers()])
         self.impose()
         try:
             yield
-            self.buffers = _copies(self._model.buffers())
+            self.buffers = copies(self._model.buffers())
         finally:
-            _overwrite([*self._parameters, *self._model.buffers()], kept)
+            overwrite([*self._parameters, *self._model.buffers()], kept)
 
     def impose(self) -> None:
         """Overwrite the model by the average, and by the buffers that belong to it once there are some."""
-        _overwrite(self._parameters, self.weights)
+        overwrite(self._parameters, self.weights)
         if self.buffers:
-            _overwrite(list(self._model.buffers()), self.buffers)
+            overwrite(list(self._model.buffers()), self.buffers)
 
     def state_dict(self) -> dict[str, Any]:
         """The average, for a checkpoint."""
@@ -62,16 +62,18 @@ class AveragedWeights:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.steps = state["steps"]
-        _overwrite(self.weights, state["weights"])
+        overwrite(self.weights, state["weights"])
         own = list(self._model.buffers())
         self.buffers = [stored.to(buffer.device) for stored, buffer in zip(state["buffers"], own, strict=False)]
 
 
-def _copies(tensors: Any) -> list[Tensor]:
+def copies(tensors: Any) -> list[Tensor]:
+    """Detached copies."""
     return [tensor.detach().clone() for tensor in tensors]
 
 
 @torch.no_grad()
-def _overwrite(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def overwrite(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy values into tensors."""
     for tensor, value in zip(tensors, values, strict=True):
         tensor.copy_(value)

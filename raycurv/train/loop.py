@@ -18,7 +18,7 @@ from raycurv.train.evaluation import evaluate, reading
 from raycurv.train.ledger import Ledger, NonFiniteLoss
 from raycurv.train.precision import computing
 from raycurv.train.records import Kind, Record, Result
-from raycurv.train.renewal import renew_statistics
+from raycurv.train.renewal import evaluated_weights, renew_statistics
 from raycurv.train.run import Run
 from raycurv.train.session import Resume, open_run
 
@@ -215,7 +215,7 @@ class _Trainer:
             "device": run.device,
             "precision": config.precision,
         }
-        with run.optimizer.evaluation_weights():
+        with evaluated_weights(run):
             values = evaluate(run.model, run.data.evaluation, **options)
         if run.average is not None:
             with run.average.applied():

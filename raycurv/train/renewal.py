@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
+from raycurv.train.averaging import copies, overwrite
 from raycurv.train.evaluation import evaluation_mode, reading
 from raycurv.train.precision import computing
 from raycurv.train.randomness import untouched
@@ -12,6 +16,28 @@ from raycurv.train.run import Run
 
 BATCHES = 50
 _Norms = nn.modules.batchnorm._BatchNorm
+
+
+@contextlib.contextmanager
+def evaluated_weights(run: Run) -> Iterator[None]:
+    """While entered, the model holds what its optimizer wants evaluated; all workers enter it together.
+
+    Running statistics are renewed where these are other weights than those in training, and kept for checkpoints.
+
+    Yields:
+        Nothing.
+    """
+    with run.optimizer.evaluation_weights():
+        if not run.optimizer.evaluates_other_weights:
+            yield
+            return
+        kept = copies(run.model.buffers())
+        try:
+            renew_statistics(run)
+            run.evaluation_buffers = copies(run.model.buffers())
+            yield
+        finally:
+            overwrite(list(run.model.buffers()), kept)
 
 
 @torch.no_grad()

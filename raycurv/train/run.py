@@ -78,6 +78,8 @@ class Run:
         self.optimizer = build_optimizer(config, self.model, self.horizon)
         decay = config.average_weights
         self.average = None if decay is None else AveragedWeights(self.model, decay)
+        # Running statistics of the weights that the optimizer evaluates, where these are not those that it trains.
+        self.evaluation_buffers: list[Tensor] = []
         self.progress = Progress()
         # The sum over the samples of this epoch.
         self.epoch_loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -132,6 +134,7 @@ class Run:
             "config": self.config.to_json(),
             "data": self.shape,
             "horizon": asdict(self.horizon),
+            "evaluation_buffers": self.evaluation_buffers,
         }
         return state if self.average is None else state | {"average": self.average.state_dict()}
 
@@ -154,6 +157,7 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        self.evaluation_buffers = [tensor.to(self.device) for tensor in state["evaluation_buffers"]]
         self.progress = Progress.of(state["progress"])
         self.epoch_loss.copy_(state["epoch_loss"])
         where = f"goes on at step {self.progress.step}, epoch {self.epochs_done:.3f}"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from raycurv import optim
-from raycurv.train.averaging import AveragedWeights
+from raycurv.train.averaging import AveragedWeights, overwrite
 from raycurv.train.checkpoint import CheckpointError, Store
 from raycurv.train.config import RunConfig
 from raycurv.train.run import build_model, build_optimizer
@@ -64,6 +64,8 @@ def load_trained(store: Store, *, averaged: bool = False) -> Trained:
         with optimizer.evaluation_weights():
             weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(weights)
+        if state["evaluation_buffers"]:
+            overwrite(list(model.buffers()), state["evaluation_buffers"])
     return trained_as(model, config, state["step"], shape)
 
 

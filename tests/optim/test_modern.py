@@ -124,6 +124,21 @@ def test_a_run_evaluates_and_hands_on_the_average(tmp_path, name):
     assert abs(loss(state["model"].values()) / result.values["test/loss"] - 1) > 1e-8
 
 
+@pytest.mark.parametrize("name", ["schedule_free_sgd", "dog"])
+def test_an_average_is_evaluated_with_batch_statistics_of_its_own(tmp_path, name):
+    store = Store(str(tmp_path))
+    result = train(config(optimizer=name, norm=True), collectives=Local(), store=store, emit=Kept())
+    inputs, targets = next(
+        Loader(blobs().evaluation, batch_size=99, seed=0, training=False, dtype=torch.float64).epoch(0)
+    )
+    model, state = load_trained(store).model, store.load()
+    with torch.no_grad():
+        assert result.values["test/loss"] == pytest.approx(
+            float(nn.functional.cross_entropy(model(inputs), targets)), rel=1e-9
+        )
+    assert not torch.allclose(model[1].running_mean, state["model"]["1.running_mean"])
+
+
 @pytest.mark.parametrize("name", PACKAGES)
 def test_a_missing_package_names_the_extra(name, monkeypatch):
     monkeypatch.setitem(sys.modules, PACKAGES[name][0], None)

@@ -110,11 +110,11 @@ def test_the_printed_variance_is_half_the_right_one():
     assert random_walk_variance(0.1, 50, 10_000) == pytest.approx(2 * printed_deviation(0.1, 50) ** 2)
 
 
-def run_test(losses, ratio):
+def run_test(losses, ratio, **settings):
     test = torch.tensor([0.0, 0, 0, 0, 0, math.nan], dtype=torch.float64)
     fired = []
     for loss in losses:
-        test, fires = page_hinkley(test, torch.tensor(loss, dtype=torch.float64), ratio)
+        test, fires = page_hinkley(test, torch.tensor(loss, dtype=torch.float64), ratio, **settings)
         fired.append(bool(fires))
     return fired
 
@@ -128,6 +128,12 @@ def test_page_hinkley_fires_soon_after_a_jump():
     fired = run_test([2.0] * 100 + [20.0] * 5, 0.01)
     assert not any(fired[:100])
     assert any(fired[100:103])
+
+
+def test_a_more_sensitive_test_fires_sooner():
+    losses = [2.0] * 100 + [4.0] * 200
+    soonest = [run_test(losses, 0.01, sensitivity=s).index(True) for s in (1000.0, 100.0, 10.0)]
+    assert 100 <= soonest[0] < soonest[1] < soonest[2]
 
 
 @pytest.mark.parametrize("name", ["salera", "spalera"])
