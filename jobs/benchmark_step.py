@@ -9,7 +9,6 @@ import torch
 
 from raycurv.recipes import step_cost
 from raycurv.service import benchmarks, commandline
-from raycurv.service.cluster import Cluster
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,6 @@ class Benchmark:
 
     threads: int = 2
     """Threads of the CPU."""
-
     device: str = "cpu"
     """Where: cpu or cuda."""
 
@@ -39,13 +37,12 @@ class Benchmark:
 
     tracking_uri: str | None = None
     """Log the costs to this MLflow."""
-
     experiment: str | None = None
     """Log them to this experiment of MLflow, by default where --tracking-uri says."""
 
 
 def main(benchmark: Benchmark) -> None:
-    """Measure, print, write and track."""
+    """Measure, print, write, track."""
     torch.set_num_threads(benchmark.threads)
     subjects, costs = step_cost.subjects(benchmark.optimizers, benchmark.fraction), []
     for network in benchmark.networks:
@@ -56,8 +53,7 @@ def main(benchmark: Benchmark) -> None:
     if benchmark.output is not None:
         benchmarks.write(costs, benchmark.output)
     if benchmark.tracking_uri is not None or benchmark.experiment is not None:
-        given = {"tracking_uri": benchmark.tracking_uri, "experiment": benchmark.experiment}
-        benchmarks.track(costs, Cluster(**{name: x for name, x in given.items() if x is not None}), print)
+        benchmarks.track(costs, benchmark.tracking_uri, benchmark.experiment, print)
 
 
 if __name__ == "__main__":

@@ -26,16 +26,19 @@ def write(costs: Sequence[Cost], folder: Path) -> None:
     figures.plot(costs, [folder / "step_cost.png", folder / "step_cost.svg"])
 
 
-def track(costs: Sequence[Cost], cluster: Cluster, say: Callable[[str], None]) -> None:
+def track(costs: Sequence[Cost], uri: str | None, experiment: str | None, say: Callable[[str], None]) -> None:
     """Log the costs as one run in MLflow: a metric for each number, the tables as artifacts.
 
     Args:
         costs: measured.
-        cluster: says where MLflow is, and the experiment.
+        uri: of MLflow; None is where all runs are written.
+        experiment: of MLflow; None is the one of all runs.
         say: tells the user what is going on.
     """
     from raycurv.service.tracking import Tracking  # MLflow is slow to import for those who do not track
 
+    usual = Cluster()
+    cluster = Cluster(tracking_uri=uri or usual.tracking_uri, experiment=experiment or usual.experiment)
     tracking = Tracking(cluster, say)
     run = tracking.parent(f"step-cost-{time.strftime('%Y%m%d-%H%M%S')}", {"benchmark": "step_cost"}, resume=False)
     now = time.time()
