@@ -6,6 +6,7 @@ it is the minimum of the quadratic model of all steps so far, weighted by their 
 
     R = Σ pace·⟨Θ̇, g⟩ / Σ pace·(mean over the samples of |⟨∇²J_s Θ̇, Θ̇⟩|)        Θ ← Θ − pace·R·Θ̇
 
+The sums begin with the second step; the first step has its own quotient, at the initial weights, where it says least.
 Terms are as large as gradients and curvatures are, so the steep first part of a run has the most weight, and later on
 curvature that grows. The pace rises to 1 over the first tenth of the run (at initialisation alone the quotient is 4 to
 20 times too large) and falls to 0 over its last part, which does what averaging the weights does. Without a horizon it
@@ -124,9 +125,10 @@ class AveragedRescaled(Rescaled):
         new = self._averages(gradient, state)
         loss = linear.means()[0] + objective.l2_value(objective.parameters)
         if asked:
-            factor = 1 + (self.start - 1) * (state["counted"] == 0).double()
-            new["slope"] = state["slope"] + pace * factor * gradient.dot(direction)
-            new["bend"] = state["bend"] + pace * linear.taylor(direction).absolute_curvature
+            first, kept = (state["counted"] == 0).double(), (state["counted"] != 1).double()
+            factor = 1 + (self.start - 1) * first
+            new["slope"] = kept * state["slope"] + pace * factor * gradient.dot(direction)
+            new["bend"] = kept * state["bend"] + pace * linear.taylor(direction).absolute_curvature
         quotient = _quotient(new.get("slope", state["slope"]), new.get("bend", state["bend"]))
         finite = torch.isfinite(torch.stack([loss, direction.dot(direction), total, quotient])).all()
         for name, value in new.items():

@@ -47,6 +47,8 @@ class NaiveAveraged(Naive):
             d = d / (torch.sqrt(self.v / (1 - self.beta2**self.k)) + 1e-8)
         if self.k - 1 <= 0.75 * self.steps and (self.k <= 20 or (self.k - 1) % 5 == 0):
             bends = [float(d @ torch.autograd.grad(h @ d, theta, retain_graph=True)[0]) for h in gradients]
+            if self.k == 2:
+                self.up = self.down = 0.0
             self.up += pace * float(g @ d) * (self.start if self.k == 1 else 1.0)
             self.down += pace * sum(map(abs, bends)) / len(y)
         rate = pace * max(0.0, self.up / self.down)
