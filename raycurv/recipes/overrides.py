@@ -61,6 +61,9 @@ class Overrides:
     evaluate_every: int | None = None
     """Epochs between two evaluations; the last epoch is always evaluated."""
 
+    validation: float | None = None
+    """Share of the training set held out for optimizers that learn from a validation batch at every step."""
+
     gradient_norm: bool = False
     """Also log the norm of the gradient, at the cost of one more backward pass at every log interval."""
 

@@ -168,6 +168,8 @@ class Sweep:
         waiting = [(t, o) for t, o in zip(trials, begun, strict=True) if not self._is_done(o)]
         if len(waiting) < len(trials):
             self.say(f"{len(trials) - len(waiting)} of {len(trials)} trials are done already")
+        if self.cluster.resume:
+            self._mend(trials, begun)
         if waiting:
             self._tune(waiting)
         return [self.ledger.done[outcome.name] for outcome in begun]
@@ -225,8 +227,20 @@ class Sweep:
             if task.outcome.name not in self.ledger.done:
                 self.take(dataclasses.replace(task.outcome, reason="Ray Tune ended without it"), [], task.config)
 
+    def _mend(self, trials: Sequence[Trial], begun: Sequence[Outcome]) -> None:
+        """Tell MLflow again what was on its way when an earlier driver died."""
+        torn = self.tracking.torn("sweep", self.name)
+        for trial, outcome in zip(trials, begun, strict=True):
+            if self._is_done(outcome) and _run_name(outcome.name) in torn:
+                named = dataclasses.replace(trial.config, name=_run_name(outcome.name))
+                self._log(self.ledger.done[outcome.name], [], named.to_json())
+
     def take(self, outcome: Outcome, records: Sequence[Record], config: str) -> None:
         """Keep how a trial ended: in MLflow, then in the ledger."""
+        self._log(outcome, records, config)
+        self.ledger.add(outcome)
+
+    def _log(self, outcome: Outcome, records: Sequence[Record], config: str) -> None:
         run_config = RunConfig.from_json(config)
         tags = {**provenance.commit(), "sweep": self.name, "recipe": outcome.recipe, "optimizer": outcome.optimizer}
         tags |= {"seed": str(outcome.seed), "setting": outcome.setting, "stage": outcome.stage}
@@ -242,7 +256,6 @@ class Sweep:
         run.metrics(found, max(outcome.steps, 1), time.time())
         run.close("FINISHED" if outcome.status in ("finished", "stopped early") else "FAILED")
         self.tracking.done_with(run)
-        self.ledger.add(outcome)
 
     def _share(self, config: RunConfig) -> str:
         """Key of the data; the first time, a task decodes them into Ray's object store, for all processes of a node."""

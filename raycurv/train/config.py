@@ -150,6 +150,8 @@ class RunConfig:
         checkpoint_every: steps between checkpoints; one is also written at the end of every epoch.
         keep_checkpoints: how many checkpoints stay on disk.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
+        validation: share of the training set that is held out for optimizers that learn from a validation batch at
+            every step; 0 is none. Only sets that fit in memory.
         gradient_norm: also log the norm of the gradient at every log interval (one more backward pass then).
     """
 
@@ -172,6 +174,7 @@ class RunConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     evaluate_every: int = 1
+    validation: float = 0.0
     gradient_norm: bool = False
 
     def __post_init__(self) -> None:
@@ -186,6 +189,7 @@ class RunConfig:
         _require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2⁶³−1")
         _require(math.isfinite(self.l2) and self.l2 >= 0, "l2", self.l2, "a finite number of at least 0")
         _require(self.precision in get_args(Precision), "precision", self.precision, "one of fp32, fp64, bf16")
+        _require(0 <= self.validation < 1, "validation", self.validation, "0, or a share below 1 (0.1 is usual)")
         clip, average = self.clip_gradient, self.average_weights
         _require(clip is None or (math.isfinite(clip) and clip > 0), "clip_gradient", clip, "None or a positive number")
         _require(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from raycurv.collectives import Collectives
 from raycurv.data import Data
+from raycurv.objective import Batch
 from raycurv.train.agreement import require_equal, require_equal_parameters
 from raycurv.train.checkpoint import Store
 from raycurv.train.config import RunConfig
@@ -137,7 +138,7 @@ class _Trainer:
             batch = run.objective.batch(inputs, targets)
             if config.gradient_norm and (progress.step + 1) % config.log_every == 0:
                 scalars["train/gradient_norm"] = _norm(batch.gradient())
-            report = run.optimizer.step(batch)
+            report = run.optimizer.step(batch, validation=self.validation_batch())
         if run.average is not None:
             run.average.update()
         samples = run.samples_of(progress.step_in_epoch)
@@ -148,6 +149,12 @@ class _Trainer:
         self.interval_samples += samples
         scalars |= {"train/loss": report.loss, **{f"optimizer/{name}": value for name, value in report.scalars.items()}}
         self.ledger.add(progress.step, run.epochs_done, report.finite, scalars)
+
+    def validation_batch(self) -> Batch | None:
+        run = self.run
+        if run.validation is None or not run.optimizer.needs_validation:
+            return None
+        return run.objective.batch(*run.validation.batch(run.progress.step))
 
     def close_interval(self, asked: bool) -> bool:
         """Fetch and emit the scalars of the steps since the last call; True if any worker was asked to stop.

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from raycurv import Objective, optim
 from raycurv.collectives import Collectives
-from raycurv.data import Data, Loader
+from raycurv.data import Data, Loader, Source
 from raycurv.train import randomness
 from raycurv.train.averaging import AveragedWeights
 from raycurv.train.checkpoint import CheckpointError
 from raycurv.train.config import Component, RunConfig
 from raycurv.train.precision import dtype_of
 from raycurv.train.records import Record
+from raycurv.train.validation import Validation, hold_out
 
 
 @dataclass
@@ -66,13 +67,15 @@ class Run:
     ) -> None:
         self.config, self.collectives, self.device = config, collectives, device
         self.data: Data = config.data.build() if data is None else data
+        self.training, self.held_out = hold_out(self.data.train, config.validation, config.seed)
         torch.manual_seed(config.seed)
         self.shape = described(self.data)
         self.model = build_model(config, self.shape).to(device)
         self.loss, self.weights = resolve_loss(config.loss), resolve_weights(config.weights)
-        self.loader = self._loader()
+        self.loader = self._loader(self.training)
+        self.validation = None if self.held_out is None else Validation(self._loader(self.held_out))
         self.horizon = optim.Horizon(
-            epochs=config.epochs, steps_per_epoch=self.loader.steps_per_epoch, training_samples=len(self.data.train)
+            epochs=config.epochs, steps_per_epoch=self.loader.steps_per_epoch, training_samples=len(self.training)
         )
         self.objective = Objective(self.model, self.loss, config.l2, weights=self.weights, collectives=collectives)
         self.optimizer = build_optimizer(config, self.model, self.horizon)
@@ -85,9 +88,9 @@ class Run:
         self.epoch_loss = torch.zeros((), dtype=torch.float64, device=device)
         torch.manual_seed(randomness.derive(config.seed, "dropout", collectives.rank))
 
-    def _loader(self) -> Loader:
+    def _loader(self, source: Source) -> Loader:
         return Loader(
-            self.data.train,
+            source,
             batch_size=self.config.batch_size,
             seed=self.config.seed,
             rank=self.collectives.rank,
@@ -114,7 +117,7 @@ class Run:
 
     def samples_until(self, step_in_epoch: int) -> int:
         """Samples of the first steps of a pass; all batches are of one size but the last."""
-        return min(step_in_epoch * self.config.batch_size, len(self.data.train))
+        return min(step_in_epoch * self.config.batch_size, len(self.training))
 
     def samples_of(self, step_in_epoch: int) -> int:
         """Samples of the global batch of this step of a pass."""
@@ -207,9 +210,10 @@ def build_optimizer(config: RunConfig, model: nn.Module, horizon: optim.Horizon)
     if config.clip_gradient is not None:
         settings["clip_gradient"] = config.clip_gradient
     optimizer = optim.create(config.optimizer, model, horizon=horizon, **settings)
-    if optimizer.needs_validation:
+    if optimizer.needs_validation and config.validation == 0:
         raise ValueError(
-            f"optimizer {config.optimizer!r} wants a validation batch at every step, and a run has none to give"
+            f"optimizer {config.optimizer!r} wants a validation batch at every step: hold out a share of the training "
+            "set for it (--validation 0.1)"
         )
     return optimizer
 

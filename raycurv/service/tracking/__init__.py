@@ -183,6 +183,15 @@ class Tracking:
         runs = self.client.search_runs([self.experiment], f"tags.`{TAG}run_name` = '{name}'", max_results=1)
         return runs[0] if runs else None
 
+    def torn(self, tag: str, value: str) -> set[str]:
+        """Names of the runs with this tag that were not closed by their driver."""
+        with explained(self.uri):
+            question = (
+                f"tags.`{TAG}{tag}` = '{value}' and attributes.status != 'FINISHED' and attributes.status != 'FAILED'"
+            )
+            runs = self.client.search_runs([self.experiment], question, max_results=1000)
+        return {run.data.tags[TAG + "run_name"] for run in runs}
+
     def reap(self) -> list[str]:
         """Close runs whose driver is gone, and say their names."""
         with explained(self.uri):
