@@ -9,7 +9,7 @@ it is the minimum of the quadratic model of all steps so far, weighted by their 
 The sums begin with the second step; the first step has its own quotient, at the initial weights, where it says least.
 Terms are as large as gradients and curvatures are, so the steep first part of a run has the most weight, and later on
 curvature that grows. The pace rises to 1 over the first tenth of the run (at initialisation alone the quotient is 4 to
-20 times too large) and falls to 0 over its last part, which does what averaging the weights does. Without a horizon it
+20 times too large) and falls to 0 over its last quarter, as weights are averaged. Without a horizon it
 rises for 100 steps and stays at 1; after the horizon it stays at 0. Curvature is asked for in the first 20 steps, then
 in every fifth, and no more once the pace falls, so the mean step of a long run costs about 1.2 plain gradients.
 
@@ -17,10 +17,10 @@ Seen on five networks (one seed, 400 to 800 steps): β₁ of 0.7 and 0.8 was bet
 curvature was better than the Gauss-Newton one where the activation is curved; quotients averaged one by one (geometric
 mean) were too large on one network, and a factor ℓ of ½ or 2 lost up to 40 % or diverged.
 
-**Hand-over** (`ntlr_sgd_free`, `alera_free`, `salera_free`, `llr_free`). A method that wants an
-initial rate gets R after the first tenth of the run (100 steps without a horizon), in which the parameters move by the
-averaged RED step along the method's own direction. R is read from the device once in a run. From there on the method
-is as its paper has it: NTLR, whose rate nothing holds back, may diverge on one and the same batch.
+**Hand-over** (`ntlr_sgd_free`, `alera_free`, `salera_free`, `llr_free`). A method that wants an initial rate gets R
+after the first tenth of the run and at least 20 steps (100 without a horizon), in which the parameters move by the
+averaged RED step along the method's own direction. R is read from the device once in a run. From there on the method is
+as its paper has it: NTLR, whose rate nothing holds back, may diverge.
 
 **LLR with a relative damping** (`llr_free`). The paper's 2500 in f′/(f″ + 2500) is a curvature, so it depends on the
 scale of the loss. Here it is a multiple of the running mean of |f″|:
@@ -75,6 +75,11 @@ def pace_of(step: int, steps: int | None) -> float:
 def rise_of(steps: int | None) -> int:
     """Steps until the pace is 1."""
     return _RISE_STEPS if steps is None else max(1, round(_RISE * steps))
+
+
+def settled_after(steps: int | None) -> int:
+    """Steps until R is handed over: the rise, and in short runs 20 steps or half of them."""
+    return rise_of(steps) if steps is None else max(rise_of(steps), min(_FIRST, steps // 2))
 
 
 class AveragedRescaled(Rescaled):
@@ -207,7 +212,7 @@ class HandOver(StepOptimizer):
         if self.method is not None:
             return self.method.step(batch)
         report = self.pilot.step(batch)
-        if self.pilot.shared["steps"] >= rise_of(self.pilot.steps) and (rate := float(self.pilot.rate())) > 0:
+        if self.pilot.shared["steps"] >= settled_after(self.pilot.steps) and (rate := float(self.pilot.rate())) > 0:
             self._hand_over(rate)
         return report
 

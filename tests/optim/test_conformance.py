@@ -18,7 +18,7 @@ from tests.cases import BY_NAME
 NAMES = optim.names()
 # Where the paper's own rule diverges at its defaults; the method's file says so, and the tests here hold it to that.
 DIVERGES = {
-    "classifier": {"ntlr_adam", "ntlr_sgd_free"},
+    "classifier": {"ntlr_adam"},
     "parabola": {"hypergradient_additive", "llr_first_order", "ntlr_adam"},
 }
 HORIZON = optim.Horizon(epochs=4, steps_per_epoch=5, training_samples=120)

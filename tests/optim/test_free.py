@@ -126,16 +126,16 @@ def test_curveball_forgets_its_first_damping():
 
 @pytest.mark.parametrize("name", HANDED_OVER)
 def test_a_method_takes_over_with_the_rate_that_was_found(name):
-    _, reports, optimizer, _ = run(name, 3)  # a tenth of 28 steps
+    _, reports, optimizer, _ = run(name, 14)  # half of 28 steps
     assert isinstance(optimizer, HandOver)
     assert optimizer.method is not None
     assert optimizer.found == pytest.approx(float(reports[-1].scalars["learning_rate"]))
-    _, reports, _, _ = run(name, 4)
+    _, reports, _, _ = run(name, 15)
     assert "pace" not in reports[-1].scalars
     assert float(reports[-1].scalars["learning_rate"]) == pytest.approx(optimizer.found, rel=1e-3)
 
 
-@pytest.mark.parametrize("steps", [2, 6])
+@pytest.mark.parametrize("steps", [10, 20])
 @pytest.mark.parametrize("name", HANDED_OVER)
 def test_a_state_saved_on_either_side_of_the_hand_over_loads_on_the_other(name, steps):
     _, _, optimizer, objective = run(name, steps)
@@ -143,7 +143,7 @@ def test_a_state_saved_on_either_side_of_the_hand_over_loads_on_the_other(name, 
     torch.save({"optimizer": optimizer.state_dict(), "model": objective.model.state_dict()}, file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
-    _, _, other, copied = run(name, 8 - steps)
+    _, _, other, copied = run(name, 30 - steps)
     copied.model.load_state_dict(state["model"])
     other.load_state_dict(state["optimizer"])
     case = BY_NAME["regression"]
