@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raycurv.figures import comparison
-from raycurv.service import commandline
+from raycurv.figures import comparison, report
+from raycurv.service import commandline, provenance
 from raycurv.service.cluster import Cluster
 
 
@@ -19,6 +21,9 @@ class Job:
 
     output: str | None = None
     """Folder that gets the table as decision.md, decision.csv and decision.tex."""
+
+    report: str | None = None
+    """File that gets everything as one page of HTML, which needs no network."""
 
     cluster: Cluster = field(default_factory=Cluster)
 
@@ -43,6 +48,13 @@ def main(job: Job) -> None:
             (Path(job.output) / name).write_text(text)
 
     print(comparison.keep(comparison.decide(mine), keep))
+    if job.report is not None:
+        links = reading.links(tracking_uri(job.cluster), job.cluster.experiment)
+        command = "python jobs/compare.py " + shlex.join(sys.argv[1:])
+        title = f"Experiment {job.cluster.experiment}"
+        text = report.page(title, mine, versions=provenance.versions(), command=command, links=links)
+        Path(job.report).write_text(text)
+        print(f"wrote {job.report}")
 
 
 if __name__ == "__main__":

@@ -130,13 +130,13 @@ COLUMNS = (
 def markdown(rows: Sequence[Row]) -> str:
     """The table in Markdown, best loss first within each recipe."""
     lines = ["| " + " | ".join(title for _, title in COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cells) + " |" for cells in _cells(rows)]
+    lines += ["| " + " | ".join(cells) + " |" for cells in cells(rows)]
     return "\n".join(lines)
 
 
 def latex(rows: Sequence[Row]) -> str:
     """The table for a paper, with booktabs."""
-    body = [" & ".join(cell.replace("%", r"\%").replace("_", r"\_") for cell in cells) for cells in _cells(rows)]
+    body = [" & ".join(cell.replace("%", r"\%").replace("_", r"\_") for cell in cells) for cells in cells(rows)]
     head = " & ".join(title for _, title in COLUMNS)
     lines = [rf"\begin{{tabular}}{{{'l' * len(COLUMNS)}}}", r"\toprule", head + r" \\", r"\midrule"]
     return "\n".join([*lines, *(line + r" \\" for line in body), r"\bottomrule", r"\end{tabular}"])
@@ -150,6 +150,16 @@ def comma_separated(rows: Sequence[Row]) -> str:
     writer.writerow(names)
     writer.writerows([getattr(row, name) for name in names] for row in rows)
     return text.getvalue()
+
+
+def header() -> list[str]:
+    """The titles of the columns."""
+    return [title for _, title in COLUMNS]
+
+
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The table as text, best loss first within each recipe."""
+    return list(_cells(rows))
 
 
 def _cells(rows: Sequence[Row]) -> Iterable[list[str]]:

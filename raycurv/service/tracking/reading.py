@@ -53,6 +53,27 @@ def outcomes(uri: str, experiment: str) -> list[Outcome]:
     return [_outcome(run, by_run.get(run.info.run_id, [])) for run in ended]
 
 
+def links(uri: str, experiment: str) -> dict[str, str]:
+    """Name of every run → its page, where MLflow is a server; empty otherwise.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+    """
+    if not uri.startswith("http"):
+        return {}
+    with explained(uri):
+        client = MlflowClient(uri)
+        found = client.get_experiment_by_name(experiment)
+        runs = (
+            [] if found is None else [r for r in _runs(client, found.experiment_id) if TAG + "run_name" in r.data.tags]
+        )
+    base = uri.rstrip("/")
+    return {
+        run.data.tags[TAG + "run_name"]: f"{base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        for run in runs
+    }
+
+
 def _runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
     token = None
     while True:

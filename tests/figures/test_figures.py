@@ -1,0 +1,107 @@
+import csv
+import io
+import math
+import xml.etree.ElementTree as xml
+from html.parser import HTMLParser
+
+import pytest
+
+from raycurv.figures import curves, profile, report
+from raycurv.train.outcomes import Outcome, Point
+
+
+def run(optimizer, losses, *, seed=0, seconds=1.0, status="finished", setting="", network=""):
+    points = tuple(
+        Point(i + 1.0, i + 1, seconds * (i + 1), {"train/epoch_loss": loss, "test/accuracy": 1 / (1 + loss)})
+        for i, loss in enumerate(losses)
+    )
+    labels = {"network": network} if network else {}
+    return Outcome(
+        f"{optimizer}-{network}-{seed}", "a & b", optimizer, setting, seed, status=status, points=points,
+        reason="" if status == "finished" else "the loss was <infinite>", labels=labels,
+    )  # fmt: skip
+
+
+RUNS = [
+    run("sgd", [1.0, 0.5, 0.3], setting="learning_rate=0.1"),
+    run("sgd", [1.2, 0.7, 0.5], seed=1, seconds=3.0, setting="learning_rate=0.1"),
+    run("anything", [0.9, 0.2]),
+    run("anything", [float("nan")], seed=1, status="diverged"),
+]
+
+
+def test_a_line_is_the_mean_of_its_seeds_with_their_range():
+    sgd, other = curves.series(RUNS, "train/epoch_loss")
+    assert sgd.name == "sgd learning_rate=0.1"
+    assert sgd.mean == pytest.approx((1.1, 0.6, 0.4))
+    assert sgd.low == pytest.approx((1.0, 0.5, 0.3))
+    assert sgd.high == pytest.approx((1.2, 0.7, 0.5))
+    assert curves.series(RUNS, "train/epoch_loss", "seconds")[0].x == pytest.approx((2.0, 4.0, 6.0))
+    assert (other.runs, other.failed, other.x) == (2, 1, (1.0, 2.0))
+    assert curves.caption([sgd, other]) == (
+        "Mean and range over the seeds; 4 runs, 1 of them did not come to their end."
+    )
+
+
+def test_figures_are_saved_as_pictures_with_their_data(tmp_path):
+    png, svg, data = curves.save(curves.series(RUNS, "train/epoch_loss"), "train/epoch_loss", tmp_path)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    text = xml.parse(svg).getroot()
+    ids = {element.get("id") for element in text.iter()}
+    assert {"series-0-line", "series-0-band", "series-1-line"} <= ids
+    rows = list(csv.DictReader(io.StringIO(data.read_text())))
+    assert float(rows[0]["mean"]) == pytest.approx(1.1)
+    assert len(rows) == 5
+
+
+def test_nothing_to_draw_is_said():
+    with pytest.raises(ValueError, match="no run has a finite value of 'test/loss'"):
+        curves.draw(curves.series(RUNS, "test/loss"), "test/loss")
+    with pytest.raises(ValueError, match="no run to draw"):
+        profile.draw([])
+    with pytest.raises(ValueError, match="no run to report on"):
+        report.page("x", [], versions={}, command="")
+
+
+def test_a_profile_counts_problems_within_a_factor_of_the_fastest():
+    outcomes = [
+        run("fast", [0.5, 0.1], network="one"), run("slow", [0.5, 0.1], seconds=2.0, network="one"),
+        run("fast", [0.5, 0.4], network="two"), run("slow", [0.3, 0.1], network="two"),
+    ]  # fmt: skip
+    fast, slow = profile.profiles(outcomes)
+    assert fast.ratios == (1.0, math.inf)
+    assert slow.ratios == (1.0, 2.0)
+    assert (fast.solved(1.0), fast.solved(100.0), slow.solved(1.5), slow.solved(2.0)) == (0.5, 0.5, 0.5, 1.0)
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to, and its ids."""
+
+    def __init__(self):
+        super().__init__()
+        self.ids, self.outside, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href") and value and value.startswith("http") and tag != "a":
+                self.outside.append(value)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_report_is_one_page_that_needs_no_network_and_hides_nothing():
+    links = {RUNS[0].name: "http://127.0.0.1:5000/#/run"}
+    text = report.page("Mine", RUNS, versions={"torch": "2.14"}, command="python jobs/compare.py", links=links)
+    page = Page()
+    page.feed(text)
+    assert not page.outside
+    assert len(page.ids) == len(set(page.ids))
+    assert "recipe0-0-series-1-line" in page.ids
+    assert "the loss was <infinite>" in page.text
+    assert "a & b" in page.text
+    assert 'href="http://127.0.0.1:5000/#/run"' in text
+    assert "python jobs/compare.py" in page.text
+    assert "2.14" in page.text
