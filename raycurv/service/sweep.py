@@ -18,6 +18,7 @@ from raycurv import storage
 from raycurv.recipes.sweeps import Trial
 from raycurv.service import provenance
 from raycurv.service.cluster import Cluster
+from raycurv.service.failures import Stopped
 from raycurv.train.check import check
 from raycurv.train.config import RunConfig
 from raycurv.train.outcomes import Outcome
@@ -72,6 +73,7 @@ def sweeping(name: str, trials: Sequence[Trial], cluster: Cluster, limits: Limit
         CapacityError: the cluster can never give what a trial needs.
         TrackingError: MLflow cannot be used.
         KeyboardInterrupt: the user asked for it; what is done is done.
+        Stopped: likewise.
     """
     _check(trials)
     full = cluster.run_name or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -100,7 +102,7 @@ def sweeping(name: str, trials: Sequence[Trial], cluster: Cluster, limits: Limit
             require_capacity(cluster, say)
             yield Sweep(full, cluster, limits, ledger, tracking, parent, say)
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         status = "KILLED"
         raise
     finally:
@@ -162,6 +164,7 @@ class Sweep:
 
         Raises:
             ValueError: a trial is not allowed, or two have one name.
+            Stopped: the user asked for it; what is done is done.
         """
         _check(trials)
         begun = [self._begun(trial) for trial in trials]
@@ -223,9 +226,9 @@ class Sweep:
         )
         with _quietly():
             tuner.fit()
-        for task in tasks:
-            if task.outcome.name not in self.ledger.done:
-                self.take(dataclasses.replace(task.outcome, reason="Ray Tune ended without it"), [], task.config)
+        left = sum(not self._is_done(outcome) for _, outcome in waiting)
+        if left:  # Ctrl-C, which Ray Tune takes for itself
+            raise Stopped(f"{left} trials of {self.name} are left; go on with --run-name {self.name} --resume")
 
     def _mend(self, trials: Sequence[Trial], begun: Sequence[Outcome]) -> None:
         """Tell MLflow again what was on its way when an earlier driver died."""

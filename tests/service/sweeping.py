@@ -13,6 +13,7 @@ from torch import nn
 
 from raycurv.recipes.sweeps import Trial
 from raycurv.service.cluster import Cluster
+from raycurv.service.failures import reported
 from raycurv.service.sweep import Limits, sweeping
 from raycurv.train import Component, RunConfig
 from tests.service.problems import points
@@ -83,7 +84,7 @@ def main() -> None:
     )  # fmt: skip
     trials = troubled(Path(given.runs)) if given.trouble else many(given.trials)
     limits = Limits(time_limit=8.0 if given.trouble else None)
-    with sweeping("tiny", trials, cluster, limits) as sweep:
+    with reported(given.runs), sweeping("tiny", trials, cluster, limits) as sweep:
         sweep.run(trials)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,21 @@ def test_two_hundred_trials_survive_a_killed_driver_and_none_is_done_twice(drive
     names = [run.data.tags["raycurv.run_name"] for run in runs]
     assert len(names) == len(set(names)) == TRIALS + 1
     assert {run.info.status for run in runs} <= {"FINISHED", "FAILED"}
+
+
+@pytest.mark.cluster
+def test_a_sweep_that_is_interrupted_keeps_what_is_done(driver: Driver) -> None:
+    command = (*SCRIPT, "--trials", str(TRIALS), "--run-name", "broken")
+    job = driver.start(*command, experiment=False)
+    wait_until(lambda: lines_of(driver, "broken") or job.process.poll() is not None)
+    job.process.send_signal(signal.SIGINT)
+    finished = job.finish()
+
+    assert finished.code == 130, finished.output
+    done = lines_of(driver, "broken")
+    assert 0 < len(done) < TRIALS
+    assert "go on with --run-name broken --resume" in finished.output
+    assert "failed" not in {o.status for o in done}
 
 
 @pytest.mark.cluster
