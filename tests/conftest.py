@@ -18,6 +18,7 @@ hypothesis.settings.register_profile("raycurv", deadline=None, derandomize=True,
 hypothesis.settings.load_profile("raycurv")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that start Ray or servers run one after the other: one Ray serves them all, and some measure time."""
     for item in items:
