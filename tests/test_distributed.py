@@ -157,7 +157,7 @@ def held(rank: int) -> Tensors:
     optimizer = optim.create("curveball", model)
     counts = []
     gc.disable()
-    for _ in range(4):
+    for _ in range(8):
         optimizer.step(objective.batch(case.inputs[rank::2], case.targets[rank::2]))
         counts.append(sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()))
     gc.enable()
@@ -238,7 +238,7 @@ def test_with_dropout_a_run_is_reproducible_for_its_number_of_workers(two):
 
 def test_a_step_leaves_nothing_behind(two):
     first, *_, last = two[0]["held"]["counts"].tolist()
-    assert last <= first
+    assert last <= first + 1  # gloo's thread may still hold the last one; what a step leaves would be seven
 
 
 def test_half_precision_normalises_as_one_process_does(two):
