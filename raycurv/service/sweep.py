@@ -124,8 +124,11 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.done: dict[str, Outcome] = {}
+        self._torn = False  # the last line has no end, and the next must not become a part of it
         if path.exists():
-            for line in path.read_text().splitlines():
+            text = path.read_text()
+            self._torn = bool(text) and not text.endswith("\n")
+            for line in text.splitlines():
                 with contextlib.suppress(ValueError):  # the last line of a driver that was killed while it wrote
                     outcome = Outcome.from_json(line)
                     self.done[outcome.name] = outcome
@@ -134,9 +137,10 @@ class Ledger:
         """Write a line down."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
-            file.write(outcome.to_json() + "\n")
+            file.write("\n" * self._torn + outcome.to_json() + "\n")
             file.flush()
             os.fsync(file.fileno())
+        self._torn = False
         self.done[outcome.name] = outcome
 
 

@@ -118,7 +118,12 @@ def test_the_ledger_leaves_out_a_line_that_was_not_finished(tmp_path: Path) -> N
     ledger.add(Outcome("one", "r", "sgd", points=(Point(1.0, 4, 0.5, {"train/epoch_loss": 1.0}),)))
     with ledger.path.open("a") as file:
         file.write(Outcome("two", "r", "sgd").to_json()[:40])
-    assert Ledger(ledger.path).done == ledger.done
+    again = Ledger(ledger.path)
+    assert again.done == ledger.done
+
+    again.add(Outcome("two", "r", "sgd"))
+    again.add(Outcome("three", "r", "sgd"))
+    assert set(Ledger(ledger.path).done) == {"one", "two", "three"}
 
 
 def test_where_a_sweep_stands_is_one_line() -> None:
