@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from raycurv.objective import Batch
-from raycurv.optim.bounds import require_clip
+from raycurv.optim.bounds import clip, require_clip
 from raycurv.optim.protocol import Horizon, StepOptimizer, StepReport, check_batch, parameters_of
 from raycurv.optim.registry import register
 from raycurv.optim.schedules import Schedule, ScheduledRate
@@ -64,9 +64,8 @@ class FirstOrder(StepOptimizer):
         loss, gradient = batch.value_and_gradient()
         norm = torch.linalg.vector_norm(gradient.flat)
         finite = torch.isfinite(loss) & torch.isfinite(norm)
-        scale = torch.ones_like(norm) if self.clip_gradient is None else (self.clip_gradient / norm).clamp(max=1)
-        gated = type(gradient)(torch.where(finite, gradient.flat * scale, 0.0), batch.objective.parameters)
-        for parameter, grad in zip(batch.objective.parameters, gated, strict=True):
+        clip(gradient, self.clip_gradient)
+        for parameter, grad in zip(batch.objective.parameters, gradient.keep_if(finite), strict=True):
             parameter.grad = grad
         self.inner.step()
         for parameter in batch.objective.parameters:

@@ -238,10 +238,9 @@ class SecondOrderRate(LearnedRate):
 
 def _move(objective: Objective, direction: Direction, rate: Tensor, finite: Tensor) -> Tensor:
     """Θ ← Θ + rate·direction where everything is finite; returns whether it is."""
-    move = direction.flat * rate
-    finite = finite & torch.isfinite(torch.linalg.vector_norm(move))
-    gated = Direction(torch.where(finite, move, 0.0), objective.parameters)
-    torch._foreach_add_(objective.parameters, gated)
+    move = Direction(direction.flat * rate, objective.parameters)
+    finite = finite & torch.isfinite(torch.linalg.vector_norm(move.flat))
+    torch._foreach_add_(objective.parameters, move.keep_if(finite))
     return finite
 
 

@@ -32,6 +32,7 @@ What the paper leaves open, and deviations:
   networks overflow when they explode. A loss or gradient that is not finite at parameters to which the method has just
   gone back, or at the first step, is not cured by going back: then nothing moves and the report says that it was not
   finite. ALERA and Ag-Adam never go back and report at once.
+- p takes in every finite gradient at which the test does not fire, also where the step that follows would be infinite.
 - A tensor whose gradient is zero, or rounding (its norm below 8 times the precision of the whole gradient's, as that of
   a bias in front of batch normalisation), adds nothing to p: normalised, it would be noise.
 - Rates are kept as log(η/η₀): float32 would lose factors as near to 1 as SPALERA's.
@@ -147,64 +148,84 @@ class Alera(StepOptimizer):
 
     @torch.no_grad()
     def step(self, batch: Batch, *, validation: Batch | None = None) -> StepReport:  # type: ignore[override]
-        """Lines 12 to 15 of Algorithm 1 on one batch."""
+        """Lines 3 to 15 of Algorithm 1 on one batch.
+
+        Vectors of the parameters' size are written in place; what must not count there is multiplied by zero.
+        """
         check_batch(self, batch)
         objective, state = batch.objective, self.shared
         if not state:
             state.update(self._initial(objective))
         loss, gradient = batch.value_and_gradient()
         clip(gradient, self.clip_gradient)
-        path = self._path(gradient)
-        gap = self._gap(path)
-        growth = state["growth"] + self.gain * gap
-        direction, moments = self._direction(gradient)
-        self._scale(direction, self.learning_rate * growth.exp())
-        agreement = gap.mean()
-        known = torch.isfinite(loss) & torch.isfinite(agreement)  # p is finite only if the gradient's norm is
-        taken, finite, scalars = self._move(objective, loss, known, direction)
-        for key, value in {"path": path.flat, "growth": growth, **moments}.items():
-            state[key] = torch.where(taken, value, state[key])
+        norms = torch.stack(torch._foreach_norm(gradient)).double()
+        known = torch.isfinite(loss) & torch.isfinite(norms).all()
+        test, fires = self._watch(loss)
+        counts = known & ~fires
+        gradient.keep_if(counts)
+
+        path = self._path(gradient, norms, counts)
+        agreement = self._grow(path, counts)
+        direction, norms = self._direction(gradient, norms, counts)
+        sound = known & ((self._largest_rates() * norms).max() <= torch.finfo(gradient.flat.dtype).max)
+        taken, finite, scalars = self._settle(objective, known, sound, test, fires)
+        torch._foreach_addcmul_(objective.parameters, direction, self._steps(direction, taken), value=-1)
         return StepReport(loss, {**self._rates(objective), "agreement": agreement, **scalars}, finite)
 
     def _initial(self, objective: Objective) -> dict[str, Tensor]:
         growth = torch.zeros(len(objective.parameters), dtype=torch.float64, device=objective.device)
         return {"path": torch.zeros_like(objective.direction(objective.parameters).flat), "growth": growth}
 
-    def _path(self, gradient: Direction) -> Direction:
+    def _watch(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Lines 3 to 7: the test after this loss, and whether it fires. ALERA has none."""
+        return loss, torch.zeros_like(loss, dtype=torch.bool)
+
+    def _path(self, gradient: Direction, norms: Tensor, counts: Tensor) -> Direction:
         """p, eq. 2, for each tensor."""
-        norms = torch.stack(torch._foreach_norm(gradient)).double()
         rounding = _ROUNDING * torch.finfo(gradient.flat.dtype).eps * torch.linalg.vector_norm(norms)
-        weights = torch.where(norms <= rounding, 0.0, self.memory / norms)
-        path = Direction(self.shared["path"] * (1 - self.memory), gradient)
-        torch._foreach_add_(path, torch._foreach_mul(gradient, list(weights.unbind())))
+        weights = torch.where(counts & (norms > rounding), self.memory / norms, 0.0).to(gradient.flat.dtype)
+        path = Direction(self.shared["path"].mul_(1 - self.memory * counts.double()), gradient)
+        torch._foreach_addcmul_(path, gradient, list(weights.unbind()))
         return path
 
-    def _gap(self, path: Direction) -> Tensor:
-        """(‖p‖² − μ)/σ(d) of each tensor, eq. 6."""
+    def _grow(self, path: Direction, counts: Tensor) -> Tensor:
+        """log(η/η₀) of each tensor, eq. 6; returns the mean of (‖p‖² − μ)/σ(d)."""
         squares = torch.stack(torch._foreach_norm(path)).double().square()
         if self._deviations is None:
             self._deviations = squares.new_tensor([printed_deviation(self.memory, p.numel()) for p in path])
-        return (squares - self.memory / (2 - self.memory)) / self._deviations
+        gap = (squares - self.memory / (2 - self.memory)) / self._deviations
+        self.shared["growth"] += self.gain * counts.double() * gap
+        return gap.mean()
 
-    def _direction(self, gradient: Direction) -> tuple[Direction, dict[str, Tensor]]:
-        """What the rates multiply, and what else changes if the step is taken."""
-        return gradient, {}
+    def _direction(self, gradient: Direction, norms: Tensor, counts: Tensor) -> tuple[Direction, Tensor]:
+        """What the rates multiply, and the norm of each tensor of it."""
+        return gradient, norms
 
-    def _scale(self, direction: Direction, rates: Tensor) -> None:
-        torch._foreach_mul_(direction, list(rates.unbind()))
+    def _largest_rates(self) -> Tensor:
+        """The largest rate of each tensor, or of all."""
+        return self.learning_rate * self.shared["growth"].exp()
 
-    def _move(
-        self, objective: Objective, loss: Tensor, known: Tensor, move: Direction
+    def _settle(
+        self, objective: Objective, known: Tensor, sound: Tensor, test: Tensor, fires: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """θ ← θ − move where loss and gradient are `known` and the move is finite.
+        """Decide.
+
+        Args:
+            objective: of this batch.
+            known: loss and gradient are finite.
+            sound: and so is the step.
+            test: after this loss.
+            fires: the test.
 
         Returns:
-            Whether the step was taken, `finite` of the report, and scalars.
+            Whether the step is taken, `finite` of the report, and scalars.
         """
-        sound = known & torch.isfinite(torch.linalg.vector_norm(move.flat))
-        gated = Direction(torch.where(sound, move.flat, 0.0), objective.parameters)
-        torch._foreach_sub_(objective.parameters, gated)
         return sound, sound, {}
+
+    def _steps(self, direction: Direction, taken: Tensor) -> list[Tensor]:
+        """What each tensor of the direction is multiplied by: its rate, or 0."""
+        rates = torch.where(taken, self.learning_rate * self.shared["growth"].exp(), 0.0)
+        return list(rates.to(direction.flat.dtype).unbind())
 
     def _rates(self, objective: Objective) -> dict[str, Tensor]:
         growth = self.shared["growth"]
@@ -270,28 +291,28 @@ class Salera(Alera):
         buffers = {f"buffer/{name}": buffer.clone() for name, buffer in objective.model.named_buffers()}
         return super()._initial(objective) | counts | backup | buffers
 
-    def _move(
-        self, objective: Objective, loss: Tensor, known: Tensor, move: Direction
+    def _watch(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        return page_hinkley(self.shared["test"], loss, self.batch_ratio, self.sensitivity)
+
+    def _settle(
+        self, objective: Objective, known: Tensor, sound: Tensor, test: Tensor, fires: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Lines 3 to 15: one step on, or back to where the last one started."""
+        """Lines 7 to 15: one step on, or back to where the last one started."""
         state = self.shared
         before = state["test"]
-        test, fires = page_hinkley(before, loss, self.batch_ratio, self.sensitivity)
-        sound = known & torch.isfinite(torch.linalg.vector_norm(move.flat))
         curable = known | state["moved"]  # by smaller rates, or by going back
         alarm = torch.where(sound, fires, curable)
         taken = sound & ~alarm
         again = torch.cat([torch.zeros_like(before[:5]), before[5:]])
         state["test"] = torch.where(taken, test, torch.where(alarm, again, before))
-        state["growth"] = state["growth"] - alarm.double() * math.log(2)
+        state["growth"] -= alarm.double() * math.log(2)
         state["alarms"] = state["alarms"] + alarm
         state["moved"] = taken
 
         # After an alarm, and before the first step, the backup is where the parameters are.
-        here, backup = objective.direction(objective.parameters).flat, state["backup"]
-        there = Direction(torch.where(taken, here - move.flat, backup), objective.parameters)
-        torch._foreach_copy_(objective.parameters, there)
-        state["backup"] = torch.where(taken, here, backup)
+        here = objective.direction(objective.parameters).flat
+        torch.where(taken, here, state["backup"], out=state["backup"])
+        torch._foreach_copy_(objective.parameters, Direction(state["backup"], objective.parameters))
         for name, buffer in objective.model.named_buffers():
             kept = torch.where(taken, buffer, state[f"buffer/{name}"])
             buffer.copy_(kept)
@@ -334,18 +355,27 @@ class Spalera(Salera):
         wide = torch.float64 if objective.dtype == torch.float64 else torch.float32
         return found | {"growth": torch.zeros_like(found["path"], dtype=wide)}
 
-    def _path(self, gradient: Direction) -> Direction:
-        norm = torch.linalg.vector_norm(gradient.flat).double()
-        weight = torch.where(norm == 0, 0.0, self.memory / norm)
-        return Direction(self.shared["path"] * (1 - self.memory) + gradient.flat * weight, gradient)
+    def _path(self, gradient: Direction, norms: Tensor, counts: Tensor) -> Direction:
+        norm = torch.linalg.vector_norm(norms)
+        weight = torch.where(counts & (norm > 0), self.memory / norm, 0.0).to(gradient.flat.dtype)
+        path = self.shared["path"].mul_(1 - self.memory * counts.double()).addcmul_(gradient.flat, weight)
+        return Direction(path, gradient)
 
-    def _gap(self, path: Direction) -> Tensor:
-        dimension = len(path.flat)
+    def _grow(self, path: Direction, counts: Tensor) -> Tensor:
+        dimension, growth = len(path.flat), self.shared["growth"]
         mean = self.memory / (2 - self.memory) / dimension
-        return (path.flat.square() - mean) / (printed_deviation(self.memory, dimension) / math.sqrt(dimension))
+        deviation = printed_deviation(self.memory, dimension) / math.sqrt(dimension)
+        gain = self.gain / deviation * counts.double()
+        growth.addcmul_(path.flat * gain, path.flat).sub_(gain * mean)
+        square = torch.linalg.vector_norm(path.flat).double().square()
+        return (square / dimension - mean) / deviation
 
-    def _scale(self, direction: Direction, rates: Tensor) -> None:
-        direction.flat.mul_(rates)
+    def _largest_rates(self) -> Tensor:
+        return self.learning_rate * self.shared["growth"].max().double().exp()
+
+    def _steps(self, direction: Direction, taken: Tensor) -> list[Tensor]:
+        rates = self.shared["growth"] + (taken.double().log() + math.log(self.learning_rate))
+        return Direction(rates.exp_().to(direction.flat.dtype), direction)
 
     def _by_tensor(self, objective: Objective, growth: Tensor) -> Iterable[Tensor]:
         return Direction(growth, objective.parameters)
@@ -401,11 +431,13 @@ class AgAdam(Alera):
         moments = {key: torch.zeros_like(found["path"]) for key in ("first", "second")}
         return found | moments | {"taken": torch.zeros((), dtype=torch.float64, device=objective.device)}
 
-    def _direction(self, gradient: Direction) -> tuple[Direction, dict[str, Tensor]]:
+    def _direction(self, gradient: Direction, norms: Tensor, counts: Tensor) -> tuple[Direction, Tensor]:
         state, g = self.shared, gradient.flat
-        taken = state["taken"] + 1
-        first = torch.lerp(state["first"], g, 1 - self.beta1)
-        second = (state["second"] * self.beta2).addcmul_(g, g, value=1 - self.beta2)
-        denominator = second.sqrt().div_((1 - self.beta2**taken).sqrt()).add_(self.epsilon)
-        direction = (first / denominator).div_(1 - self.beta1**taken)
-        return Direction(direction, gradient), {"first": first, "second": second, "taken": taken}
+        state["taken"] += counts
+        first = state["first"].lerp_(g, ((1 - self.beta1) * counts.double()).to(g.dtype))
+        second = state["second"].mul_(1 - (1 - self.beta2) * counts.double()).addcmul_(g, g, value=1 - self.beta2)
+        # m̂/(√v̂ + ε) over the gradient, which is not needed any more; before the first step 0/ε.
+        correction = (1 - self.beta2 ** state["taken"].clamp(min=1)).sqrt()
+        torch.sqrt(second, out=g).add_(self.epsilon * correction)
+        torch.div(first, g, out=g).mul_(correction / (1 - self.beta1 ** state["taken"].clamp(min=1)))
+        return gradient, torch.stack(torch._foreach_norm(gradient)).double()

@@ -32,7 +32,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raycurv.directions import Direction
 from raycurv.objective import Batch
 from raycurv.optim.bounds import require, require_positive
 from raycurv.optim.protocol import Horizon, StepOptimizer, StepReport, check_batch, one_group
@@ -90,7 +89,7 @@ class StochasticPolyak(StepOptimizer):
         last = state.get("rate", torch.full_like(loss, self.largest_first_rate))
         rate = torch.minimum(polyak_rate(loss, squared, self.lower_bound, self.scale), self.growth * last)
         finite = torch.isfinite(loss) & torch.isfinite(squared)
-        move = torch.where(finite, rate.to(gradient.flat.dtype) * gradient.flat, 0.0)
-        torch._foreach_sub_(objective.parameters, Direction(move, objective.parameters))
+        gradient.flat.mul_(rate)
+        torch._foreach_sub_(objective.parameters, gradient.keep_if(finite))
         state["rate"] = torch.where(finite & (squared > 0), rate, last)
         return StepReport(loss, {"learning_rate": rate}, finite)
