@@ -229,7 +229,7 @@ class Alera(StepOptimizer):
 
     def _rates(self, objective: Objective) -> dict[str, Tensor]:
         growth = self.shared["growth"]
-        mean, low, high = (self.learning_rate * x.exp() for x in (growth.mean(), growth.min(), growth.max()))
+        mean, low, high = (self.learning_rate * x.exp() for x in (growth.mean(), *growth.aminmax()))
         found = {"learning_rate": mean, "learning_rate_min": low, "learning_rate_max": high}
         if self.rates_by_tensor:
             rates = self.learning_rate * torch.stack([x.mean() for x in self._by_tensor(objective, growth)]).exp()
@@ -310,9 +310,10 @@ class Salera(Alera):
         state["moved"] = taken
 
         # After an alarm, and before the first step, the backup is where the parameters are.
-        here = objective.direction(objective.parameters).flat
-        torch.where(taken, here, state["backup"], out=state["backup"])
-        torch._foreach_copy_(objective.parameters, Direction(state["backup"], objective.parameters))
+        backup = Direction(state["backup"], objective.parameters)
+        for here, kept in zip(objective.parameters, backup, strict=True):
+            torch.where(taken, here, kept, out=kept)
+        torch._foreach_copy_(objective.parameters, backup)
         for name, buffer in objective.model.named_buffers():
             kept = torch.where(taken, buffer, state[f"buffer/{name}"])
             buffer.copy_(kept)
@@ -349,6 +350,7 @@ class Spalera(Salera):
             batch_ratio=batch_ratio, sensitivity=sensitivity, clip_gradient=clip_gradient,
             rates_by_tensor=rates_by_tensor,
         )  # fmt: skip
+        self._spare: Tensor | None = None  # a vector to calculate in, kept because new memory is slow
 
     def _initial(self, objective: Objective) -> dict[str, Tensor]:
         found = super()._initial(objective)
@@ -366,7 +368,9 @@ class Spalera(Salera):
         mean = self.memory / (2 - self.memory) / dimension
         deviation = printed_deviation(self.memory, dimension) / math.sqrt(dimension)
         gain = self.gain / deviation * counts.double()
-        growth.addcmul_(path.flat * gain, path.flat).sub_(gain * mean)
+        spare = torch.empty_like(growth) if self._spare is None else self._spare
+        growth.addcmul_(torch.mul(path.flat, gain, out=spare), path.flat).sub_(gain * mean)
+        self._spare = spare
         square = torch.linalg.vector_norm(path.flat).double().square()
         return (square / dimension - mean) / deviation
 
@@ -374,7 +378,7 @@ class Spalera(Salera):
         return self.learning_rate * self.shared["growth"].max().double().exp()
 
     def _steps(self, direction: Direction, taken: Tensor) -> list[Tensor]:
-        rates = self.shared["growth"] + (taken.double().log() + math.log(self.learning_rate))
+        rates = torch.add(self.shared["growth"], taken.double().log() + math.log(self.learning_rate), out=self._spare)
         return Direction(rates.exp_().to(direction.flat.dtype), direction)
 
     def _by_tensor(self, objective: Objective, growth: Tensor) -> Iterable[Tensor]:
