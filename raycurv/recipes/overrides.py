@@ -64,6 +64,9 @@ class Overrides:
     validation: float | None = None
     """Share of the training set held out for optimizers that learn from a validation batch at every step."""
 
+    evaluate_training: bool = False
+    """Also measure loss and accuracy on the training set, without augmentation, at every evaluation."""
+
     gradient_norm: bool = False
     """Also log the norm of the gradient, at the cost of one more backward pass at every log interval."""
 

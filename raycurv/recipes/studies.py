@@ -1,97 +1,16 @@
 """The papers' ablations: one recipe, or a few, over settings of an optimizer and fields of the run.
 
-A study is data; :meth:`Study.runs` makes its configurations. ``jobs/train.py --study NAME`` trains them one after the
-other, ``--list`` shows them below the recipes.
+A study (:mod:`raycurv.recipes.study`) is data; its ``runs`` are the configurations. ``jobs/train.py --study NAME``
+trains them one after the other, ``--list`` shows them below the recipes.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import itertools
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
 
 from raycurv.recipes import registry
-from raycurv.train.config import RunConfig, Setting
-
-Axes = Mapping[str, Sequence[Setting]]
-_RUN_FIELDS = ("batch_size", "l2")
-
-
-@dataclass(frozen=True)
-class Study:
-    """A paper's figure or table that compares settings.
-
-    Attributes:
-        name: what it is called.
-        paper: where it comes from.
-        shows: figure or table.
-        recipes: what is trained.
-        optimizers: name → values of each of its settings, all combined; ``{}`` for its defaults.
-        run: values of fields of the run (batch_size, l2), combined with all of these.
-        seeds: runs of every point.
-    """
-
-    name: str
-    paper: str
-    shows: str
-    recipes: tuple[str, ...]
-    optimizers: Mapping[str, Axes]
-    run: Axes = field(default_factory=dict)
-    seeds: int = 1
-
-    def __post_init__(self) -> None:
-        if unknown := [name for name in self.run if name not in _RUN_FIELDS]:
-            raise ValueError(f"Study.run varies {unknown[0]!r}; it may vary {', '.join(_RUN_FIELDS)}")
-        empty = [name for axes in (*self.optimizers.values(), self.run) for name, values in axes.items() if not values]
-        if empty or not self.recipes or not self.optimizers or self.seeds < 1:
-            raise ValueError(
-                f"study {self.name!r} has no run: {', '.join(empty) or 'recipes, optimizers or seeds'} empty"
-            )
-
-    def __len__(self) -> int:
-        """How many runs it takes."""
-        points = sum(len(_points(axes)) for axes in self.optimizers.values())
-        return len(self.recipes) * points * len(_points(self.run)) * self.seeds
-
-    def runs(self, **options: Any) -> list[RunConfig]:
-        """The configurations, each with a name that tells what it is.
-
-        Args:
-            **options: for every recipe of the study, such as ``data`` and ``scale``; None is left to its default.
-
-        Raises:
-            ValueError: a recipe refuses an option.
-        """
-        found = []
-        for recipe in self.recipes:
-            config = registry.build(recipe, options)
-            for (optimizer, axes), seed in itertools.product(self.optimizers.items(), range(self.seeds)):
-                own = config.optimizer_settings if optimizer == config.optimizer else {}
-                for point, changes in itertools.product(_points(axes), _points(self.run)):
-                    changed: dict[str, Any] = {
-                        "name": _name(config.name, optimizer, {**point, **changes}, seed if self.seeds > 1 else None),
-                        "optimizer": optimizer,
-                        "optimizer_settings": {**own, **point},
-                        "seed": config.seed + seed,
-                        **changes,
-                    }
-                    found.append(dataclasses.replace(config, **changed))
-        return found
-
-
-def _points(axes: Axes) -> list[dict[str, Any]]:
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-
-
-def _name(run: str, optimizer: str, point: Mapping[str, Setting], seed: int | None) -> str:
-    numbers = [f"{name}-{value:g}" if isinstance(value, float) else f"{name}-{value}" for name, value in point.items()]
-    parts = [run, optimizer, *numbers, "" if seed is None else f"s{seed}"]
-    return re.sub(r"[^\w.-]+", "_", "-".join(part for part in parts if part), flags=re.ASCII)[:128]
-
+from raycurv.recipes.study import Axes, Study
 
 RED_BOTH: Mapping[str, Axes] = {"red_sgd": {}, "red_rmsprop": {}}
 RED_SMALL = ("red_mnist_lenet", "red_cifar10_vgg11", "red_mnist_autoencoder")

@@ -111,7 +111,7 @@ class _Launch:
         for planned in self.plan.runs:
             config = planned.config
             own = {"recipe": planned.recipe, "optimizer": config.optimizer, "seed": str(config.seed)}
-            own |= {"checkpoints": planned.checkpoints}
+            own |= {"checkpoints": planned.checkpoints, "config": config.digest}
             run = self.tracking.open(config, common | own, parent.id if parent else None, cluster.resume)
             run.text("config.json", config.to_json())
             tracked.append(run)

@@ -155,9 +155,16 @@ class Sweep:
         self.tracking, self.parent, self.say = tracking, parent, say
         self._shared: dict[str, Any] = {}
 
+    @property
+    def folder(self) -> Path:
+        """Where the ledger lies, and everything that the sweep keeps."""
+        return self.ledger.path.parent
+
     def artifact(self, name: str, text: str) -> None:
         """Keep a text with the sweep, in MLflow and beside the ledger."""
-        (self.ledger.path.parent / name).write_text(text)
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
         self.parent.text(name, text)
 
     def run(self, trials: Sequence[Trial]) -> list[Outcome]:
@@ -183,8 +190,7 @@ class Sweep:
 
     def _begun(self, trial: Trial) -> Outcome:
         config = trial.config
-        content = json.dumps(json.loads(config.to_json()), sort_keys=True)
-        labels = {**trial.labels, "config": hashlib.sha256(content.encode()).hexdigest()[:12]}
+        labels = {**trial.labels, "config": config.digest}
         return Outcome(
             f"{self.name}-{trial.name}", config.name, config.optimizer, trial.described, config.seed, trial.stage,
             "failed", "it did not begin", labels=labels,
@@ -255,10 +261,9 @@ class Sweep:
         # A trial that the ledger does not know may have got as far as MLflow before another driver died.
         known = self.cluster.resume and self.tracking.find(run_config.name) is not None
         run = self.tracking.open(run_config, tags, self.parent.id, resume=known)
-        run.log(records)
-        for point in outcome.points:
-            when = time.time() - outcome.seconds + point.seconds
-            run.log([Record("evaluation", point.step, point.epoch, when, point.values)])
+        began = time.time() - outcome.seconds
+        points = [Record("evaluation", p.step, p.epoch, began + p.seconds, p.values) for p in outcome.points]
+        run.log(sorted([*records, *points], key=lambda record: record.step))
         found = {"result/seconds": outcome.seconds, "result/operations": outcome.operations}
         run.metrics(found, max(outcome.steps, 1), time.time())
         run.close("FINISHED" if outcome.status in ("finished", "stopped early") else "FAILED")

@@ -25,7 +25,7 @@ from raycurv.service.trainer import train_on_workers
 from raycurv.train import NonFiniteLoss, Store, train
 from raycurv.train.config import RunConfig
 from raycurv.train.operations import operations_per_step
-from raycurv.train.outcomes import Outcome, Point, Status
+from raycurv.train.outcomes import SCALARS, Outcome, Point, Status
 from raycurv.train.records import Record
 
 MOST_RECORDS = 200  # of single steps, kept for the curves of one trial
@@ -75,19 +75,24 @@ class _Told:
     began: float
     points: list[Point] = field(default_factory=list)
     steps: list[Record] = field(default_factory=list)
+    newest: dict[str, float] = field(default_factory=dict)  # scalars of the last step
+    scalars: dict[int, dict[str, float]] = field(default_factory=dict)  # the same at the steps of the evaluations
 
     def emit(self, records: list[Record]) -> None:
         for record in records:
             if record.kind == "evaluation":
+                self.scalars[record.step] = self.newest
                 self.points.append(self.point(record))
             elif record.kind == "step":
                 self.steps.append(record)
+                self.newest = {name: record.values[name] for name in SCALARS if name in record.values}
         self.steps = self.steps[:: 1 + len(self.steps) // MOST_RECORDS]
         if any(record.kind == "evaluation" for record in records):
             self.report(EARLY, "a scheduler found others more promising")
 
     def point(self, record: Record) -> Point:
-        return Point(record.epoch, record.step, record.time - self.began, dict(record.values))
+        values = {**record.values, **self.scalars.get(record.step, {})}
+        return Point(record.epoch, record.step, record.time - self.began, values)
 
     def report(self, status: Status, reason: str = "", **found: Any) -> None:
         """Tell Ray Tune; the last thing that was told is how the trial ended."""

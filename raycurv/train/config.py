@@ -7,6 +7,7 @@ keyword arguments to call it with), so a configuration travels to any worker and
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import inspect
 import json
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 Precision = Literal["fp32", "fp64", "bf16"]
+_WITHOUT_EFFECT = ("name", "log_every", "checkpoint_every", "keep_checkpoints", "gradient_norm")  # on what is measured
 Setting = bool | int | float | str | None | tuple[Any, ...]
 
 
@@ -152,6 +154,8 @@ class RunConfig:
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         validation: share of the training set that is held out for optimizers that learn from a validation batch at
             every step; 0 is none. Only sets that fit in memory.
+        evaluate_training: at every evaluation also go over the training set, without augmentation: its loss and
+            accuracy are ``training_set/loss`` and ``training_set/accuracy``.
         gradient_norm: also log the norm of the gradient at every log interval (one more backward pass then).
     """
 
@@ -175,6 +179,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     evaluate_every: int = 1
     validation: float = 0.0
+    evaluate_training: bool = False
     gradient_norm: bool = False
 
     def __post_init__(self) -> None:
@@ -203,6 +208,12 @@ class RunConfig:
     def to_json(self) -> str:
         """The configuration as indented JSON, read back by :meth:`from_json`."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
+
+    @property
+    def digest(self) -> str:
+        """The same for all runs that measure the same numbers, whatever they are called and how often they log."""
+        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in _WITHOUT_EFFECT}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     @classmethod
     def from_json(cls, text: str) -> RunConfig:

@@ -212,8 +212,8 @@ class _Trainer:
 
     def evaluate(self) -> dict[str, float]:
         run, config = self.run, self.run.config
-        if run.data.evaluation is None:
-            return {}
+        sets = {"test/": run.data.evaluation, "training_set/": run.training if config.evaluate_training else None}
+        given = {prefix: source for prefix, source in sets.items() if source is not None}
         options: dict[str, Any] = {
             "loss": run.loss,
             "weights": run.weights,
@@ -222,12 +222,15 @@ class _Trainer:
             "device": run.device,
             "precision": config.precision,
         }
+        values: dict[str, float] = {}
         with evaluated_weights(run):
-            values = evaluate(run.model, run.data.evaluation, **options)
-        if run.average is not None:
+            for prefix, source in given.items():
+                values |= evaluate(run.model, source, prefix=prefix, **options)
+        if run.average is not None and given:
             with run.average.applied():
                 renew_statistics(run)
-                values |= evaluate(run.model, run.data.evaluation, prefix="averaged/test/", **options)
+                for prefix, source in given.items():
+                    values |= evaluate(run.model, source, prefix=f"averaged/{prefix}", **options)
         return values
 
     def save(self) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+# Of a step: told of the last one before an evaluation too.
+SCALARS = ("optimizer/learning_rate", "optimizer/descent_share")
 Status = Literal["finished", "diverged", "failed", "out of time", "stopped early"]
 
 

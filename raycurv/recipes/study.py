@@ -1,0 +1,225 @@
+"""A paper's experiment as data: recipes × optimizers × settings × fields of the run × seeds, and what each run is.
+
+Baselines that the paper tunes first are part of it: :meth:`Study.search` has the points of their grids, and
+:meth:`Study.winners` the final runs that the paper's rule chooses from their outcomes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from raycurv.recipes import registry, sweeps
+from raycurv.recipes.sweeps import Trial
+from raycurv.train.config import RunConfig, Setting
+from raycurv.train.outcomes import Outcome
+
+Axes = Mapping[str, Sequence[Setting]]
+_RUN_FIELDS = ("batch_size", "l2", "validation", "evaluate_training", "average_weights")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a study.
+
+    Attributes:
+        config: under the name of its recipe.
+        keys: what it is: recipe, optimizer, seed, and its value on every axis of the study.
+        setting: its values on the axes alone.
+        stage: ``search`` for a point of a grid, ``final`` for a run that is compared.
+    """
+
+    config: RunConfig
+    keys: Mapping[str, Setting]
+    setting: Mapping[str, Setting]
+    stage: str = "final"
+
+    @property
+    def trial(self) -> Trial:
+        """The same as a trial of a sweep."""
+        return Trial(self.config, self.setting, self.stage)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A paper's figure or table that compares settings.
+
+    Attributes:
+        name: what it is called.
+        paper: where it comes from.
+        shows: figure or table.
+        recipes: what is trained.
+        optimizers: name → values of each of its settings, all combined; ``{}`` for its defaults.
+        run: values of fields of the run (batch_size, l2, …), combined with all of these.
+        options: values of arguments of the recipes, combined likewise.
+        tuned: optimizers whose settings are searched first, name → the grid; one final run of every winner and seed.
+        rule: how the search chooses, a name of :data:`raycurv.recipes.sweeps.RULES`.
+        seeds: runs of every point.
+    """
+
+    name: str
+    paper: str
+    shows: str
+    recipes: tuple[str, ...]
+    optimizers: Mapping[str, Axes] = field(default_factory=dict)
+    run: Axes = field(default_factory=dict)
+    options: Axes = field(default_factory=dict)
+    tuned: Mapping[str, Axes] = field(default_factory=dict)
+    rule: str = "red"
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.run if name not in _RUN_FIELDS]:
+            raise ValueError(f"Study.run varies {unknown[0]!r}; it may vary {', '.join(_RUN_FIELDS)}")
+        every = (*self.optimizers.values(), *self.tuned.values(), self.run, self.options)
+        empty = [name for axes in every for name, values in axes.items() if not values]
+        if empty or not self.recipes or not (self.optimizers or self.tuned) or self.seeds < 1:
+            raise ValueError(
+                f"study {self.name!r} has no run: {', '.join(empty) or 'recipes, optimizers or seeds'} empty"
+            )
+        sweeps.rule(self.rule)
+
+    def __len__(self) -> int:
+        """How many runs it takes, those of the search included."""
+        direct, searched = (sum(len(_points(axes)) for axes in o.values()) for o in (self.optimizers, self.tuned))
+        each = direct * self.seeds + searched + len(self.tuned) * self.seeds
+        return len(self.recipes) * len(_points(self.options)) * len(_points(self.run)) * each
+
+    @property
+    def axes(self) -> set[str]:
+        """Everything that varies."""
+        return {
+            name for axes in (*self.optimizers.values(), *self.tuned.values(), self.run, self.options) for name in axes
+        }
+
+    def only(
+        self, recipes: Sequence[str] = (), optimizers: Sequence[str] = (), axes: Axes | None = None,
+        seeds: int | None = None,
+    ) -> Study:  # fmt: skip
+        """The part of it that is about these recipes and optimizers (empty: all).
+
+        Args:
+            recipes: of its recipes.
+            optimizers: of its optimizers.
+            axes: other values for axes that it has.
+            seeds: another number of them.
+
+        Raises:
+            ValueError: nothing is left.
+        """
+        new = axes or {}
+
+        def part(of: Mapping[str, Axes]) -> dict[str, Axes]:
+            return {o: _changed(old, new) for o, old in of.items() if not optimizers or o in optimizers}
+
+        return dataclasses.replace(
+            self,
+            recipes=tuple(r for r in self.recipes if not recipes or r in recipes),
+            optimizers=part(self.optimizers),
+            tuned=part(self.tuned),
+            run=_changed(self.run, new),
+            options=_changed(self.options, new),
+            seeds=self.seeds if seeds is None else seeds,
+        )
+
+    def members(self, **options: Any) -> list[Member]:
+        """The runs of the optimizers that are not searched.
+
+        Args:
+            **options: for every recipe of the study, such as ``data`` and ``scale``; None is left to its default.
+
+        Raises:
+            ValueError: a recipe refuses an option.
+        """
+        return [
+            self._member(base, optimizer, point, changes, seed)
+            for base in self._bases(options)
+            for (optimizer, axes), seed in itertools.product(self.optimizers.items(), range(self.seeds))
+            for point, changes in itertools.product(_points(axes), _points(self.run))
+        ]
+
+    def search(self, **options: Any) -> list[Member]:
+        """The points of the grids: one seed, for the rule's share of the epochs."""
+        return [member for group in self._searches(options) for member in group]
+
+    def winners(self, outcomes: Mapping[str, Outcome], **options: Any) -> list[Member]:
+        """The final runs of the tuned optimizers: for every grid the point that the rule chooses, over the seeds.
+
+        Args:
+            outcomes: digest of a configuration → how its run ended; grids of which nothing is there have no winner.
+            **options: as for :meth:`members`.
+        """
+        found = []
+        for base, group in zip(self._search_bases(options), self._searches(options), strict=True):
+            ended = [(m, outcomes[m.config.digest]) for m in group if m.config.digest in outcomes]
+            best = sweeps.rule(self.rule).best(outcome for _, outcome in ended)
+            for member in [m for m, outcome in ended if outcome is best][:1]:
+                optimizer, axes = member.config.optimizer, self.tuned[member.config.optimizer]
+                point = {name: member.keys[name] for name in axes}
+                changes = {name: member.keys[name] for name in self.run}
+                found += [self._member(base, optimizer, point, changes, seed) for seed in range(self.seeds)]
+        return found
+
+    def runs(self, **options: Any) -> list[RunConfig]:
+        """The configurations of :meth:`members`, each with a name that tells what it is.
+
+        Raises:
+            ValueError: a recipe refuses an option, or every optimizer of the study must be searched first.
+        """
+        if not self.optimizers:
+            raise ValueError(f"every optimizer of study {self.name!r} is searched first: use jobs/papers.py")
+        return [dataclasses.replace(m.config, name=self._name(m)) for m in self.members(**options)]
+
+    def _name(self, member: Member) -> str:
+        name = _name(member.config.name, member.config.optimizer, member.setting)
+        return f"{name[:120]}-s{member.keys['seed']}" if self.seeds > 1 else name
+
+    def _bases(self, options: Mapping[str, Any]) -> Iterator[tuple[dict[str, Setting], RunConfig]]:
+        for recipe, point in itertools.product(self.recipes, _points(self.options)):
+            yield {"recipe": recipe, **point}, registry.build(recipe, {**options, **point})
+
+    def _search_bases(self, options: Mapping[str, Any]) -> list[tuple[dict[str, Setting], RunConfig]]:
+        grids = len(self.tuned) * len(_points(self.run))
+        return [base for base in self._bases(options) for _ in range(grids)]
+
+    def _searches(self, options: Mapping[str, Any]) -> Iterable[list[Member]]:
+        share = sweeps.rule(self.rule).share
+        for keys, config in self._bases(options):
+            short = dataclasses.replace(config, epochs=max(1, round(share * config.epochs)))
+            for (optimizer, axes), changes in itertools.product(self.tuned.items(), _points(self.run)):
+                yield [
+                    self._member((keys, short), optimizer, point, changes, 0, stage="search") for point in _points(axes)
+                ]
+
+    def _member(
+        self, base: tuple[Mapping[str, Setting], RunConfig], optimizer: str, point: Mapping[str, Setting],
+        changes: Mapping[str, Setting], seed: int, stage: str = "final",
+    ) -> Member:  # fmt: skip
+        keys, config = base
+        own = config.optimizer_settings if optimizer == config.optimizer else {}
+        changed: dict[str, Any] = {
+            "optimizer": optimizer,
+            "optimizer_settings": {**own, **point},
+            "seed": config.seed + seed,
+            **changes,
+        }
+        axes = {name: keys[name] for name in self.options} | {**point, **changes}
+        known = {"recipe": keys["recipe"], "optimizer": optimizer, "seed": seed, **axes}
+        return Member(dataclasses.replace(config, **changed), known, axes, stage)
+
+
+def _changed(axes: Axes, new: Axes) -> dict[str, Sequence[Setting]]:
+    return {name: new.get(name, values) for name, values in axes.items()}
+
+
+def _points(axes: Axes) -> list[dict[str, Any]]:
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _name(run: str, optimizer: str, point: Mapping[str, Setting]) -> str:
+    numbers = [f"{name}-{value:g}" if isinstance(value, float) else f"{name}-{value}" for name, value in point.items()]
+    return re.sub(r"[^\w.-]+", "_", "-".join([run, optimizer, *numbers]), flags=re.ASCII)[:128]
