@@ -34,9 +34,11 @@ def main(job: Job) -> None:
     Raises:
         ValueError: no run of the recipes is there.
     """
-    from raycurv.service.tracking import reading, tracking_uri
+    from raycurv.service.tracking import tracking_uri
+    from raycurv.service.tracking.reading import Tracked
 
-    found = reading.outcomes(tracking_uri(job.cluster), job.cluster.experiment)
+    tracked = Tracked(tracking_uri(job.cluster), job.cluster.experiment)
+    found = tracked.outcomes
     mine = [o for o in found if not job.recipe or o.recipe in job.recipe]
     if not mine:
         there = ", ".join(sorted({o.recipe for o in found}))
@@ -49,10 +51,9 @@ def main(job: Job) -> None:
 
     print(comparison.keep(comparison.decide(mine), keep))
     if job.report is not None:
-        links = reading.links(tracking_uri(job.cluster), job.cluster.experiment)
         command = "python jobs/compare.py " + shlex.join(sys.argv[1:])
         title = f"Experiment {job.cluster.experiment}"
-        text = report.page(title, mine, versions=provenance.versions(), command=command, links=links)
+        text = report.page(title, mine, versions=provenance.versions(), command=command, links=tracked.links())
         Path(job.report).write_text(text)
         print(f"wrote {job.report}")
 

@@ -13,6 +13,7 @@ import pytest
 
 from raycurv.service import local, tracking  # noqa: F401 - the time-outs it sets must outlive every test
 from tests.service.driving import ROOT, Driver
+from tests.service.serving import Server
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +53,14 @@ def driver(head: local.Head, tmp_path: Path, data_base: Path) -> Iterator[Driver
     shutil.copy(data_base, driver.runs)
     yield driver
     driver.end()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, data_base: Path) -> Iterator[Server]:
+    """An MLflow server with a data base of its own; whoever ends it starts it again."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(data_base, folder / "mlflow.db")
+    server = Server(folder)
+    server.start()
+    yield server
+    server.stop()

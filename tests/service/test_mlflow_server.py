@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,52 +13,10 @@ from raycurv.service.tracking import Tracking
 from raycurv.train import Record
 from tests.service.driving import Driver, wait_until
 from tests.service.problems import mine
+from tests.service.serving import Server
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 TAGS = {"recipe": "points", "optimizer": "curveball", "seed": "0"}
-
-
-class Server:
-    """`mlflow server` on a free port of loopback."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"]
-        command += ["--artifacts-destination", str(self._folder / "artifacts")]
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        wait_until(self._answers)
-
-    def stop(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, data_base: Path) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    (folder / "mlflow.db").write_bytes(data_base.read_bytes())
-    server = Server(folder)
-    server.start()
-    yield server
-    server.stop()
 
 
 def test_a_server_that_dies_in_the_middle_loses_nothing_when_it_returns(server: Server, tmp_path: Path) -> None:

@@ -1,150 +1,230 @@
-"""Tracked runs back as outcomes, whoever made them and when: metrics in bulk where the store allows."""
+"""Tracked runs back as outcomes, whoever made them and when: an experiment is read by a handful of questions."""
 
 from __future__ import annotations
 
-import sqlite3
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from urllib.parse import quote
+from functools import cached_property
 
-from mlflow import MlflowClient
-from mlflow.entities import Run
+import numpy as np
 
-from raycurv.service.tracking import TAG, TrackingError, explained
+from raycurv.service.cluster import Cluster
+from raycurv.service.tracking import TAG, TrackingError, tracking_uri
+from raycurv.service.tracking.stores import StoredRun, Values, store_at
 from raycurv.train.outcomes import Outcome, Point, Status
 
 EPOCH_LOSS = "train/epoch_loss"
 # What is measured once an epoch, of the raw and of the averaged weights.
 PER_EPOCH = (EPOCH_LOSS, "test/loss", "test/accuracy", "averaged/test/loss", "averaged/test/accuracy")
+SECONDS, OPERATIONS = "result/seconds", "result/operations"
 _STATUS: dict[str, Status] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "failed"}
-_PAGE = 1000
+_SETTING = "optimizer_settings."
 
 
-@dataclass(frozen=True)
-class _Value:
-    """One value of a metric."""
+class Tracked:
+    """One experiment as it is in MLflow now; nothing there is created or changed.
 
-    run: str
-    name: str
-    value: float
-    step: int
-    seconds: float  # since 1970
+    Args:
+        uri: tracking URI: of a data base, which is read by a few SELECTs, or of a server.
+        experiment: its name.
+
+    Raises:
+        TrackingError: there is no such experiment, or MLflow cannot be reached or read.
+    """
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        self.uri, self.experiment = uri, experiment
+        self._store = store_at(uri)
+        known = self._store.experiments()
+        if experiment not in known:
+            names = ", ".join(sorted(known)) or "none"
+            raise TrackingError(f"MLflow at {uri} has no experiment {experiment!r}; it has: {names}")
+        self.id = known[experiment]
+        self._all = self._store.runs(self.id)
+        self.runs = [run for run in self._all if TAG + "optimizer" in run.tags]
+        """Every run that trains or trained, oldest first; parents of launches and sweeps are not among them."""
+
+    @property
+    def ended(self) -> list[StoredRun]:
+        """The runs that go on no more.
+
+        Raises:
+            TrackingError: there is none.
+        """
+        ended = [run for run in self.runs if run.status in _STATUS]
+        if not ended:
+            going = f"; {len(self.runs)} are still going on" if self.runs else ""
+            raise TrackingError(
+                f"experiment {self.experiment!r} has no run that has ended{going}; train something first"
+            )
+        return ended
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of these runs should know: what was left out, and where the store is not as expected."""
+        others = sum(not any(name.startswith(TAG) for name in run.tags) for run in self._all)
+        going = sum(run.status not in _STATUS for run in self.runs)
+        notes = list(self._store.notes)
+        if others:
+            notes.append(f"Left out: {_runs(others)} that other programs wrote (without the tag {TAG}optimizer).")
+        if going:
+            notes.append(f"Left out: {_runs(going)} that still {'goes' if going == 1 else 'go'} on.")
+        return notes
+
+    def values(self, names: Sequence[str], runs: Sequence[StoredRun] | None = None) -> Values:
+        """All values of some metrics, of all runs or of some."""
+        chosen = self.runs if runs is None else runs
+        return self._store.values(self.id, [run.id for run in chosen], names)
+
+    @cached_property
+    def outcomes(self) -> list[Outcome]:
+        """Every run that has ended."""
+        ended = self.ended
+        values = self.values(PER_EPOCH, ended)
+        where = values.of_run()
+        return [outcome_of(run, list(_points(run, values, where[run.id], self.began[run.id]))) for run in ended]
+
+    @cached_property
+    def began(self) -> dict[str, float]:
+        """Id of every run → the second, since 1970, from which its own clock counts.
+
+        MLflow may hear of a run only at its end: then it says how many seconds it took.
+        """
+        began = {run.id: run.began for run in self.runs}
+        told = self.values([SECONDS], [run for run in self.runs if SECONDS in run.latest])
+        for run, time, value in zip(told.run.tolist(), told.time.tolist(), told.value.tolist(), strict=True):
+            began[told.runs[run]] = time - value
+        return began
+
+    def links(self, server: str | None = None) -> dict[str, str]:
+        """Name of every run that has ended → its page.
+
+        Args:
+            server: address of the MLflow server that shows the runs; by default the tracking URI if it is one.
+        """
+        base = self.server(server)
+        return {name_of(run): f"{base}/#/experiments/{self.id}/runs/{run.id}" for run in self.ended} if base else {}
+
+    def server(self, given: str | None = None) -> str | None:
+        """The address of the MLflow server, where one is known."""
+        base = given or (self.uri if self.uri.startswith("http") else None)
+        return base.rstrip("/") if base else None
+
+    def settings(self) -> dict[str, dict[str, str]]:
+        """Name of every run that has ended → its configuration, flat."""
+        return {name_of(run): run.params for run in self.ended}
+
+    def versions(self) -> dict[str, str]:
+        """Packages, and the versions with which the runs were made, each with the number of runs if they differ."""
+        prefix = TAG + "version."
+        found: dict[str, Counter[str]] = {}
+        for run in self.ended:
+            for tag, value in run.tags.items():
+                if tag.startswith(prefix):
+                    found.setdefault(tag.removeprefix(prefix), Counter())[value] += 1
+        return {name: _counted(counter) for name, counter in sorted(found.items())}
+
+    def commands(self) -> dict[str, int]:
+        """Commands that made the runs, with the commit → how many runs they made."""
+        found: Counter[str] = Counter()
+        for run in self.ended:
+            tags = tags_of(run)
+            if "command" in tags:
+                dirty = ", with changes" if tags.get("dirty") == "true" else ""
+                found[f"{tags['command']}    # commit {tags.get('commit', 'unknown')[:12]}{dirty}"] += 1
+        return dict(found)
 
 
 def outcomes(uri: str, experiment: str) -> list[Outcome]:
-    """Every run of an experiment that has ended, oldest first; parents of launches and sweeps are left out.
+    """Every run of an experiment that has ended, oldest first.
 
     Raises:
         TrackingError: there is no such experiment, nothing in it has ended, or MLflow cannot be reached.
     """
-    with explained(uri):
-        client = MlflowClient(uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
-            names = ", ".join(sorted(e.name for e in client.search_experiments())) or "none"
-            raise TrackingError(f"MLflow at {uri} has no experiment {experiment!r}; it has: {names}")
-        runs = [run for run in _runs(client, found.experiment_id) if TAG + "optimizer" in run.data.tags]
-        ended = [run for run in runs if run.info.status in _STATUS]
-        if not ended:
-            raise TrackingError(f"experiment {experiment!r} has no run that has ended; train something first")
-        by_run: dict[str, list[_Value]] = {}
-        for value in _values(client, uri, [run.info.run_id for run in ended]):
-            by_run.setdefault(value.run, []).append(value)
-    return [_outcome(run, by_run.get(run.info.run_id, [])) for run in ended]
+    return Tracked(uri, experiment).outcomes
 
 
-def links(uri: str, experiment: str) -> dict[str, str]:
-    """Name of every run → its page, where MLflow is a server; empty otherwise.
-
-    Raises:
-        TrackingError: MLflow cannot be reached.
-    """
-    if not uri.startswith("http"):
-        return {}
-    with explained(uri):
-        client = MlflowClient(uri)
-        found = client.get_experiment_by_name(experiment)
-        runs = (
-            [] if found is None else [r for r in _runs(client, found.experiment_id) if TAG + "run_name" in r.data.tags]
-        )
-    base = uri.rstrip("/")
-    return {
-        run.data.tags[TAG + "run_name"]: f"{base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-        for run in runs
-    }
+def default_uri(given: str | None = None) -> str:
+    """The tracking URI that was given, or the one that jobs write to."""
+    return tracking_uri(Cluster() if given is None else Cluster(tracking_uri=given))
 
 
-def _runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
-    token = None
-    while True:
-        page = client.search_runs(
-            [experiment], order_by=["attributes.start_time ASC"], max_results=_PAGE, page_token=token
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
+def tags_of(run: StoredRun) -> dict[str, str]:
+    """The tags in this project's name space."""
+    return {name.removeprefix(TAG): value for name, value in run.tags.items() if name.startswith(TAG)}
 
 
-def _values(client: MlflowClient, uri: str, runs: Sequence[str]) -> Iterator[_Value]:
-    """The values of :data:`PER_EPOCH` and of the runs' seconds.
-
-    Yields:
-        One after the other, those of a metric in the order of their steps.
-    """
-    names = (*PER_EPOCH, "result/seconds")
-    if not uri.startswith("sqlite:///"):
-        for run in runs:
-            for name in names:
-                for m in client.get_metric_history(run, name):
-                    yield _Value(run, name, m.value, m.step, m.timestamp / 1000)
-        return
-    # The client asks for one metric of one run at a time, which takes minutes for hundreds of runs.
-    path = quote(uri.removeprefix("sqlite:///"))
-    marks = ", ".join("?" * len(names))
-    question = f"SELECT run_uuid, key, value, step, timestamp, is_nan FROM metrics WHERE key IN ({marks}) ORDER BY step"
-    wanted = set(runs)
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    try:
-        for run, name, value, step, timestamp, is_nan in connection.execute(question, names):
-            if run in wanted:
-                yield _Value(run, name, float("nan") if is_nan else value, step, timestamp / 1000)
-    finally:
-        connection.close()
+def name_of(run: StoredRun) -> str:
+    """The name by which the rest of the project knows a run."""
+    return run.tags.get(TAG + "run_name", run.label or run.id)
 
 
-def _outcome(run: Run, values: Sequence[_Value]) -> Outcome:
-    tags = {name.removeprefix(TAG): value for name, value in run.data.tags.items() if name.startswith(TAG)}
-    seconds = next((v for v in values if v.name == "result/seconds"), None)
-    began = run.info.start_time / 1000 if seconds is None else seconds.seconds - seconds.value
-    status = tags.get("status", _STATUS[run.info.status])
+def setting_of(run: StoredRun) -> str:
+    """What was set by hand or by a search; empty for an optimizer at its defaults."""
+    if (told := run.tags.get(TAG + "setting")) is not None:
+        return told
+    given = {k.removeprefix(_SETTING): v for k, v in run.params.items() if k.startswith(_SETTING)}
+    return " ".join(f"{name}={value}" for name, value in sorted(given.items()))
+
+
+def seconds_of(run: StoredRun) -> float:
+    """How long it took; NaN while it goes on."""
+    took = math.nan if run.ended is None else run.ended - run.began
+    return run.latest.get(SECONDS, took)
+
+
+def outcome_of(run: StoredRun, points: Sequence[Point]) -> Outcome:
+    """The outcome of a run that has ended."""
+    tags = tags_of(run)
+    stopped = "it was stopped, or its driver died" if run.status == "KILLED" else ""
     return Outcome(
-        name=tags["run_name"],
-        recipe=tags["recipe"],
+        name=name_of(run),
+        recipe=tags.get("recipe", "unknown"),
         optimizer=tags["optimizer"],
-        setting=tags.get("setting", _setting(run)),
-        seed=int(tags["seed"]),
+        setting=setting_of(run),
+        seed=int(seed) if (seed := tags.get("seed", "0")).isdecimal() else 0,
         stage=tags.get("stage", "final"),
-        status=status,  # type: ignore[arg-type]  # one of the words of Status, written by a sweep
-        reason=tags.get("reason", ""),
-        points=tuple(_points(values, began)),
-        steps=max((v.step for v in values), default=0),
-        seconds=(run.info.end_time - run.info.start_time) / 1000 if seconds is None else seconds.value,
-        operations=run.data.metrics.get("result/operations", 0.0),
+        status=tags.get("status", _STATUS[run.status]),  # type: ignore[arg-type]  # a word of Status, by a sweep
+        reason=tags.get("reason", stopped),
+        points=tuple(points),
+        steps=max([*(run.last_step.get(name, 0) for name in (*PER_EPOCH, SECONDS)), *(p.step for p in points)]),
+        seconds=seconds_of(run),
+        operations=run.latest.get(OPERATIONS, 0.0),
         labels={name: tags[name] for name in ("network", "sweep", "launch") if name in tags},
     )
 
 
-def _points(values: Sequence[_Value], began: float) -> Iterator[Point]:
-    steps: dict[int, list[_Value]] = {}
-    for value in values:
-        if value.name in PER_EPOCH:
-            steps.setdefault(value.step, []).append(value)
-    for epoch, (step, found) in enumerate(sorted(steps.items()), 1):
-        yield Point(float(epoch), step, found[0].seconds - began, {v.name: v.value for v in found})
+def epochs_at(run: StoredRun, evaluated: Sequence[int] | np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """The passes made at some steps, from the steps at which epochs ended."""
+    passes = np.arange(1.0, len(evaluated) + 1)
+    if len(evaluated) and run.last_step.get("epoch") == evaluated[-1]:
+        passes[-1] = run.latest["epoch"]  # a run may end within an epoch
+    known_steps, known = np.concatenate([[0], evaluated]), np.concatenate([[0.0], passes])
+    if len(known) == 1:
+        return np.zeros(len(steps))
+    pace = (known[-1] - known[-2]) / max(known_steps[-1] - known_steps[-2], 1)
+    beyond = known[-1] + pace * (steps - known_steps[-1])  # of a run that broke off within an epoch
+    return np.where(steps > known_steps[-1], beyond, np.interp(steps, known_steps, known))
 
 
-def _setting(run: Run) -> str:
-    prefix = "optimizer_settings."
-    given = {k.removeprefix(prefix): v for k, v in run.data.params.items() if k.startswith(prefix)}
-    return " ".join(f"{name}={value}" for name, value in sorted(given.items()))
+def _points(run: StoredRun, values: Values, mine: slice, began: float) -> Iterator[Point]:
+    steps: dict[int, dict[str, float]] = {}
+    at: dict[int, float] = {}
+    columns = (getattr(values, name)[mine].tolist() for name in ("name", "step", "time", "value"))
+    for name, step, time, value in zip(*columns, strict=True):
+        steps.setdefault(step, {})[values.names[name]] = value
+        at[step] = time
+    evaluated = np.array(sorted(steps))
+    for step, epoch in zip(evaluated.tolist(), epochs_at(run, evaluated, evaluated).tolist(), strict=True):
+        yield Point(epoch, step, at[step] - began, steps[step])
+
+
+def _counted(counter: Counter[str]) -> str:
+    if len(counter) == 1:
+        return next(iter(counter))
+    return ", ".join(f"{value} ({_runs(count)})" for value, count in counter.most_common())
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"
