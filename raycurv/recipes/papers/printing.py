@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from raycurv.recipes.study import Axes
 from raycurv.recipes.tables import Entry
 
 
@@ -26,13 +27,16 @@ class Measured:
     measure: Callable[[float], list[Entry]]
     note: str = ""
 
-    def only(self, *parts: object) -> Measured:
+    def only(
+        self, recipes: Sequence[str] = (), optimizers: Sequence[str] = (), axes: Axes | None = None,
+        seeds: int | None = None,
+    ) -> Measured:  # fmt: skip
         """The whole of it.
 
         Raises:
             ValueError: a part was asked for.
         """
-        if any(parts):
+        if recipes or optimizers or axes or seeds is not None:
             raise ValueError(f"table {self.name!r} is computed as a whole; leave recipes, optimizers, axes, seeds out")
         return self
 
