@@ -1,31 +1,47 @@
-"""Curves of runs side by side: mean line and min–max band over the seeds, for any optimizer."""
+"""Lines of runs side by side, over epochs or time: mean and range over the seeds, for any optimizer."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
-import statistics
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from raycurv.figures.style import COLOURS, DASHES, figure_of
+import numpy as np
+
+from raycurv.figures import histories, reduction, style
+from raycurv.figures.histories import Array, History
+from raycurv.figures.reduction import Reduction, Spread
 from raycurv.train.outcomes import Outcome
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Axis = Literal["epoch", "seconds"]
+Looks = Mapping[str, Mapping[str, Any]]  # of lines by name: colour, dashes, marker
+DECAY = 0.99  # of a moving average, for each step (RED, Fig. 1)
 TITLES = {
+    "train/loss": "mini-batch loss",
     "train/epoch_loss": "training loss",
+    "train/gradient_norm": "gradient norm",
     "test/loss": "test loss",
     "test/accuracy": "test accuracy",
     "averaged/test/loss": "test loss, averaged weights",
     "averaged/test/accuracy": "test accuracy, averaged weights",
+    "optimizer/learning_rate": "step size (learning rate)",
+    "optimizer/learning_rate/*": "learning rate of each tensor",
+    "throughput/images_per_second": "images per second",
 }
 UNITS = {"epoch": "epochs", "seconds": "wall-clock time in seconds"}
+_LOGARITHMIC = ("loss", "learning_rate", "gradient_norm", "damping", "rate", "error")
+_ROOM = 1.0  # decades, or spans of the other runs, that a run that failed may go beyond them
+_DECADES = 3.0  # above where runs begin, and twice as many below, are the most that a logarithmic axis shows
+_NEGATIVE = 0.05  # share of values that a logarithmic axis may leave out because they are not positive
+_MARKERS = 12  # of a line with many points
 
 
 @dataclass(frozen=True)
@@ -35,11 +51,13 @@ class Series:
     Attributes:
         name: in the legend.
         x: epochs, or mean seconds.
-        mean: over the seeds that got there.
-        low: smallest of them.
-        high: largest of them.
+        mean: over the seeds that got there; a median where quartiles are shown.
+        low: smallest of them, or lower quartile.
+        high: largest of them, or upper quartile.
         runs: seeds.
         failed: those that did not come to their end.
+        outer: 5 % and 95 % quantiles, where they are shown.
+        ends: (x, y) where runs ended that did not come to their end.
     """
 
     name: str
@@ -49,30 +67,129 @@ class Series:
     high: tuple[float, ...]
     runs: int
     failed: int
+    outer: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
+    ends: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class View:
+    """What is shown of a metric.
+
+    Attributes:
+        metric: its name; one that ends in ``/*`` is a line for each metric that begins so.
+        axis: to the right.
+        reduction: of each run (see :mod:`raycurv.figures.reduction`).
+        spread: across runs.
+        relative: each run's values are divided by its first one.
+        error: 1 − value is shown, in per cent: an error in place of an accuracy.
+        title: of the vertical axis; by default that of the metric.
+    """
+
+    metric: str
+    axis: Axis = "epoch"
+    reduction: Reduction = "values"
+    spread: Spread = "range"
+    relative: bool = False
+    error: bool = False
+    title: str = ""
+
+    @property
+    def label(self) -> str:
+        """What stands at the vertical axis."""
+        bare = self.metric.removeprefix("optimizer/").removesuffix("/*").replace("_", " ")
+        title = self.title or TITLES.get(self.metric, bare)
+        return f"{title} / its first value" if self.relative else title
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether its values want a logarithmic axis where all are positive."""
+        return not self.error and (self.relative or any(word in self.metric for word in _LOGARITHMIC))
+
+    def shown(self, values: Array) -> Array:
+        """The values as they are drawn."""
+        if self.error:
+            return 100 * (1 - values)
+        return values / values[np.isfinite(values)][0] if self.relative and np.isfinite(values).any() else values
+
+    @property
+    def above(self) -> float:
+        """Decades above where runs begin that a logarithmic axis shows: a loss says little there."""
+        return 0.7 if "loss" in self.metric else _DECADES
+
+    @property
+    def worst(self) -> float:
+        """What a run that failed counts as, after its end, where quartiles are shown."""
+        return 100.0 if self.error else 0.0 if "accuracy" in self.metric else float("inf")
 
 
 def series(outcomes: Iterable[Outcome], metric: str, axis: Axis = "epoch") -> list[Series]:
     """The lines of one metric; runs without a finite value of it only count as runs."""
-    groups: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        if outcome.stage == "final":
-            groups.setdefault(f"{outcome.optimizer} {outcome.setting}".strip(), []).append(outcome)
-    return [_series(name, runs, metric, axis) for name, runs in groups.items()]
+    found = [histories.of_outcome(o) for o in outcomes if o.stage == "final"]
+    return [line for name, runs in by_method(found).items() for line in lines(name, runs, View(metric, axis))]
 
 
-def _series(name: str, runs: Sequence[Outcome], metric: str, axis: Axis) -> Series:
-    at: dict[float, list[tuple[float, float]]] = {}
+def by_method(runs: Iterable[History]) -> dict[str, list[History]]:
+    """The runs of each optimizer with its setting, in the order of their first."""
+    groups: dict[str, list[History]] = {}
     for run in runs:
-        for point in run.points:
-            value = point.values.get(metric, math.nan)
-            if math.isfinite(value):
-                at.setdefault(point.epoch, []).append((getattr(point, axis), value))
-    found = [(statistics.fmean(x for x, _ in at[e]), [value for _, value in at[e]]) for e in sorted(at)]
-    failed = sum(run.status != "finished" for run in runs)
+        groups.setdefault(run.method, []).append(run)
+    return groups
+
+
+def lines(name: str, runs: Sequence[History], view: View) -> list[Series]:
+    """What `view` shows of the runs of one method: a line called `name`, or one for each metric that matches."""
+    if not view.metric.endswith("/*"):
+        return [_line(name, runs, view, view.metric)]
+    metrics = dict.fromkeys(found for run in runs for found in run.matching(view.metric))
+    bare = view.metric.removesuffix("/*")
+    return [_line(name if metric == bare else metric[len(bare) + 1 :], runs, view, metric) for metric in metrics]
+
+
+def _line(name: str, runs: Sequence[History], view: View, metric: str) -> Series:
+    failed = [run.outcome.status != "finished" for run in runs]
+    traces = [trace for run in runs if (trace := run.traces.get(metric)) is not None]
+    lost = [gone for run, gone in zip(runs, failed, strict=True) if metric in run.traces]
+    traces = [trace.with_values(view.shown(trace.values)) for trace in traces]
+    ends = reduction.bins(traces, view.reduction)
+    if not len(ends):
+        return Series(name, (), (), (), (), len(runs), sum(failed))
+    found = [reduction.of_run(trace, ends, view.reduction, DECAY) for trace in traces]
+    levels, seconds = np.stack([levels for _, levels in found]), np.stack([seconds for seconds, _ in found])
+    at = ends if view.axis == "epoch" else _mean(seconds)
+    stops = [_end(at if view.axis == "epoch" else s, one[2]) for s, one in zip(seconds, levels, strict=True)]
+    if view.spread == "quartiles":
+        for one, gone in zip(levels, lost, strict=True):
+            known = np.flatnonzero(~np.isnan(one[2]))
+            if gone:
+                one[:, known[-1] + 1 if len(known) else 0 :] = view.worst
+    five = reduction.across(levels, view.spread)
+    kept = ~(np.isnan(five[2]) | np.isnan(at))
+    outer_low, low, middle, high, outer_high = (tuple(row[kept].tolist()) for row in five)
     return Series(
-        name, tuple(x for x, _ in found), tuple(statistics.fmean(v) for _, v in found),
-        tuple(min(v) for _, v in found), tuple(max(v) for _, v in found), len(runs), failed,
+        name, tuple(at[kept].tolist()), middle, low, high, len(runs), sum(failed),
+        (outer_low, outer_high) if (outer_low, outer_high) != (low, high) else ((), ()),
+        tuple(stop for stop, gone in zip(stops, lost, strict=True) if gone and stop is not None),
     )  # fmt: skip
+
+
+def _mean(seconds: Array) -> Array:
+    """Over the runs that know a bin, NaN where none does."""
+    known = ~np.isnan(seconds)
+    return np.where(known, seconds, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
+
+
+def _end(x: Array, middle: Array) -> tuple[float, float] | None:
+    known = np.flatnonzero(~np.isnan(middle) & ~np.isnan(x))
+    return (float(x[known[-1]]), float(middle[known[-1]])) if len(known) else None
+
+
+def counts(outcomes: Iterable[Outcome]) -> str:
+    """How many runs there are, and how many of them ended before their end."""
+    found = list(outcomes)
+    gone = Counter(o.status for o in found if o.status != "finished")
+    how = ", ".join(f"{count} {status}" for status, count in gone.items())
+    end = f"{gone.total()} of them did not come to their end ({how})" if gone else "all came to their end"
+    return f"{len(found)} run{'s' * (len(found) != 1)}, {end}."
 
 
 def caption(lines: Sequence[Series]) -> str:
@@ -82,58 +199,131 @@ def caption(lines: Sequence[Series]) -> str:
     return f"Mean and range over the seeds; {runs} runs, {gone}."
 
 
-def draw(lines: Sequence[Series], metric: str, axis: Axis = "epoch") -> Figure:
+def plot(axes: Axes, found: Sequence[Series], view: View, looks: Looks, key: str = "") -> bool:
+    """Draw lines with their bands into axes, whose scales and limits they choose.
+
+    Args:
+        axes: of one panel.
+        found: its lines; those without a point are left out.
+        view: what they show.
+        looks: colour, dashes and marker by name of the line; their order numbers the lines.
+        key: of the panel, in the ids of an SVG.
+
+    Returns:
+        Whether a part of a line lies outside the limits.
+    """
+    drawn = [line for line in found if line.x]
+    order = {name: index for index, name in enumerate(looks)}
+    log = view.logarithmic and _mostly_positive(drawn)
+    bottom, top = limits(drawn, log, view.above)
+    style.scale(axes, "y", log)
+    axes.set_ylim(bottom, top)
+    reach = (_far(bottom, top, log), _far(top, bottom, log))
+    for line in drawn:
+        index, look = order[line.name], dict(looks[line.name])
+        every = max(1, len(line.x) // _MARKERS)
+        options = {**look, "markersize": 3.5, "markevery": (index * every // 4 % every, every), "linewidth": 1.4}
+        (curve,) = axes.plot(line.x, np.clip(line.mean, *reach), label=line.name, **options)
+        curve.set_gid(f"series-{index}-{key}line")
+        sides = np.clip(line.low, *reach), np.clip(line.high, *reach)
+        band = axes.fill_between(line.x, *sides, color=look["color"], alpha=0.18, linewidth=0)
+        band.set_gid(f"series-{index}-{key}band")
+        for side, values in zip(("lower", "upper"), line.outer, strict=True):
+            if values:
+                options = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 0.6}
+                (thin,) = axes.plot(line.x, np.clip(values, *reach), **options)
+                thin.set_gid(f"series-{index}-{key}{side}")
+        if line.ends:
+            x, y = np.transpose(line.ends)
+            cross = axes.scatter(x, y.clip(bottom, top), marker="x", color=look["color"], s=30, zorder=4, clip_on=False)
+            cross.set_gid(f"series-{index}-{key}ends")
+    if view.axis == "seconds":
+        style.scale(axes, "x", True)
+    axes.set_xlabel(UNITS[view.axis])
+    axes.set_ylabel(view.label + (" (%)" if view.error else ""))
+    axes.grid(alpha=0.3)
+    return any(not bottom <= value <= top for line in drawn for value in line.mean)
+
+
+def _mostly_positive(drawn: Sequence[Series]) -> bool:
+    values = np.array([value for line in drawn for value in line.mean])
+    return bool(len(values)) and float(np.mean(values <= 0)) <= _NEGATIVE
+
+
+def _far(side: float, other: float, log: bool) -> float:
+    """A place well outside of the limits on this side, where a band may end that goes on."""
+    return side * (10 if side > other else 0.1) if log else 2 * side - other
+
+
+def limits(drawn: Sequence[Series], log: bool, above: float = _DECADES) -> tuple[float, float]:
+    """The vertical limits: all that runs did which came to their end, and a little more for those that did not.
+
+    What a few points do very far off the others, or more than `above` decades above where most runs began, does not
+    flatten the rest.
+    """
+    every = _span(drawn, log, above) or (0.0, 1.0)
+    low, high = _span([line for line in drawn if not line.failed], log, above) or every
+    room = _ROOM if log else _ROOM * (high - low)
+    low, high = max(every[0], low - room), min(every[1], high + room)
+    margin = 0.04 * (high - low) or (0.3 if log else 0.05 * abs(high) or 0.5)
+    low, high = low - margin, high + margin
+    return (10.0**low, 10.0**high) if log else (low, high)
+
+
+def _span(drawn: Sequence[Series], log: bool, above: float) -> tuple[float, float] | None:
+    """Smallest and largest value, or its logarithm; not farther off than can be shown."""
+    values = _known([v for line in drawn for v in (*line.mean, *line.low, *line.high, *sum(line.outer, ()))], log)
+    if not len(values):
+        return None
+    first = _known([line.mean[0] for line in drawn], log)
+    if not log or not len(first):
+        lowest, highest = np.quantile(values, (0.05, 0.95))
+        down = up = float(2 * (highest - lowest)) or np.inf
+    else:
+        lowest, highest = first.min(), first.max() if above >= _DECADES else np.median(first)
+        down, up = 2 * _DECADES, above
+    return max(float(values.min()), float(lowest - down)), min(float(values.max()), float(highest + up))
+
+
+def _known(values: Sequence[float], log: bool) -> Array:
+    found = np.asarray(values, dtype=np.float64)
+    found = np.log10(found[found > 0]) if log else found
+    return found[np.isfinite(found)]
+
+
+def draw(found: Sequence[Series], metric: str, axis: Axis = "epoch") -> Figure:
     """The figure; a loss has a logarithmic axis, and so has time.
 
     Raises:
         ValueError: no line has a point.
         ImportError: matplotlib is not installed.
     """
-    drawn = [line for line in lines if line.x]
+    drawn = [line for line in found if line.x]
     if not drawn:
         raise ValueError(f"no run has a finite value of {metric!r}: there is nothing to draw")
-    figure = figure_of(7, 4.5)
+    figure = style.figure_of(7, 4.5)
     axes = figure.subplots()
-    for index, line in enumerate(drawn):
-        colour, dash = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
-        (curve,) = axes.plot(line.x, line.mean, dash, color=colour, label=line.name, marker="o", markersize=3)
-        band = axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
-        curve.set_gid(f"series-{index}-line")
-        band.set_gid(f"series-{index}-band")
-    if "loss" in metric and all(low > 0 for line in drawn for low in line.low):
-        axes.set_yscale("log")
-    if axis == "seconds":
-        axes.set_xscale("log")
-    axes.set_xlabel(UNITS[axis])
-    axes.set_ylabel(TITLES.get(metric, metric))
-    axes.grid(alpha=0.3)
+    plot(axes, drawn, View(metric, axis), {line.name: style.line(index) for index, line in enumerate(drawn)})
     axes.legend(fontsize="small")
     return figure
 
 
-def save(lines: Sequence[Series], metric: str, folder: Path, axis: Axis = "epoch") -> list[Path]:
+def save(found: Sequence[Series], metric: str, folder: Path, axis: Axis = "epoch") -> list[Path]:
     """PNG, SVG and the data behind them.
 
     Raises:
         ValueError: no line has a point.
         ImportError: matplotlib is not installed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     stem = f"{metric.replace('/', '-')}-by-{axis}"
-    paths = [folder / f"{stem}.{kind}" for kind in ("png", "svg")]
-    figure = draw(lines, metric, axis)
-    for path in paths:
-        figure.savefig(path, dpi=150)
-    data = folder / f"{stem}.csv"
-    data.write_text(comma_separated(lines, axis))
-    return [*paths, data]
+    return style.save(draw(found, metric, axis), folder, stem, comma_separated(found, axis))
 
 
-def comma_separated(lines: Sequence[Series], axis: Axis = "epoch") -> str:
+def comma_separated(found: Sequence[Series], axis: Axis = "epoch") -> str:
     """The numbers of all lines."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["series", axis, "mean", "low", "high"])
-    for line in lines:
+    for line in found:
         writer.writerows((line.name, *numbers) for numbers in zip(line.x, line.mean, line.low, line.high, strict=True))
     return text.getvalue()

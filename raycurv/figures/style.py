@@ -1,15 +1,48 @@
-"""How figures look: colours that everybody can tell apart, readable in print and on a screen."""
+"""How figures look: lines that everybody can tell apart, in print without colours too."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which people with any form of colour blindness can tell apart; beyond them the dashes differ.
+# Okabe and Ito's colours, which people with any form of colour blindness can tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
-DASHES = ("-", "--", ":", "-.")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 2)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
+INK = "#444444"
+_LETTER, _LINE = 0.062, 0.165  # inches of small print
+_FEW = 30.0  # a logarithmic axis that spans less has few powers of ten
+
+
+def line(index: int) -> dict[str, Any]:
+    """Colour, dashes and marker of the line number `index`: every one of the three changes from line to line."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "linestyle": DASHES[index % len(DASHES)],
+        "marker": MARKERS[index % len(MARKERS)],
+    }
+
+
+def ordered(index: int, count: int) -> dict[str, Any]:
+    """As :func:`line` for lines that have an order, such as growing learning rates: from dark to bright.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figure_of(1, 1)
+    from matplotlib import colormaps, colors
+
+    share = 0.9 * index / max(1, count - 1)  # the brightest cannot be seen on white
+    return {**line(index), "color": colors.to_hex(colormaps["viridis"](share))}
 
 
 def figure_of(width: float, height: float) -> Figure:
@@ -23,3 +56,92 @@ def figure_of(width: float, height: float) -> Figure:
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'raycurv[figures]'") from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def scale(axes: Axes, which: Literal["x", "y"], log: bool) -> None:
+    """A linear or logarithmic axis, its numbers written plainly; set its limits afterwards by :func:`limit`."""
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log" if log else "linear")
+    if log:
+        axis = axes.xaxis if which == "x" else axes.yaxis
+        axis.set_major_formatter(_plain)
+        axis.set_minor_formatter(_sparse(axis))
+        axes.tick_params(which, which="minor", pad=4.9)  # its labels in line with the others
+
+
+def _plain(value: float, _: float = 0.0) -> str:
+    return f"{value:g}"
+
+
+def _sparse(axis: Axis) -> Callable[[float, float], str]:
+    """Labels between powers of ten, and only where there are few of these."""
+
+    def label(value: float, _: float = 0.0) -> str:
+        low, high = sorted(axis.get_view_interval())
+        if not (low > 0 and value > 0):
+            return ""
+        digit = round(value / 10.0 ** math.floor(math.log10(value)))
+        wanted = (2, 3, 4, 5, 6, 7, 8, 9) if high / low < 3 else (2, 3, 5) if high / low < 10 else (2, 5)
+        return f"{value:.2g}" if high / low < _FEW and digit in wanted else ""
+
+    return label
+
+
+def finish(figure: Figure, panels: float, title: str, handles: Sequence[Artist] = (), caption: str = "") -> None:
+    """Put title, legend and caption around the panels; may be called again with others.
+
+    Args:
+        figure: is made as much higher as these need.
+        panels: height of the panels, in inches.
+        title: above.
+        handles: of the legend, below.
+        caption: at the very bottom.
+    """
+    for artist in (*figure.legends, *figure.texts):
+        artist.remove()
+    wide = figure.get_figwidth()
+    longest = max((len(str(handle.get_label())) for handle in handles), default=1) * 1.12 * _LETTER + 0.55
+    across = max(1, min(int((wide - 0.2) // longest), len(handles)))
+    rows = -(-len(handles) // across)
+    text, head = wrapped(caption, wide - 0.3), wrapped(title, 0.7 * wide)
+    below = _LINE * text.count("\n") + (_LINE + 0.12 if text else 0.0)
+    legend = 0.19 * rows + 0.12 if handles else 0.0
+    above = 0.25 * (head.count("\n") + 1) + 0.05 if head else 0.0
+    high = panels + below + legend + above
+    figure.set_figheight(high)
+    figure.set_layout_engine("constrained", rect=(0, (below + legend) / high, 1, panels / high))
+    if handles:
+        place = (0.5, (below + legend / 2) / high)
+        figure.legend(
+            handles=list(handles), loc="center", bbox_to_anchor=place, ncols=across, fontsize=8.5, frameon=False
+        )
+    if head:
+        figure.text(0.5, 1 - 0.05 / high, head, ha="center", va="top", fontsize="large")
+    if text:
+        figure.text(0.15 / wide, 0.08 / high, text, ha="left", va="bottom", fontsize=8.5, color=INK, linespacing=1.25)
+
+
+def save(figure: Figure, folder: Path, stem: str, data: str, about: Mapping[str, str] | None = None) -> list[Path]:
+    """PNG, SVG and the data behind them (CSV).
+
+    Args:
+        figure: to be written.
+        folder: is made.
+        stem: of the files' names.
+        data: the numbers.
+        about: Title and Description, kept in the files.
+    """
+    import matplotlib
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{stem}.{kind}" for kind in ("png", "svg", "csv")]
+    with matplotlib.rc_context({"svg.hashsalt": "raycurv"}):  # in place of random ids
+        figure.savefig(paths[0], dpi=150, metadata=dict(about or {}))
+        figure.set_layout_engine("none")  # all is in its place
+        figure.savefig(paths[1], metadata={**(about or {}), "Date": None})
+    paths[2].write_text(data, encoding="utf-8")
+    return paths
+
+
+def wrapped(text: str, width: float) -> str:
+    """Small print in lines that fit into `width` inches."""
+    return textwrap.fill(text, int(width / _LETTER))

@@ -1,0 +1,150 @@
+"""The papers' figures, declared: each is drawn for whatever tracked runs have what it shows, of any optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from raycurv.figures import plates
+from raycurv.figures.curves import View
+from raycurv.figures.histories import History
+from raycurv.figures.plates import Drawn, Plate
+
+ALARMS, SCALE, TENSORS = "optimizer/alarms", "optimizer/scale", "optimizer/learning_rate/*"
+_SEVERAL = 3  # settings of one optimizer that make a study of them
+
+
+def _networks(runs: list[History]) -> list[History]:
+    """Those of sweeps over networks."""
+    return [run for run in runs if run.outcome.labels.get("network")]
+
+
+def _studied(runs: list[History]) -> list[History]:
+    """Those of optimizers that a recipe knows with several settings."""
+    settings: dict[tuple[str, str], set[str]] = {}
+    for run in runs:
+        settings.setdefault((run.outcome.recipe, run.outcome.optimizer), set()).add(run.outcome.setting)
+    return [run for run in runs if len(settings[run.outcome.recipe, run.outcome.optimizer]) >= _SEVERAL]
+
+
+def _annealed(runs: list[History]) -> list[History]:
+    """All runs of recipes in which ℓ rises in some run."""
+    recipes = {run.outcome.recipe for run in runs if SCALE in run.traces and len(run.traces[SCALE].rises())}
+    return [run for run in runs if run.outcome.recipe in recipes]
+
+
+def _watched(runs: list[History]) -> list[History]:
+    """Those that report the rate of each tensor, or that give alarms."""
+    return [run for run in runs if ALARMS in run.traces or any(name.startswith(TENSORS[:-1]) for name in run.traces)]
+
+
+_SMOOTH = (View("train/loss", reduction="moving average"),
+           View("optimizer/learning_rate", reduction="moving average"))  # fmt: skip
+_TRAINING = (*_SMOOTH, View("test/loss"), View("test/accuracy"))
+
+PLATES = (
+    Plate(
+        "training", "RED, Fig. 1", "Training loss, step size, test loss and test accuracy", _TRAINING,
+        needs=("train/loss",),
+    ),
+    Plate(
+        "quantiles", "RED, appendix D", "Spread of loss and step size among the batches of an epoch",
+        tuple(View(view.metric, reduction="epoch quantiles") for view in _SMOOTH),
+        needs=("train/loss",), one_seed=True,
+    ),
+    Plate(
+        "annealing", "RED, Fig. 3", "Annealing: the loss before, in and after hyper-exploration", _TRAINING,
+        choose=_annealed, marks=SCALE, marked="ℓ rises: hyper-exploration begins",
+        hint="runs of a method whose ℓ (optimizer/scale) goes up again, such as --study red_annealing",
+    ),
+    Plate(
+        "descent", "RED, Fig. 6, 7", "Momentum: how many steps go downhill",
+        (*_TRAINING, View("optimizer/descent_share", reduction="epoch end", title="share of descent directions")),
+        needs=("optimizer/descent_share",),
+        hint="runs of a method that reports optimizer/descent_share, such as --study red_momentum",
+    ),
+    Plate(
+        "time", "CurveBall, Fig. 3 (right), 7", "Loss and error against wall-clock time",
+        (
+            View("train/epoch_loss", axis="seconds"),
+            View("training_set/accuracy", axis="seconds", error=True, title="training error"),
+            View("test/accuracy", axis="seconds", error=True, title="test error"),
+        ),
+    ),
+    Plate(
+        "networks", "CurveBall, Fig. 3 (left)", "Random networks",
+        (
+            View("train/epoch_loss", spread="quartiles"),
+            View("test/accuracy", spread="quartiles", error=True, title="test error"),
+        ),
+        choose=_networks, hint="runs on random networks, as jobs/random_architectures.py makes them",
+    ),
+    Plate(
+        "hyperparameters", "CurveBall, Fig. 5", "Evolution of momentum, learning rate and damping",
+        (
+            View("optimizer/momentum", reduction="epoch mean", title="momentum ρ"),
+            View("optimizer/learning_rate", reduction="epoch mean", title="learning rate β"),
+            View("optimizer/damping", reduction="epoch mean", relative=True, title="damping λ"),
+        ),
+        needs=("optimizer/damping",), hint="runs of a method that reports optimizer/damping, such as curveball",
+    ),
+    Plate(
+        "gradient", "CurveBall, Fig. 6", "Evolution of the gradient",
+        (View("train/gradient_norm", reduction="epoch mean"),),
+        needs=("train/gradient_norm",), hint="runs with --gradient-norm",
+    ),
+    Plate(
+        "rates", "NTLR, Fig. 1, 2", "Loss and learning rate from many settings",
+        (View("train/loss", reduction="moving average"), View("optimizer/learning_rate")),
+        columns="optimizer", choose=_studied, ordered=True, stages=("final", "search"), needs=("train/loss",),
+        hint=f"runs of one optimizer with at least {_SEVERAL} settings, such as --study ntlr_initial_rates",
+    ),
+    Plate(
+        "alarms", "SALERA, Fig. 1", "Catastrophic episodes: test error, mini-batch loss and learning rates",
+        (View("test/accuracy", error=True, title="test error"), View("train/loss"), View(TENSORS)),
+        columns="method", choose=_watched, one_seed=True, marks=ALARMS, marked="alarm",
+        hint=f"runs that report {TENSORS} or {ALARMS}, such as --optimizer salera --setting rates_by_tensor=true",
+    ),
+)  # fmt: skip
+
+
+def metrics() -> tuple[str, ...]:
+    """All that the figures show or mark; names that end in ``/*`` stand for all that begin so."""
+    wanted = [*(v.metric for p in PLATES for v in p.views), *(n for p in PLATES for n in (*p.needs, p.marks) if n)]
+    return tuple(dict.fromkeys([*wanted, ALARMS, SCALE, "optimizer/learning_rate"]))
+
+
+def draw(found: Sequence[History], chosen: Iterable[Plate] = PLATES) -> Iterator[Drawn]:
+    """Every figure that these runs have the data for.
+
+    Yields:
+        One after the other.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    for plate in chosen:
+        yield from plates.draw(plate, found)
+
+
+def write(found: Sequence[History], folder: Path, chosen: Iterable[Plate] = PLATES) -> list[Path]:
+    """Every figure as PNG, SVG and CSV, and figures.md with all captions and what is missing for the others.
+
+    Raises:
+        ValueError: the runs have the data for none of them.
+        ImportError: matplotlib is not installed.
+    """
+    paths, texts, missing = [], ["# Figures", ""], []
+    for plate in chosen:
+        drawn = list(plates.draw(plate, found))
+        if not drawn:
+            missing.append(f"- {plate.title} (after {plate.source}): needs {plate.hint or 'runs with such metrics'}")
+        for one in drawn:
+            paths += one.save(folder)
+            texts += [f"## {one.title}", "", f"![{one.title}]({one.name}.png)", "", one.caption, "",
+                      f"[SVG]({one.name}.svg) · [data]({one.name}.csv)", ""]  # fmt: skip
+    if not paths:
+        raise ValueError("no run has a metric that a figure shows: there is nothing to draw")
+    index = folder / "figures.md"
+    index.write_text("\n".join([*texts, *(["## Not drawn", "", *missing, ""] if missing else [])]), encoding="utf-8")
+    return [*paths, index]
