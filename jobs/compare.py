@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raycurv.figures import comparison, report
+from raycurv.figures import comparison, papers, report
 from raycurv.service import commandline, provenance
 from raycurv.service.cluster import Cluster
 
@@ -25,6 +25,12 @@ class Job:
     report: str | None = None
     """File that gets everything as one page of HTML, which needs no network."""
 
+    figures: str | None = None
+    """Folder that gets every figure of the papers that the runs have the data for, as PNG, SVG and CSV."""
+
+    server: str | None = None
+    """Address of the MLflow server to which the report links; by default --tracking-uri, if that is a server."""
+
     cluster: Cluster = field(default_factory=Cluster)
 
 
@@ -35,6 +41,7 @@ def main(job: Job) -> None:
         ValueError: no run of the recipes is there.
     """
     from raycurv.service.tracking import tracking_uri
+    from raycurv.service.tracking.histories import histories
     from raycurv.service.tracking.reading import Tracked
 
     tracked = Tracked(tracking_uri(job.cluster), job.cluster.experiment)
@@ -53,9 +60,13 @@ def main(job: Job) -> None:
     if job.report is not None:
         command = "python jobs/compare.py " + shlex.join(sys.argv[1:])
         title = f"Experiment {job.cluster.experiment}"
-        text = report.page(title, mine, versions=provenance.versions(), command=command, links=tracked.links())
+        about = tracked.about(job.server)
+        text = report.page(title, mine, versions=provenance.versions(), command=command, about=about)
         Path(job.report).write_text(text)
         print(f"wrote {job.report}")
+    if job.figures is not None:
+        runs = histories(tracked, papers.metrics(), {o.recipe for o in mine})
+        print(f"wrote {papers.write(runs, Path(job.figures))[-1]} and the figures that it shows")
 
 
 if __name__ == "__main__":

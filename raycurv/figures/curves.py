@@ -40,6 +40,7 @@ UNITS = {"epoch": "epochs", "seconds": "wall-clock time in seconds"}
 _LOGARITHMIC = ("loss", "learning_rate", "gradient_norm", "damping", "rate", "error")
 _ROOM = 1.0  # decades, or spans of the other runs, that a run that failed may go beyond them
 _DECADES = 3.0  # above where runs begin, and twice as many below, are the most that a logarithmic axis shows
+_NARROW = 1.5  # a span that is smaller, as a factor, needs no logarithmic axis
 _NEGATIVE = 0.05  # share of values that a logarithmic axis may leave out because they are not positive
 _MARKERS = 12  # of a line with many points
 
@@ -113,8 +114,8 @@ class View:
 
     @property
     def above(self) -> float:
-        """Decades above where runs begin that a logarithmic axis shows: a loss says little there."""
-        return 0.7 if "loss" in self.metric else _DECADES
+        """Decades above where runs begin that a logarithmic axis shows: of a loss little, but for its raw peaks."""
+        return 0.7 if "loss" in self.metric and (self.metric, self.reduction) != ("train/loss", "values") else _DECADES
 
     @property
     def worst(self) -> float:
@@ -216,6 +217,8 @@ def plot(axes: Axes, found: Sequence[Series], view: View, looks: Looks, key: str
     order = {name: index for index, name in enumerate(looks)}
     log = view.logarithmic and _mostly_positive(drawn)
     bottom, top = limits(drawn, log, view.above)
+    if log and top < _NARROW * bottom:
+        log, (bottom, top) = False, limits(drawn, False)
     style.scale(axes, "y", log)
     axes.set_ylim(bottom, top)
     reach = (_far(bottom, top, log), _far(top, bottom, log))
