@@ -12,6 +12,7 @@ nodes would save for a backward pass is dropped at once.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ class ForwardTape(Tape):
         self._dd: pushing.Tangents = {}
         self._pending: Step | None = None
         self._alias: Tensor | None = None  # the waiting operator's first argument, as its derivative holds it
+        self._lasting = len(self._storages)  # the parameters' come first and stay
         self._device = parameters[0].device.type
         # Operators reach a tape below autograd, where a derivative that torch takes itself could not be computed.
         self._outside = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
@@ -127,7 +129,8 @@ class ForwardTape(Tape):
 
     def _alive(self) -> set[int]:
         """The slots of tensors that are neither gone nor written over."""
-        freed = [cdata for cdata, (reference, _) in self._storages.items() if reference.expired()]
+        passing = itertools.islice(self._storages.items(), self._lasting, None)
+        freed = [cdata for cdata, (reference, _) in passing if reference.expired()]
         for cdata in freed:
             for key in self._storages.pop(cdata)[1]:
                 self._slots.pop(key, None)

@@ -1,14 +1,14 @@
 """Losses of single samples as functions of the outputs: value, gradient J_L and Hessian products H_L·u.
 
-Cross-entropy and squared error carry closed forms (CurveBall, section 2.3); any other function of (outputs, targets)
-that returns one
-value per sample is differentiated by torch.
+Cross-entropy and squared error carry closed forms (CurveBall, section 2.3), others get theirs by :func:`closed_form`;
+any other function of (outputs, targets) that returns one value per sample is differentiated by torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,13 @@ def _cross_entropy_at(outputs: Tensor, targets: Tensor) -> LossAt:
     values = cross_entropy(outputs, targets)
     p = torch.softmax(outputs, 1)
     gradient = p.scatter_add(1, targets[:, None], torch.full_like(p[:, :1], -1.0))
-    return LossAt(values, gradient, lambda u: p * (u - (p * u).sum(1, keepdim=True)))
+    return LossAt(values, gradient, lambda u: softmax_hessian(p, u))
+
+
+def softmax_hessian(p: Tensor, u: Tensor) -> Tensor:
+    """(diag(p) − ppᵀ)·u over the last dimension: Hessian products of −log softmax, whatever the target."""
+    weighted = p * u
+    return weighted.addcmul_(p, weighted.sum(-1, keepdim=True), value=-1)
 
 
 def _squared_error_at(outputs: Tensor, targets: Tensor) -> LossAt:
@@ -86,10 +92,19 @@ def _generic_at(loss: LossFunction, outputs: Tensor, targets: Tensor) -> LossAt:
     return LossAt(values.detach(), gradient.detach(), hessian)
 
 
-NAMED: dict[str, tuple[LossFunction, Callable[[Tensor, Tensor], LossAt]]] = {
-    "cross_entropy": (cross_entropy, _cross_entropy_at),
-    "squared_error": (squared_error, _squared_error_at),
-}
+ClosedForm = Callable[[Tensor, Tensor], LossAt]
+NAMED: dict[str, LossFunction] = {"cross_entropy": cross_entropy, "squared_error": squared_error}
+_CLOSED: dict[LossFunction, ClosedForm] = {cross_entropy: _cross_entropy_at, squared_error: _squared_error_at}
+
+
+def closed_form(loss: LossFunction) -> Callable[[ClosedForm], ClosedForm]:
+    """Decorates the closed form of a loss: the function of (outputs, targets) that returns its :class:`LossAt`."""
+
+    def add(at: ClosedForm) -> ClosedForm:
+        _CLOSED[loss] = at
+        return at
+
+    return add
 
 
 class Loss:
@@ -113,11 +128,8 @@ class Loss:
             raise TypeError(f"loss must be a name or a function of (outputs, targets), not {type(loss).__name__}")
         self.function = loss
         self.name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-        if isinstance(loss, str):
-            self._values, self._at = NAMED[loss]
-        else:
-            function = loss
-            self._values, self._at = function, lambda outputs, targets: _generic_at(function, outputs, targets)
+        self._values = NAMED[loss] if isinstance(loss, str) else loss
+        self._at = _CLOSED.get(self._values) or partial(_generic_at, self._values)
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """One loss per sample, (B,), in float32 or wider."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from raycurv.curvature.losses import LossAt, closed_form, softmax_hessian
 
 PADDING = 0  # the word number that stands for nothing
 
@@ -39,8 +42,17 @@ def word_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
             f"word_cross_entropy takes scores (B, T, words) and word numbers (B, T), not {tuple(outputs.shape)} and "
             f"{tuple(targets.shape)}"
         )
-    losses = F.cross_entropy(outputs.transpose(1, 2), targets, ignore_index=PADDING, reduction="none")
-    return losses.sum(1) / words(targets).clamp(min=1)
+    losses = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), ignore_index=PADDING, reduction="none")
+    return losses.view_as(targets).sum(1) / words(targets).clamp(min=1)
+
+
+@closed_form(word_cross_entropy)
+def _word_cross_entropy_at(outputs: Tensor, targets: Tensor) -> LossAt:
+    values = word_cross_entropy(outputs, targets)
+    share = ((targets != PADDING) / words(targets).clamp(min=1)[:, None]).to(outputs.dtype)[..., None]
+    p = torch.softmax(outputs, -1)
+    gradient = p.scatter_add(-1, targets[..., None], torch.full_like(share, -1.0)).mul_(share)
+    return LossAt(values, gradient, lambda u: softmax_hessian(p, u).mul_(share))
 
 
 def words(targets: Tensor) -> Tensor:
