@@ -77,7 +77,7 @@ def target_of(outcomes: Sequence[Outcome]) -> float:
     tuned = {o.optimizer for o in outcomes if o.stage == "search"}
     losses: dict[tuple[str, str], list[float]] = {}
     for o in finals:
-        if tuned and o.optimizer not in tuned:
+        if (tuned and o.optimizer not in tuned) or o.status != "finished" or not math.isfinite(_loss(o, LOSS)):
             continue
         losses.setdefault((o.optimizer, o.setting), []).append(_loss(o, LOSS))
     return min((m for m in map(_mean, losses.values()) if math.isfinite(m)), default=math.nan)
@@ -101,14 +101,20 @@ def headline(rows: Sequence[Row]) -> list[str]:
             )
             continue
         fastest = min(free, key=lambda row: row.seconds_to_target)
-        seconds = best.seconds / fastest.seconds_to_target
-        work = best.operations / (fastest.operations * fastest.seconds_to_target / fastest.seconds)
         lines.append(
-            f"{recipe}: {best.optimizer} and its search of {best.searched} trials took {seconds:.1f}× the seconds and "
-            f"{work:.1f}× the operations that untuned {fastest.optimizer} takes to the same training loss, "
-            f"{best.loss:.4g}."
+            f"{recipe}: {best.optimizer} and its search of {best.searched} trials took {_times(best, fastest)} that "
+            f"untuned {fastest.optimizer} takes to the same training loss, {best.loss:.4g}."
         )
     return lines
+
+
+def _times(best: Row, fastest: Row) -> str:
+    seconds = best.seconds / max(fastest.seconds_to_target, 1e-9)
+    text = f"{seconds:.1f}× the seconds"
+    if not (best.operations and fastest.operations):  # only trials of sweeps count them
+        return text
+    work = best.operations / (fastest.operations * fastest.seconds_to_target / fastest.seconds)
+    return f"{text} and {work:.1f}× the operations"
 
 
 def keep(rows: Sequence[Row], artifact: Callable[[str, str], None]) -> str:
@@ -250,7 +256,7 @@ def over_networks(outcomes: Sequence[Outcome]) -> list[Spread]:
         networks.setdefault(o.labels["network"], {})[f"{o.optimizer} {o.setting}".strip()] = o
     wins: dict[str, int] = {}
     for found in networks.values():
-        losses = {name: _loss(o, LOSS) for name, o in found.items() if o.status == "finished"}
+        losses = {n: v for n, o in found.items() if o.status == "finished" and math.isfinite(v := _loss(o, LOSS))}
         if losses:
             best = min(losses, key=lambda name: losses[name])
             wins[best] = wins.get(best, 0) + 1

@@ -1,41 +1,47 @@
-"""One page that says it all, without a network: headline, table, figures, failures, versions."""
+"""One page that says it all, without a network: headline, tables, figures, failures, versions, commands."""
 
 from __future__ import annotations
 
 import html
-import io
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from raycurv.figures import comparison, curves, profile
+from raycurv.figures import comparison, curves, interactive, profile
+from raycurv.figures.remarks import differences, remarks
 from raycurv.train.outcomes import Outcome
 
 METRICS: tuple[tuple[str, curves.Axis], ...] = (
     ("train/epoch_loss", "epoch"), ("train/epoch_loss", "seconds"), ("test/loss", "epoch"), ("test/accuracy", "epoch"),
 )  # fmt: skip
+_LONG = 60  # characters of a cell that is broken into lines
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 table{border-collapse:collapse;font-size:.85rem;margin:1rem 0;display:block;overflow-x:auto}
 td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:left;white-space:nowrap}
-figure{margin:1.5rem 0}figure svg{max-width:100%;height:auto}figcaption{font-size:.85rem;color:#555}
-.keys label{margin-right:1rem;font-size:.85rem;white-space:nowrap}
+td.long{white-space:normal;min-width:24rem}pre{overflow-x:auto}
 """
-# Without JavaScript the boxes are not there and the page is whole.
-_SCRIPT = """
-for(const figure of document.querySelectorAll('figure')){
- const box=figure.querySelector('.keys');
- JSON.parse(figure.dataset.series).forEach((name,i)=>{
-  const label=document.createElement('label'),input=document.createElement('input');
-  input.type='checkbox';input.checked=true;label.append(input,' '+name);box.append(label);
-  input.addEventListener('change',()=>{
-   const parts=figure.querySelectorAll(`[id^="${figure.id}-series-${i}-"]`);
-   for(const part of parts)part.style.display=input.checked?'':'none';
-  });
- });
-}
-"""
+
+
+@dataclass(frozen=True)
+class About:
+    """What a report says of its runs beside what they measured.
+
+    Attributes:
+        notes: what a reader should know of where they come from.
+        links: name of a run → its page in MLflow.
+        places: what can be seen in MLflow of all of them → address.
+        settings: name of a run → its configuration, flat.
+        versions: packages → versions, as the runs were made with them.
+        commands: that made the runs → how many runs.
+    """
+
+    notes: Sequence[str] = ()
+    links: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    commands: Mapping[str, int] = field(default_factory=dict)
 
 
 def page(
@@ -44,16 +50,16 @@ def page(
     *,
     versions: Mapping[str, str],
     command: str,
-    links: Mapping[str, str] | None = None,
+    about: About | None = None,
 ) -> str:
     """The report as one HTML document.
 
     Args:
         title: of the page, such as the experiment's name.
         outcomes: what is compared.
-        versions: of packages, shown at the end.
+        versions: of packages, with which the report is made.
         command: that makes the report again.
-        links: name of a run → address in MLflow.
+        about: the runs.
 
     Raises:
         ValueError: there are no outcomes.
@@ -61,9 +67,11 @@ def page(
     """
     if not outcomes:
         raise ValueError("there is no run to report on")
+    about = about or About()
     rows = comparison.decide(outcomes)
-    parts = [f"<h1>{html.escape(title)}</h1>"]
+    parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(_summary(outcomes))}{_places(about.places)}</p>"]
     parts += [f"<p><strong>{html.escape(line)}</strong></p>" for line in comparison.headline(rows)]
+    parts += _notes([*about.notes, *remarks(outcomes)])
     parts += ["<h2>The table that decides</h2>", _table(comparison.header(), comparison.cells(rows))]
     for number, recipe in enumerate(dict.fromkeys(o.recipe for o in outcomes)):
         parts.append(f"<h2>{html.escape(recipe)}</h2>")
@@ -72,17 +80,37 @@ def page(
     if len(found) > 1:
         text = "Share of problems solved within a factor of the fastest: within a tenth of the lowest training loss."
         parts += ["<h2>Performance profile</h2>"]
-        parts += [_figure("profile", _svg(profile.draw(found), "profile"), text, [p.name for p in found])]
-    parts += _failures(outcomes)
-    parts += _runs(outcomes, links or {})
-    parts += ["<h2>Versions</h2>", _table(("package", "version"), sorted(versions.items()))]
-    parts += ["<h2>Again</h2>", f"<pre>{html.escape(command)}</pre>"]
+        parts += [interactive.embedded("profile", profile.draw(found), [p.name for p in found], text)]
+    parts += _failures(outcomes, about.links)
+    parts += _differences(outcomes, about.settings)
+    parts += _runs(outcomes, about.links)
+    parts += _versions(about.versions, versions)
+    parts += _commands(about.commands, command)
     body = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<link rel="icon" href="data:,"><style>{_STYLE}</style></head><body>\n{body}\n'
-        f"<script>{_SCRIPT}</script></body></html>\n"
+        f'<link rel="icon" href="data:,"><style>{_STYLE}{interactive.STYLE}</style></head><body>\n{body}\n'
+        f"<script>{interactive.SCRIPT}</script></body></html>\n"
     )
+
+
+def _summary(outcomes: Sequence[Outcome]) -> str:
+    recipes, optimizers = ({getattr(o, name) for o in outcomes} for name in ("recipe", "optimizer"))
+    counts = [f"{len(outcomes)} runs", f"{len(recipes)} recipe{'s' * (len(recipes) != 1)}"]
+    counts.append(f"{len(optimizers)} optimizer{'s' * (len(optimizers) != 1)}")
+    hours = sum(o.seconds for o in outcomes if math.isfinite(o.seconds)) / 3600
+    return f"{', '.join(counts)}, {hours:.2g} hours of training. "
+
+
+def _places(places: Mapping[str, str]) -> str:
+    found = (f'<a href="{html.escape(link, quote=True)}">{html.escape(name)}</a>' for name, link in places.items())
+    return " · ".join(found)
+
+
+def _notes(notes: Sequence[str]) -> list[str]:
+    if not notes:
+        return []
+    return ["<h2>Before you compare</h2>", "<ul>", *(f"<li>{html.escape(note)}</li>" for note in notes), "</ul>"]
 
 
 def _figures(name: str, outcomes: Sequence[Outcome]) -> list[str]:
@@ -91,36 +119,45 @@ def _figures(name: str, outcomes: Sequence[Outcome]) -> list[str]:
         lines = curves.series(outcomes, metric, axis)
         drawn = [line for line in lines if line.x]
         if drawn:
-            key = f"{name}-{number}"
-            svg = _svg(curves.draw(lines, metric, axis), key)
-            parts.append(_figure(key, svg, curves.caption(lines), [line.name for line in drawn]))
+            names, data = [line.name for line in drawn], curves.comma_separated(lines, axis)
+            figure = curves.draw(lines, metric, axis)
+            parts.append(interactive.embedded(f"{name}-{number}", figure, names, curves.caption(lines), data))
+    if not parts:
+        parts.append("<p>Nothing that was measured can be drawn.</p>")
     return parts
 
 
-def _svg(figure: object, prefix: str) -> str:
-    """The figure as inline SVG, its ids unique on the page."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")  # type: ignore[attr-defined]
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    return re.sub(r"(url\(#|xlink:href=\"#)", rf"\g<1>{prefix}-", text)
-
-
-def _figure(key: str, svg: str, caption: str, names: Sequence[str]) -> str:
-    series = html.escape(json.dumps(list(names)), quote=True)
-    return (
-        f'<figure id="{key}" data-series="{series}">{svg}<div class="keys"></div>'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-    )
-
-
-def _failures(outcomes: Sequence[Outcome]) -> list[str]:
+def _failures(outcomes: Sequence[Outcome], links: Mapping[str, str]) -> list[str]:
     failed = [o for o in outcomes if o.status != "finished"]
     if not failed:
         return ["<h2>Failures</h2>", "<p>None.</p>"]
     rows = [(o.name, o.status, o.reason or "no reason was recorded") for o in failed]
-    return ["<h2>Failures</h2>", _table(("run", "how it ended", "why"), rows)]
+    return ["<h2>Failures</h2>", _table(("run", "how it ended", "why"), rows, links)]
+
+
+def _differences(outcomes: Sequence[Outcome], settings: Mapping[str, Mapping[str, str]]) -> list[str]:
+    if not settings:
+        return []
+    rows = differences(outcomes, settings)
+    text = "Beside optimizer and seed, all runs of a recipe have the same configuration."
+    found = _table(("recipe", "setting", "values"), rows) if rows else f"<p>{text}</p>"
+    return ["<h2>Differences in configuration</h2>", found]
+
+
+def _versions(made: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    names = list(dict.fromkeys([*made, *here]))
+    if not made:
+        return ["<h2>Versions</h2>", _table(("package", "version"), sorted(here.items()))]
+    rows = [(name, made.get(name, "–"), here.get(name, "–")) for name in sorted(names)]
+    return ["<h2>Versions</h2>", _table(("package", "of the runs", "of this report"), rows)]
+
+
+def _commands(made: Mapping[str, int], again: str) -> list[str]:
+    lines = [f"{command}  ({count} run{'s' * (count != 1)})" for command, count in made.items()]
+    head = ["<h2>Again</h2>"]
+    if lines:
+        head += ["<p>The runs:</p>", f"<pre>{html.escape(chr(10).join(lines))}</pre>", "<p>This report:</p>"]
+    return [*head, f"<pre>{html.escape(again)}</pre>"]
 
 
 def _runs(outcomes: Sequence[Outcome], links: Mapping[str, str]) -> list[str]:
@@ -136,8 +173,9 @@ def _runs(outcomes: Sequence[Outcome], links: Mapping[str, str]) -> list[str]:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], links: Mapping[str, str] | None = None) -> str:
     def cell(text: str) -> str:
         link = (links or {}).get(text)
-        return f'<a href="{html.escape(link, quote=True)}">{html.escape(text)}</a>' if link else html.escape(text)
+        shown = f'<a href="{html.escape(link, quote=True)}">{html.escape(text)}</a>' if link else html.escape(text)
+        return f'<td class="long">{shown}</td>' if len(text) > _LONG else f"<td>{shown}</td>"
 
     top = "".join(f"<th>{html.escape(title)}</th>" for title in head)
-    body = "".join("<tr>" + "".join(f"<td>{cell(text)}</td>" for text in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(map(cell, row)) + "</tr>" for row in rows)
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"

@@ -94,7 +94,9 @@ class Page(HTMLParser):
 
 def test_the_report_is_one_page_that_needs_no_network_and_hides_nothing():
     links = {RUNS[0].name: "http://127.0.0.1:5000/#/run"}
-    text = report.page("Mine", RUNS, versions={"torch": "2.14"}, command="python jobs/compare.py", links=links)
+    text = report.page(
+        "Mine", RUNS, versions={"torch": "2.14"}, command="python jobs/compare.py", about=report.About(links=links)
+    )
     page = Page()
     page.feed(text)
     assert not page.outside

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from urllib.parse import quote
 
 import numpy as np
 
+from raycurv.figures.report import About
 from raycurv.service.cluster import Cluster
 from raycurv.service.tracking import TAG, TrackingError, tracking_uri
 from raycurv.service.tracking.stores import StoredRun, Values, store_at
@@ -19,6 +22,7 @@ EPOCH_LOSS = "train/epoch_loss"
 PER_EPOCH = (EPOCH_LOSS, "test/loss", "test/accuracy", "averaged/test/loss", "averaged/test/accuracy")
 SECONDS, OPERATIONS = "result/seconds", "result/operations"
 _STATUS: dict[str, Status] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "failed"}
+COMPARED = 50  # runs on one page of MLflow
 _SETTING = "optimizer_settings."
 
 
@@ -96,6 +100,24 @@ class Tracked:
         for run, time, value in zip(told.run.tolist(), told.time.tolist(), told.value.tolist(), strict=True):
             began[told.runs[run]] = time - value
         return began
+
+    def about(self, server: str | None = None) -> About:
+        """What a report says of the runs beside their outcomes.
+
+        Args:
+            server: address of the MLflow server that shows them; by default the tracking URI if it is one.
+        """
+        base, places = self.server(server), {}
+        if base:
+            places["the experiment in MLflow"] = f"{base}/#/experiments/{self.id}"
+            final = [run.id for run in self.ended if run.tags.get(TAG + "stage", "final") == "final"]
+            if len(final) > 1:
+                ids = ",".join(f'"{run}"' for run in final[:COMPARED])
+                text = "the runs" if len(final) <= COMPARED else f"the first {COMPARED} runs"
+                question = f"runs={quote(f'[{ids}]')}&experiments={quote(json.dumps([self.id]))}"
+                places[f"{text} side by side"] = f"{base}/#/compare-runs?{question}"
+        links, settings = self.links(server), self.settings()
+        return About(self.notes, links, places, settings, self.versions(), self.commands())
 
     def links(self, server: str | None = None) -> dict[str, str]:
         """Name of every run that has ended → its page.
