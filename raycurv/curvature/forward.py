@@ -141,8 +141,10 @@ class ForwardTape(Tape):
         """Derivatives are computed as they would be after the forward pass."""
         paused, self._paused = self._paused, True
         guard = torch._C._ForceDispatchKeyGuard(*self._outside)
+        mixed = torch.is_autocast_enabled(self._device)  # entering the context takes longer than a small operator
+        exact = torch.autocast(self._device, enabled=False) if mixed else contextlib.nullcontext()
         try:
-            with guard, torch.no_grad(), torch.autocast(self._device, enabled=False), saved_tensors_hooks(_same, _same):
+            with guard, torch.no_grad(), exact, saved_tensors_hooks(_same, _same):
                 yield
         finally:
             self._paused = paused
