@@ -9,7 +9,7 @@ from raycurv import recipes
 from raycurv.figures import comparison
 from raycurv.recipes import Overrides, sweeps
 from raycurv.recipes.overrides import parse_setting
-from raycurv.service import Cluster, commandline
+from raycurv.service import Cluster, commandline, pictures
 from raycurv.service.sweep import Limits, sweeping
 
 
@@ -61,6 +61,7 @@ def main(job: Job) -> None:
         last = sweep.run([*known, *sweeps.finals(config, winners, job.seeds)])
         rows = comparison.decide([*found, *last])
         sweep.say("\n" + comparison.keep(rows, sweep.artifact))
+        pictures.keep(sweep, [*found, *last])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from raycurv import recipes
 from raycurv.figures import comparison
 from raycurv.recipes import Overrides, sweeps
 from raycurv.recipes.overrides import parse_setting
-from raycurv.service import Cluster, commandline
+from raycurv.service import Cluster, commandline, pictures
 from raycurv.service.sweep import Limits, sweeping
 
 
@@ -51,8 +51,9 @@ def main(job: Job) -> None:
     trials = sweeps.random_architectures(config, job.count, settings, width=job.width)
     cluster = dataclasses.replace(job.cluster, log_model=False)
     with sweeping("random-architectures", trials, cluster, job.limits) as sweep:
-        rows = comparison.over_networks(sweep.run(trials))
-        sweep.say("\n" + comparison.keep_networks(rows, sweep.artifact))
+        found = sweep.run(trials)
+        sweep.say("\n" + comparison.keep_networks(comparison.over_networks(found), sweep.artifact))
+        pictures.keep(sweep, found)
 
 
 if __name__ == "__main__":

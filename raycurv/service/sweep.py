@@ -7,7 +7,9 @@ import dataclasses
 import hashlib
 import json
 import os
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -98,7 +100,7 @@ def sweeping(name: str, trials: Sequence[Trial], cluster: Cluster, limits: Limit
     parent = tracking.parent(full, {**provenance.commit(), "sweep": full}, cluster.resume)
     status = "FAILED"
     try:
-        with connected(cluster, say):
+        with connected(cluster, say), _terminated_as_interrupted():
             require_capacity(cluster, say)
             yield Sweep(full, cluster, limits, ledger, tracking, parent, say)
         status = "FINISHED"
@@ -112,6 +114,19 @@ def sweeping(name: str, trials: Sequence[Trial], cluster: Cluster, limits: Limit
         if left is not None:
             say(f"MLflow did not take everything; the next start or jobs/reap.py delivers the rest: {left}")
         say(f"\nSee the runs in MLflow:\n  {open_command(tracking.uri)}")
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM (`kill`, `ray job stop`) does what Ctrl-C does: Ray Tune ends its loop, and we close our books."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Ledger:

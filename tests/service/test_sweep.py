@@ -52,11 +52,12 @@ def test_two_hundred_trials_survive_a_killed_driver_and_none_is_done_twice(drive
 
 
 @pytest.mark.cluster
-def test_a_sweep_that_is_interrupted_keeps_what_is_done(driver: Driver) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminated"])
+def test_a_sweep_that_is_interrupted_keeps_what_is_done(driver: Driver, number: signal.Signals) -> None:
     command = (*SCRIPT, "--trials", str(TRIALS), "--run-name", "broken")
     job = driver.start(*command, experiment=False)
     wait_until(lambda: lines_of(driver, "broken") or job.process.poll() is not None)
-    job.process.send_signal(signal.SIGINT)
+    job.process.send_signal(number)
     finished = job.finish()
 
     assert finished.code == 130, finished.output
@@ -64,6 +65,9 @@ def test_a_sweep_that_is_interrupted_keeps_what_is_done(driver: Driver) -> None:
     assert 0 < len(done) < TRIALS
     assert "go on with --run-name broken --resume" in finished.output
     assert "failed" not in {o.status for o in done}
+    client = MlflowClient(f"sqlite:///{driver.runs}/mlflow.db")
+    (parent,) = client.search_runs(["1"], "tags.`raycurv.run_name` = 'broken'")
+    assert parent.info.status == "KILLED"
 
 
 @pytest.mark.cluster
