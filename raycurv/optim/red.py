@@ -146,8 +146,9 @@ class Rescaled(StepOptimizer):
         if batch.objective.l2:
             gradient.flat.add_(batch.objective.l2_gradient(batch.objective.parameters).flat)
         direction, total = self._direction(gradient, state)
-        taylor = batch.taylor_along(direction) if self.lean else linear.taylor(direction)
+        taylor = None if self.lean else linear.taylor(direction)
         del linear  # and its activations
+        taylor = taylor or batch.taylor_along(direction)
 
         slope, squared_norm = gradient.dot(direction), direction.dot(direction)
         curvature, average, lipschitz = self._lipschitz(taylor, squared_norm, state)
