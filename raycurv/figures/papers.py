@@ -7,8 +7,9 @@ from pathlib import Path
 
 from raycurv.figures import plates
 from raycurv.figures.curves import View
+from raycurv.figures.drawn import Drawn
 from raycurv.figures.histories import History
-from raycurv.figures.plates import Drawn, Plate
+from raycurv.figures.plates import Plate
 
 ALARMS, SCALE, TENSORS = "optimizer/alarms", "optimizer/scale", "optimizer/learning_rate/*"
 _SEVERAL = 3  # settings of one optimizer that make a study of them

@@ -10,13 +10,13 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from raycurv.figures import curves, style
 from raycurv.figures.curves import DECAY, Series, View
+from raycurv.figures.drawn import Drawn
 from raycurv.figures.histories import History
 
 if TYPE_CHECKING:
@@ -76,37 +76,6 @@ class Plate:
                 firsts.setdefault((run.outcome.recipe, run.method), run)
             chosen = [run for run in chosen if firsts[run.outcome.recipe, run.method] is run]
         return chosen if any(run.matching(view.metric) for run in chosen for view in self.views) else []
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A figure, ready to be written or to be put on a page.
-
-    Attributes:
-        name: of its files.
-        title: of the figure.
-        figure: its panels.
-        height: of the panels, in inches.
-        handles: of the legend.
-        caption: what lines and bands are, with counts of runs and failures.
-        names: of the lines, in the order of the ids ``series-<number>-…`` in an SVG.
-        data: behind it, comma-separated.
-    """
-
-    name: str
-    title: str
-    figure: Figure
-    height: float
-    handles: tuple[Artist, ...]
-    caption: str
-    names: tuple[str, ...]
-    data: str
-
-    def save(self, folder: Path) -> list[Path]:
-        """PNG, SVG and CSV, the caption under the pictures."""
-        style.finish(self.figure, self.height, self.title, self.handles, self.caption)
-        about = {"Title": self.title, "Description": self.caption}
-        return style.save(self.figure, folder, self.name, self.data, about)
 
 
 @dataclass(frozen=True)

@@ -185,14 +185,19 @@ class Cost:
 class PeakMemory(TorchDispatchMode):
     """Counts the bytes of storages that are alive at once and were made while it is entered.
 
+    Args:
+        by_operator: keep what was alive at the peak.
+        watch: is told the bytes that are alive after every operator.
+
     Attributes:
         peak: the largest number of bytes so far.
         at_peak: bytes at the peak by operator that made them and shape; with `by_operator` alone.
     """
 
-    def __init__(self, *, by_operator: bool = False) -> None:
+    def __init__(self, *, by_operator: bool = False, watch: Callable[[int], None] | None = None) -> None:
         super().__init__()
         self.peak = 0
+        self._watch = watch
         self.at_peak: dict[str, int] = {}
         self._by_operator = by_operator
         self._alive: dict[int, tuple[StorageWeakRef, int, str]] = {}
@@ -211,6 +216,8 @@ class PeakMemory(TorchDispatchMode):
         if total > self.peak:
             self.peak = total
             self.at_peak = self._sorted() if self._by_operator else {}
+        if self._watch is not None:
+            self._watch(total)
         return out
 
     def _sorted(self) -> dict[str, int]:
@@ -267,12 +274,21 @@ class _Running:
         return time.perf_counter() - started
 
 
+def running(workload: str, subject: Subject) -> _Running:
+    """A subject on its own copy of a network, on the CPU; its ``step`` takes one.
+
+    Raises:
+        ValueError: the workload is unknown, or the optimizer refuses it.
+    """
+    return _Running(_workload(workload), subject, torch.device("cpu"))
+
+
 def profile(workload: str, subject: Subject) -> dict[str, int]:
     """Bytes alive at the peak of a step on the CPU, by the operator that made them, largest first."""
-    running = _Running(_workload(workload), subject, torch.device("cpu"))
-    running.step()
+    stepper = running(workload, subject)
+    stepper.step()
     with PeakMemory(by_operator=True) as memory:
-        running.step()
+        stepper.step()
     return memory.at_peak
 
 
@@ -299,10 +315,10 @@ def measure(
     operations, memory = baseline.operations(1), baseline.memory()
     for subject in subjects:
         try:
-            running = _Running(chosen, subject, place)
-            running.step()  # the first step of a method may do less or more than the others
-            counted, peak = running.operations(period), running.memory()
-            ratios = [running.seconds() / baseline.seconds() for _ in range(rounds)]
+            stepper = _Running(chosen, subject, place)
+            stepper.step()  # the first step of a method may do less or more than the others
+            counted, peak = stepper.operations(period), stepper.memory()
+            ratios = [stepper.seconds() / baseline.seconds() for _ in range(rounds)]
         except (ValueError, RuntimeError, ImportError) as error:
             yield Cost(workload, subject.label, skipped=str(error).splitlines()[0])
             continue

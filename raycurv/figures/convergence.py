@@ -1,0 +1,73 @@
+"""Where CurveBall with fixed ρ and β converges, and how fast (Theorem A.1, Fig. 4): computed, not measured.
+
+On a quadratic each eigenvalue h of the Hessian makes a system of its own (eq. 36) with the transition matrix
+
+    R = [[ρ − βh, −βh], [ρ − βh, 1 − βh]],
+
+which converges where 3/2·βh − 1 < ρ < 1 + βh (eq. 39), by the factor max |eig R| (eq. 38) at each step.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raycurv.figures import style
+from raycurv.figures.drawn import Drawn
+from raycurv.figures.histories import Array
+
+_STEPS, _MOMENTA = 1.6, 1.6  # the largest βh and ρ of the figure
+
+
+def rate(momentum: Array, step: Array) -> Array:
+    """Max |eig R| (eq. 38) for ρ and βh, which broadcast; below 1 the iteration converges."""
+    trace = momentum - 2 * step + 1
+    root = np.sqrt(((momentum - 2 * step) ** 2 - 2 * momentum + 1).astype(complex))
+    return np.maximum(np.abs(trace + root), np.abs(trace - root)) / 2
+
+
+def converges(momentum: Array, step: Array) -> NDArray[np.bool_]:
+    """Eq. 39 with ρ > 0 and βh > 0."""
+    return (momentum > 0) & (step > 0) & (1.5 * step - 1 < momentum) & (momentum < 1 + step)
+
+
+def draw(points: int = 257) -> Drawn:
+    """The figure: bright where it converges fast, white where it does not.
+
+    Args:
+        points: of the grid along each axis.
+
+    Raises:
+        ValueError: fewer than 2 points.
+        ImportError: matplotlib is not installed.
+    """
+    if points < 2:
+        raise ValueError(f"points is {points!r}; it must be at least 2")
+    step, momentum = np.meshgrid(np.linspace(0, _STEPS, points), np.linspace(0, _MOMENTA, points))
+    found = rate(momentum, step)
+    figure = style.figure_of(6.4, 4.6)
+    axes = figure.subplots()
+    levels = np.linspace(0, 1, 11)  # what lies above is left white
+    filled = axes.contourf(step, momentum, found, levels, cmap="cividis_r")
+    lines = axes.contour(step, momentum, found, levels[1:-1], colors="white", linewidths=0.6)
+    axes.clabel(lines, fontsize=7, fmt="%.1f")
+    h = np.linspace(0, _STEPS, points)
+    (lower,) = axes.plot(h, 1.5 * h - 1, color="black", linewidth=1.4, label="ρ = 3/2·βh − 1")
+    (upper,) = axes.plot(h, 1 + h, color="black", linewidth=1.4, linestyle="--", label="ρ = 1 + βh")
+    (widest,) = axes.plot([4 / 3], [1], "o", color="black", markersize=5, label="βh = 4/3 at ρ = 1")
+    axes.set(xlim=(0, _STEPS), ylim=(0, _MOMENTA), xlabel="βh (learning rate × eigenvalue of the Hessian)",
+             ylabel="momentum ρ")  # fmt: skip
+    figure.colorbar(filled, ax=axes, label="factor of the error at each step, max |eig R|")
+    text = (
+        "After CurveBall, Fig. 4 and Theorem A.1. Computed from eq. 38 for one eigenvalue h of a convex quadratic; no "
+        "runs. White: no convergence. With several eigenvalues, each must lie inside at its own βh."
+    )
+    rows = zip(step.ravel().tolist(), momentum.ravel().tolist(), found.ravel().tolist(), strict=True)
+    data = io.StringIO()
+    writer = csv.writer(data, lineterminator="\n")
+    writer.writerows([("beta_h", "rho", "rate"), *(tuple(f"{x:.6g}" for x in row) for row in rows)])
+    title, handles = "Region of convergence for fixed ρ and β", (lower, upper, widest)
+    return Drawn("convergence", title, figure, 4.6, handles, text, (), data.getvalue())
