@@ -120,22 +120,21 @@ class AveragedRescaled(Rescaled):
         check_batch(self, batch)
         objective = batch.objective
         self._start(objective)
-        state = {name: value for name, value in self.shared.items() if isinstance(value, Tensor)}
+        state = self.shared
         asked, pace = self._asks(self.shared["steps"]), pace_of(self.shared["steps"], self.steps)
         linear = batch.linearise(record=asked)
         gradient = linear.pull(linear.gradient)
         if objective.l2:
             gradient.flat.add_(objective.l2_gradient(objective.parameters).flat)
-        direction, total = self._direction(gradient, state)
-        new = self._averages(gradient, state)
+        known, first, second = self._follow(gradient), state["counted"] <= 1, state["counted"] == 2
+        direction, new = self._direction(gradient), {}
         loss = linear.means()[0] + objective.l2_value(objective.parameters)
         if asked:
-            first, kept = (state["counted"] == 0).double(), (state["counted"] != 1).double()
-            factor = 1 + (self.start - 1) * first
+            factor, kept = 1 + (self.start - 1) * first.double(), 1 - second.double()
             new["slope"] = kept * state["slope"] + pace * factor * gradient.dot(direction)
             new["bend"] = kept * state["bend"] + pace * linear.taylor(direction).absolute_curvature
         quotient = _quotient(new.get("slope", state["slope"]), new.get("bend", state["bend"]))
-        finite = torch.isfinite(torch.stack([loss, direction.dot(direction), total, quotient])).all()
+        finite = torch.isfinite(torch.stack([loss, direction.dot(direction), quotient])).all() & known
         for name, value in new.items():
             self.shared[name] = torch.where(finite, value, state[name])
         move(objective, direction, pace * quotient, finite)

@@ -32,8 +32,8 @@ Deviations from the paper, and what it leaves open:
 - Where Θ̇ = 0, c and the step are 0.
 - |⟨Θ̇, g⟩| (appendix C.1) is taken in every variant: without momentum it is positive anyway.
 - ε is added to √ṽ, outside of the root (the print does not tell), as in Adam.
-- A step whose loss, curvature, length or averages are not finite leaves the parameters and averages as they were, does
-  not count in k, and is reported. It does count as a step of its epoch.
+- A step whose loss, gradient, curvature or length is not finite leaves the parameters as they were and is reported; ĝ,
+  v̂ and k take in every finite gradient, and nothing of others. It does count as a step of its epoch.
 - After the last epoch of the horizon RED's ℓ stays; RAn's goes round.
 """
 
@@ -140,25 +140,22 @@ class Rescaled(StepOptimizer):
         """One step of Algorithm 3: gradient, direction, curvature along it, update."""
         check_batch(self, batch)
         scale = self._start(batch.objective)
-        state = {name: value for name, value in self.shared.items() if isinstance(value, Tensor)}
         linear = batch.linearise(record=not self.lean, fraction=self.curvature_fraction)
         gradient = linear.pull(linear.gradient)
         if batch.objective.l2:
             gradient.flat.add_(batch.objective.l2_gradient(batch.objective.parameters).flat)
-        direction, total = self._direction(gradient, state)
+        known = self._follow(gradient)
+        direction = self._direction(gradient)
         taylor = None if self.lean else linear.taylor(direction)
         del linear  # and its activations
         taylor = taylor or batch.taylor_along(direction)
 
         slope, squared_norm = gradient.dot(direction), direction.dot(direction)
-        curvature, average, lipschitz = self._lipschitz(taylor, squared_norm, state)
+        curvature, average, lipschitz = self._lipschitz(taylor, squared_norm)
         rate = scale * rescaling(slope, squared_norm, lipschitz, self.factor, self.eps)
-        finite = torch.isfinite(torch.stack([taylor.value, squared_norm, rate, average, total])).all()
-        new = self._averages(gradient, state)  # anew: kept until here they would add to the activations
-        new["curvature"] = average
-        new["descents"] = state["descents"] + torch.stack([slope >= 0, slope == slope])
-        for name in list(new):
-            torch.where(finite, new.pop(name), state[name], out=self.shared[name])
+        finite = known & torch.isfinite(torch.stack([taylor.value, squared_norm, rate, average])).all()
+        self.shared["curvature"] = torch.where(finite, average, self.shared["curvature"])
+        self.shared["descents"] = self.shared["descents"] + finite * torch.stack([slope >= 0, slope == slope])
         move(batch.objective, direction, rate, finite)
         self.shared["steps"] += 1
         return StepReport(
@@ -192,35 +189,34 @@ class Rescaled(StepOptimizer):
             state["descents"] = torch.zeros_like(state["descents"])
         return self.schedule(state["steps"] // (self.steps_per_epoch or _STEPS_OF_AN_EPOCH))
 
-    def _averages(self, gradient: Direction, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """K, ĝ and v̂ after this gradient."""
-        new = {"counted": state["counted"] + 1}
+    def _follow(self, gradient: Direction) -> Tensor:
+        """Take the gradient into k, ĝ and v̂, in place, if it and its square are finite; returns whether they are."""
+        state, g = self.shared, gradient.flat
+        known = torch.isfinite(torch.linalg.vector_norm(g).square())
+        gradient.keep_if(known)
+        count = known.double()
+        state["counted"] = state["counted"] + count
         if self.beta1:
-            new["gradient"] = averaged(state["gradient"], gradient.flat, self.beta1)
+            state["gradient"].lerp_(g, ((1 - self.beta1) * count).to(g.dtype))
         if self.beta2 is not None:
-            new["square"] = gradient.flat.square().lerp_(state["square"], self.beta2)
-        return new
+            state["square"].mul_(1 - (1 - self.beta2) * count).addcmul_(g, g, value=1 - self.beta2)
+        return known
 
-    def _direction(self, gradient: Direction, state: dict[str, Tensor]) -> tuple[Direction, Tensor]:
-        """Θ̇ (Algorithm 3, lines 5-9, and Algorithm 4), and the sum of v̂, which is not finite if one of v̂ is not."""
-        new = self._averages(gradient, state)
-        flat, total = gradient.flat, torch.zeros_like(new["counted"])
-        if self.beta1:
-            flat = new.pop("gradient").div_(_correction(self.beta1, new["counted"], flat))
+    def _direction(self, gradient: Direction) -> Direction:
+        """Θ̇ (Algorithm 3, lines 5-9, and Algorithm 4): the gradient itself, or a new vector."""
+        state = self.shared
+        top = state["gradient"] if self.beta1 else gradient.flat
+        factor = 1 / _correction(self.beta1, state["counted"], top) if self.beta1 else 1.0
         if self.beta2 is not None:
-            square = new.pop("square")
-            total = square.sum(dtype=torch.float64)
-            square.div_(_correction(self.beta2, new["counted"], flat)).sqrt_().add_(self.eps)
-            flat = torch.div(flat, square, out=square)
-        return Direction(flat, gradient), total
+            root = (state["square"] / _correction(self.beta2, state["counted"], top)).sqrt_().add_(self.eps)
+            return Direction(torch.div(top, root, out=root).mul_(factor), gradient)
+        return Direction(top * factor, gradient) if self.beta1 else gradient
 
-    def _lipschitz(
-        self, taylor: Taylor, squared_norm: Tensor, state: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _lipschitz(self, taylor: Taylor, squared_norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """C, ĉ and L̃ (Algorithm 1, lines 4-6)."""
         curvature = curvature_along(taylor.absolute_curvature, squared_norm)
-        average = averaged(state["curvature"], curvature, self.beta3)
-        corrected = average / _correction(self.beta3, state["counted"] + 1, average)
+        average = averaged(self.shared["curvature"], curvature, self.beta3)
+        corrected = average / _correction(self.beta3, self.shared["counted"], average)
         return curvature, average, torch.maximum(corrected, curvature)
 
 
@@ -231,8 +227,8 @@ def _correction(beta: float, counted: Tensor, like: Tensor) -> Tensor:
 
 def move(objective: Objective, direction: Direction, rate: Tensor, finite: Tensor) -> None:
     """Θ ← Θ − rate·Θ̇, or nothing at all if a number is not finite: decided on the device."""
-    move = direction.flat.mul_(-rate.to(direction.flat.dtype)).masked_fill_(~finite, 0.0)
-    torch._foreach_add_(objective.parameters, Direction(move, objective.parameters))
+    direction.flat.mul_(-rate.to(direction.flat.dtype))
+    torch._foreach_add_(objective.parameters, direction.keep_if(finite))
 
 
 def _check(optimizer: str, name: str, value: object, holds: bool, allowed: str) -> None:

@@ -104,9 +104,9 @@ def test_other_constants_equal_the_naive_reference():
 class Longer(Rescaled):
     """RED with each direction multiplied by another number."""
 
-    def _direction(self, gradient, state):
-        direction, total = super()._direction(gradient, state)
-        return Direction(direction.flat * 7.0 ** (self.shared["steps"] * 5 % 9 - 4), direction), total
+    def _direction(self, gradient):
+        direction = super()._direction(gradient)
+        return Direction(direction.flat * 7.0 ** (self.shared["steps"] * 5 % 9 - 4), direction)
 
 
 @pytest.mark.parametrize("betas", [{}, {"beta2": 0.9}, {"beta1": 0.5, "beta2": 0.9}])
