@@ -19,7 +19,7 @@ class Job:
     output: Path = Path("runs/free_table.jsonl")
     """One line for each run; runs that are in it are not repeated."""
 
-    methods: tuple[str, ...] = tuple(dict.fromkeys(entry.optimizer for entry in free.ENTRIES))
+    methods: tuple[str, ...] = tuple(dict.fromkeys(entry.method for entry in free.ENTRIES))
     """Rows to measure."""
 
     problems: tuple[str, ...] = tuple(problem.name for problem in free.PROBLEMS)
@@ -31,7 +31,7 @@ class Job:
 
 def main(job: Job) -> None:
     """Measure what is missing, show every run as it comes, and print the table of all."""
-    entries = [entry for entry in free.ENTRIES if entry.optimizer in job.methods]
+    entries = [entry for entry in free.ENTRIES if entry.method in job.methods]
     problems = [problem for problem in free.PROBLEMS if problem.name in job.problems]
     torch.set_num_threads(1)  # small tensors: more threads only wait for each other
     for o in free.campaign(job.output, problems, entries, job.seed):

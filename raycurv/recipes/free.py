@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 import json
 import math
+import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from raycurv.models.mlp import mlp
 from raycurv.models.transformer import transformer
 from raycurv.objective import Objective
 from raycurv.train.averaging import AveragedWeights
+from raycurv.train.config import Setting
 from raycurv.train.losses import mean_squared_error, word_cross_entropy
 
 FLOOR = 0.01  # smaller losses count as this one
@@ -119,6 +121,7 @@ class Entry:
         setting: which is varied.
         values: all of them; slow problems take the first and the last, and the default where it is among them.
         tuned: the best value counts, as after a search; else worst and best over all values.
+        fixed: settings that are not varied.
     """
 
     label: str
@@ -126,6 +129,12 @@ class Entry:
     setting: str
     values: tuple[float, ...]
     tuned: bool = False
+    fixed: Mapping[str, Setting] = field(default_factory=dict)
+
+    @property
+    def method(self) -> str:
+        """Tells it from every other row: the optimizer, and what is fixed."""
+        return ":".join([self.optimizer, *(f"{name}={value}" for name, value in self.fixed.items())])
 
     def values_for(self, problem: Problem) -> tuple[float, ...]:
         """What is tried on a problem."""
@@ -136,9 +145,12 @@ class Entry:
 
 _RATES, _DAMPINGS = (1e-5, 1e-3, 1e-1, 10.0), (0.01, 1.0, 10.0, 1000.0)
 _FACTORS = (1e-5, 1e-2, 1.0, 10.0)
+_ONE_CYCLE = {"schedule": "one_cycle"}
 ENTRIES = (
     Entry("SGD + momentum, best of the grid", "momentum", "learning_rate", (1e-2, 3e-2, 1e-1, 3e-1), tuned=True),
     Entry("Adam, best of the grid", "adam", "learning_rate", (1e-3, 3e-3, 1e-2), tuned=True),
+    Entry("SGD + momentum, one cycle, best", "momentum", "learning_rate", (3e-2, 1e-1, 3e-1), True, _ONE_CYCLE),
+    Entry("Adam, one cycle, best", "adam", "learning_rate", (1e-3, 3e-3, 1e-2), True, _ONE_CYCLE),
     Entry("**`auto`** (`red_adam_free`)", "auto", "start", _FACTORS),
     Entry("`curveball`", "curveball", "damping", _DAMPINGS),
     Entry("`curveball_free`", "curveball_free", "start", _DAMPINGS),
@@ -157,7 +169,7 @@ class Outcome:
 
     Attributes:
         problem: its name.
-        optimizer: its name.
+        optimizer: the row's method.
         value: of the setting that is varied.
         seed: of weights and order.
         raw: mean loss over the measured training samples at the last weights; infinite if it diverged.
@@ -179,7 +191,7 @@ class Outcome:
         return self.problem, self.optimizer, self.value, self.seed
 
 
-def run(problem: Problem, optimizer: str, settings: Mapping[str, float], seed: int = 0) -> tuple[float, float, float]:
+def run(problem: Problem, optimizer: str, settings: Mapping[str, Setting], seed: int = 0) -> tuple[float, float, float]:
     """Train once and measure.
 
     Args:
@@ -251,10 +263,10 @@ def campaign(
     for problem in problems:
         for entry in entries:
             for value in entry.values_for(problem):
-                if (problem.name, entry.optimizer, value, seed) in done:
+                if (problem.name, entry.method, value, seed) in done:
                     continue
-                found = run(problem, entry.optimizer, {entry.setting: value}, seed)
-                outcome = Outcome(problem.name, entry.optimizer, value, seed, *found)
+                found = run(problem, entry.optimizer, {entry.setting: value, **entry.fixed}, seed)
+                outcome = Outcome(problem.name, entry.method, value, seed, *found)
                 with path.open("a") as file:
                     file.write(_line(outcome))
                 yield outcome
@@ -267,14 +279,21 @@ def _line(outcome: Outcome) -> str:
 def to_markdown(
     outcomes: Sequence[Outcome], problems: Sequence[Problem] = PROBLEMS, entries: Sequence[Entry] = ENTRIES
 ) -> str:
-    """Final training loss, best–worst / worst with averaged weights (worst over best); of tuned baselines the best."""
+    """Final training loss, best–worst / worst with averaged weights (worst over best); of tuned baselines the best.
+
+    A value of several seeds counts with their mean.
+    """
     used = [problem for problem in problems if any(o.problem == problem.name for o in outcomes)]
     lines = [f"| | {' | '.join(problem.name for problem in used)} |", "|---" * (len(used) + 1) + "|"]
     for entry in entries:
         cells = []
         for problem in used:
-            mine = [o for o in outcomes if (o.problem, o.optimizer) == (problem.name, entry.optimizer)]
-            cells.append(_cell([o.raw for o in mine], [o.averaged for o in mine], entry.tuned) if mine else "–")
+            mine = [o for o in outcomes if (o.problem, o.optimizer) == (problem.name, entry.method)]
+            seeds = [[o for o in mine if o.value == value] for value in dict.fromkeys(o.value for o in mine)]
+            raw, averaged = (
+                [_mean(getattr(o, kind) for o in group) for group in seeds] for kind in ("raw", "averaged")
+            )
+            cells.append(_cell(raw, averaged, entry.tuned) if mine else "–")
         if set(cells) != {"–"}:
             lines.append(f"| {entry.label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -287,6 +306,10 @@ def _cell(raw: list[float], averaged: list[float], tuned: bool) -> str:
     ratio = worst / best
     spread = f"×{ratio:.2f}" if ratio < 10 else "diverges" if math.isinf(worst) else f"×{_number(ratio)}"
     return f"{_number(best)}–{_number(worst)} / {_number(max(averaged))} ({spread})"
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(max(value, FLOOR) for value in values)
 
 
 def _number(value: float) -> str:
