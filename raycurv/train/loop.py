@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -142,7 +143,7 @@ class _Trainer:
         if run.average is not None:
             run.average.update()
         samples = run.samples_of(progress.step_in_epoch)
-        run.epoch_loss.add_(report.loss.detach(), alpha=samples)
+        run.count_loss(report.loss.detach(), batch.sample_weights.sum())
         progress.step += 1
         progress.step_in_epoch += 1
         progress.samples += samples
@@ -198,13 +199,14 @@ class _Trainer:
         require_equal_parameters(run.objective.parameters, run.collectives, run.device)
         due = (progress.epoch + 1) % run.config.evaluate_every == 0
         epochs_done = run.epochs_done
-        values = {"train/epoch_loss": run.epoch_loss.item() / run.samples_until(progress.step_in_epoch)}
+        total, weight = run.global_sums().tolist()
+        values = {"train/epoch_loss": total / weight if weight else math.nan}
         if finished or (whole and due):
             values |= self.evaluate()
         if whole:
             progress.epoch += 1
             progress.step_in_epoch = 0
-            run.epoch_loss.zero_()
+            run.epoch_sums.zero_()
         record = Record("evaluation", progress.step, epochs_done, time.time(), values)
         progress.evaluations.append(record)
         self.emit([record])

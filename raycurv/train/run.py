@@ -20,6 +20,8 @@ from raycurv.train.precision import dtype_of
 from raycurv.train.records import Record
 from raycurv.train.validation import Validation, hold_out
 
+VERSION = 2  # of the state in a checkpoint
+
 
 @dataclass
 class Progress:
@@ -84,8 +86,9 @@ class Run:
         # Running statistics of the weights that the optimizer evaluates, where these are not those that it trains.
         self.evaluation_buffers: list[Tensor] = []
         self.progress = Progress()
-        # The sum over the samples of this epoch.
-        self.epoch_loss = torch.zeros((), dtype=torch.float64, device=device)
+        # This worker's sums over the epoch so far: of what its samples count for times the batch's loss, and of what
+        # they count for.
+        self.epoch_sums = torch.zeros(2, dtype=torch.float64, device=device)
         torch.manual_seed(randomness.derive(config.seed, "dropout", collectives.rank))
 
     def _loader(self, source: Source) -> Loader:
@@ -123,13 +126,26 @@ class Run:
         """Samples of the global batch of this step of a pass."""
         return self.samples_until(step_in_epoch + 1) - self.samples_until(step_in_epoch)
 
+    def count_loss(self, loss: Tensor, weight: Tensor) -> None:
+        """Add a step to the epoch's loss.
+
+        Args:
+            loss: mean over the global batch, 0-d.
+            weight: what this worker's samples of it count for together, 0-d float64.
+        """
+        self.epoch_sums += torch.stack([loss.double() * weight, weight])
+
+    def global_sums(self) -> Tensor:
+        """:attr:`epoch_sums` of all workers, who call it together."""
+        return self.collectives.sum(self.epoch_sums.clone())
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds; all workers call it together."""
         state = {
-            "version": 1,
+            "version": VERSION,
             "step": self.progress.step,
             "progress": asdict(self.progress),
-            "epoch_loss": self.epoch_loss,
+            "epoch_sums": self.global_sums(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": randomness.states(self.collectives, self.device),
@@ -147,9 +163,9 @@ class Run:
         Raises:
             CheckpointError: it is one of another release or of other data.
         """
-        if state.get("version") != 1:
+        if state.get("version") != VERSION:
             raise CheckpointError(
-                f"the checkpoint is of version {state.get('version')!r}; this release reads version 1"
+                f"the checkpoint is of version {state.get('version')!r}; this release reads version {VERSION}"
             )
         if state["data"] != self.shape:
             raise CheckpointError(
@@ -162,7 +178,7 @@ class Run:
             self.average.load_state_dict(state["average"])
         self.evaluation_buffers = [tensor.to(self.device) for tensor in state["evaluation_buffers"]]
         self.progress = Progress.of(state["progress"])
-        self.epoch_loss.copy_(state["epoch_loss"])
+        self.epoch_sums.copy_(state["epoch_sums"] if self.collectives.rank == 0 else torch.zeros(2))
         where = f"goes on at step {self.progress.step}, epoch {self.epochs_done:.3f}"
         if randomness.restore(state["random"], self.collectives, self.device):
             return where

@@ -74,6 +74,14 @@ def test_records_tell_every_step_and_every_evaluation(tmp_path: Path) -> None:
     assert first.values["train/epoch_loss"] == pytest.approx(expected, rel=1e-12)
 
 
+def test_epoch_loss_weighs_batches_by_what_their_samples_count_for(tmp_path: Path) -> None:
+    still = {"optimizer": "sgd", "optimizer_settings": {"learning_rate": 1e-30}}
+    weighted = config(samples=42, epochs=1, weights="tests.train.problems:by_class", evaluate_training=True, **still)
+    values = go(tmp_path, weighted).values
+    assert values["train/epoch_loss"] == pytest.approx(values["training_set/loss"], rel=1e-12)
+    assert 0 < values["training_set/accuracy"] < 1
+
+
 def test_max_steps_ends_within_an_epoch_with_an_evaluation(tmp_path: Path) -> None:
     result = go(tmp_path, config(max_steps=7))
     assert (result.steps, result.epochs) == (7, 1.4)

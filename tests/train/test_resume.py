@@ -29,7 +29,7 @@ def final(folder: Path) -> dict[str, Any]:
     """The newest checkpoint without times and messages."""
     loaded = Store(str(folder)).load()
     assert loaded is not None
-    return {name: loaded[name] for name in ("step", "model", "optimizer", "average", "random", "epoch_loss")}
+    return {name: loaded[name] for name in ("step", "model", "optimizer", "average", "random", "epoch_sums")}
 
 
 def assert_same(a: Any, b: Any) -> None:
