@@ -16,7 +16,7 @@ METRICS: tuple[tuple[str, curves.Axis], ...] = (
 )  # fmt: skip
 _LONG = 60  # characters of a cell that is broken into lines
 _STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
+body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 table{border-collapse:collapse;font-size:.85rem;margin:1rem 0;display:block;overflow-x:auto}
 td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:left;white-space:nowrap}
 td.long{white-space:normal;min-width:24rem}pre{overflow-x:auto}
@@ -99,7 +99,7 @@ def _summary(outcomes: Sequence[Outcome]) -> str:
     counts = [f"{len(outcomes)} runs", f"{len(recipes)} recipe{'s' * (len(recipes) != 1)}"]
     counts.append(f"{len(optimizers)} optimizer{'s' * (len(optimizers) != 1)}")
     hours = sum(o.seconds for o in outcomes if math.isfinite(o.seconds)) / 3600
-    return f"{', '.join(counts)}, {hours:.2g} hours of training. "
+    return f"{', '.join(counts)}, {hours:{'.2g' if hours < 10 else ',.0f'}} hours of training. "
 
 
 def _places(places: Mapping[str, str]) -> str:
