@@ -11,6 +11,7 @@ import signal
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from raycurv.train.records import Record
 if TYPE_CHECKING:
     from raycurv.service.tracking import TrackedRun, Tracking
 
+RETRY_SECONDS = 20.0  # before an MLflow that could not take a trial is asked again
 RAY_TUNE = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files and plots that nobody reads: the driver writes to MLflow
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # the ledger is what a resumed sweep reads
@@ -149,12 +151,22 @@ class Ledger:
                     self.done[outcome.name] = outcome
 
     def add(self, outcome: Outcome) -> None:
-        """Write a line down."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write("\n" * self._torn + outcome.to_json() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Write a line down.
+
+        Raises:
+            LaunchError: it cannot be written.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write("\n" * self._torn + outcome.to_json() + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise LaunchError(
+                f"cannot write down how {outcome.name} ended: {error}. What ended before is in {self.path}: make room "
+                "there and go on with --resume"
+            ) from error
         self._torn = False
         self.done[outcome.name] = outcome
 
@@ -169,6 +181,8 @@ class Sweep:
         self.name, self.cluster, self.limits, self.ledger = name, cluster, limits, ledger
         self.tracking, self.parent, self.say = tracking, parent, say
         self._shared: dict[str, Any] = {}
+        self._late: deque[tuple[Outcome, Sequence[Record], str]] = deque()  # what MLflow has not been told
+        self._next_try = 0.0
 
     @property
     def folder(self) -> Path:
@@ -200,7 +214,10 @@ class Sweep:
         if self.cluster.resume:
             self._mend(trials, begun)
         if waiting:
-            self._tune(waiting)
+            try:
+                self._tune(waiting)
+            finally:
+                self._log_late()
         return [self.ledger.done[outcome.name] for outcome in begun]
 
     def _begun(self, trial: Trial) -> Outcome:
@@ -256,25 +273,47 @@ class Sweep:
             raise Stopped(f"{left} trials of {self.name} are left; go on with --run-name {self.name} --resume")
 
     def _mend(self, trials: Sequence[Trial], begun: Sequence[Outcome]) -> None:
-        """Tell MLflow again what was on its way when an earlier driver died."""
+        """Tell MLflow what was on its way when an earlier driver died, or what it could not take then."""
+        from raycurv.service.tracking.known import names_of
+
         torn = self.tracking.torn("sweep", self.name)
+        there = names_of(self.tracking.uri, self.tracking.experiment, self.name)
         for trial, outcome in zip(trials, begun, strict=True):
-            if self._is_done(outcome) and _run_name(outcome.name) in torn:
+            name = _run_name(outcome.name)
+            if self._is_done(outcome) and (name in torn or name not in there):
                 named = dataclasses.replace(trial.config, name=_run_name(outcome.name))
                 self._log(self.ledger.done[outcome.name], [], named.to_json())
 
     def take(self, outcome: Outcome, records: Sequence[Record], config: str) -> None:
-        """Keep how a trial ended: in MLflow, then in the ledger."""
-        self._log(outcome, records, config)
+        """Keep how a trial ended: in MLflow, then in the ledger. Where MLflow cannot take it, it is told later."""
+        self._late.append((outcome, records, config))
+        if time.monotonic() >= self._next_try:
+            self._log_late()
         self.ledger.add(outcome)
+
+    def _log_late(self) -> None:
+        from raycurv.service.tracking import TrackingError
+
+        while self._late:
+            try:
+                self._log(*self._late[0])
+            except TrackingError as error:  # a full disk, a server that is away: the ledger has them all the same
+                self._next_try = time.monotonic() + RETRY_SECONDS
+                self.say(
+                    f"MLflow lacks {len(self._late)} trials that have ended: {error}. They are kept in "
+                    f"{self.ledger.path}, and tried again; --run-name {self.name} --resume delivers them too"
+                )
+                return
+            self._late.popleft()
 
     def _log(self, outcome: Outcome, records: Sequence[Record], config: str) -> None:
         run_config = RunConfig.from_json(config)
         tags = {**provenance.commit(), "sweep": self.name, "recipe": outcome.recipe, "optimizer": outcome.optimizer}
         tags |= {"seed": str(outcome.seed), "setting": outcome.setting, "stage": outcome.stage}
         tags |= {"status": outcome.status, **outcome.labels} | ({"reason": outcome.reason} if outcome.reason else {})
-        # A trial that the ledger does not know may have got as far as MLflow before another driver died.
-        known = self.cluster.resume and self.tracking.find(run_config.name) is not None
+        # A trial may have got as far as MLflow before another driver died, or before MLflow's disk was full.
+        perhaps = self.cluster.resume or self._next_try > 0
+        known = perhaps and self.tracking.find(run_config.name) is not None
         run = self.tracking.open(run_config, tags, self.parent.id, resume=known)
         began = time.time() - outcome.seconds
         points = [Record("evaluation", p.step, p.epoch, began + p.seconds, p.values) for p in outcome.points]

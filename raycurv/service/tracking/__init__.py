@@ -343,9 +343,11 @@ def explained(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        first = str(error).strip().splitlines()[0]
+        # SQLAlchemy says where it was before it says what went wrong.
+        lines = [line for line in str(error).strip().splitlines() if not line.startswith("(raised as a result")]
         raise TrackingError(
-            f"MLflow at {uri} cannot be used: {first[:300]}. Check that the server runs and that the address is right "
+            f"MLflow at {uri} cannot be used: {(lines or [type(error).__name__])[0][:300]}. Check that its disk has "
+            "room, that the server runs and that the address is right "
             "(--tracking-uri or MLFLOW_TRACKING_URI), or leave it out to write to a file in the folder of all runs"
         ) from error
 

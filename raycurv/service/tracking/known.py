@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from raycurv.service.tracking import TAG
 from raycurv.service.tracking.reading import Tracked, tags_of
-from raycurv.service.tracking.stores import Values
+from raycurv.service.tracking.stores import Values, store_at
 from raycurv.train.outcomes import SCALARS, Outcome, Point
 
 # What a paper's table may ask of an epoch's end beside what every comparison does.
@@ -31,6 +32,16 @@ def by_digest(uri: str, experiment: str) -> dict[str, Outcome]:
         for run, outcome in pairs
         if digests[run.id]
     }
+
+
+def names_of(uri: str, experiment: str, sweep: str) -> set[str]:
+    """Names of the runs of a sweep that are in an experiment (its id), whatever their state.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+    """
+    runs = store_at(uri).runs(experiment)
+    return {run.tags[TAG + "run_name"] for run in runs if run.tags.get(TAG + "sweep") == sweep}
 
 
 def _points(outcome: Outcome, values: Values, mine: slice) -> tuple[Point, ...]:
