@@ -21,7 +21,7 @@ from raycurv import storage
 from raycurv.recipes.sweeps import Trial
 from raycurv.service import provenance
 from raycurv.service.cluster import Cluster
-from raycurv.service.failures import Stopped
+from raycurv.service.failures import LaunchError, Stopped
 from raycurv.train.check import check
 from raycurv.train.config import RunConfig
 from raycurv.train.outcomes import Outcome
