@@ -219,8 +219,8 @@ def plot(axes: Axes, found: Sequence[Series], view: View, looks: Looks, key: str
     bottom, top = limits(drawn, log, view.above)
     if log and top < _NARROW * bottom:
         log, (bottom, top) = False, limits(drawn, False)
-    style.scale(axes, "y", log)
-    axes.set_ylim(bottom, top)
+    style.scale(axes, "x", view.axis == "seconds")
+    style.scale(axes, "y", log, (bottom, top))
     reach = (_far(bottom, top, log), _far(top, bottom, log))
     for line in drawn:
         index, look = order[line.name], dict(looks[line.name])
@@ -240,8 +240,6 @@ def plot(axes: Axes, found: Sequence[Series], view: View, looks: Looks, key: str
             x, y = np.transpose(line.ends)
             cross = axes.scatter(x, y.clip(bottom, top), marker="x", color=look["color"], s=30, zorder=4, clip_on=False)
             cross.set_gid(f"series-{index}-{key}ends")
-    if view.axis == "seconds":
-        style.scale(axes, "x", True)
     axes.set_xlabel(UNITS[view.axis])
     axes.set_ylabel(view.label + (" (%)" if view.error else ""))
     axes.grid(alpha=0.3)
@@ -285,7 +283,8 @@ def _span(drawn: Sequence[Series], log: bool, above: float) -> tuple[float, floa
     else:
         lowest, highest = first.min(), first.max() if above >= _DECADES else np.median(first)
         down, up = 2 * _DECADES, above
-    return max(float(values.min()), float(lowest - down)), min(float(values.max()), float(highest + up))
+    near = values[(values >= lowest - down) & (values <= highest + up)]
+    return float(near.min()), float(near.max())
 
 
 def _known(values: Sequence[float], log: bool) -> Array:

@@ -49,5 +49,5 @@ class Drawn:
         """The picture without title and caption, for a page that has its own."""
         style.finish(self.figure, self.height, "", self.handles)
         text = io.StringIO()
-        self.figure.savefig(text, format="svg", metadata={"Date": None})
+        style.write_svg(self.figure, text)
         return text.getvalue()

@@ -81,9 +81,9 @@ def across(levels: Array, spread: Spread) -> Array:
         found[:2, known] = np.nanmin(some[:, 1], 0)
         found[3:, known] = np.nanmax(some[:, 3], 0)
         return found
-    with np.errstate(invalid="ignore"):  # ∞ − ∞ between two infinite neighbours
+    with np.errstate(invalid="ignore"):  # ∞ − ∞, next to an infinite neighbour
         quarters = np.nanquantile(some[:, 2], (0.25, 0.5, 0.75), axis=0)
-    below = np.nanquantile(some[:, 2], (0.25, 0.5, 0.75), axis=0, method="lower")
-    found[1:4, known] = np.where(np.isnan(quarters), below, quarters)
+    above = np.nanquantile(some[:, 2], (0.25, 0.5, 0.75), axis=0, method="higher")
+    found[1:4, known] = np.where(np.isnan(quarters), above, quarters)
     found[0], found[4] = found[1], found[3]
     return found

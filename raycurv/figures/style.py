@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -20,6 +20,8 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 INK = "#444444"
 _LETTER, _LINE = 0.062, 0.165  # inches of small print
+_DPI = 150
+_WIDE = 1e3  # one that spans more has so many that nothing is needed between them
 _FEW = 30.0  # a logarithmic axis that spans less has few powers of ten
 
 
@@ -58,14 +60,23 @@ def figure_of(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def scale(axes: Axes, which: Literal["x", "y"], log: bool) -> None:
-    """A linear or logarithmic axis, its numbers written plainly; set its limits afterwards by :func:`limit`."""
+def scale(axes: Axes, which: Literal["x", "y"], log: bool, limits: tuple[float, float] | None = None) -> None:
+    """A linear or logarithmic axis, its numbers written plainly, few of them; with its limits where they are known."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
     (axes.set_xscale if which == "x" else axes.set_yscale)("log" if log else "linear")
+    axis = axes.xaxis if which == "x" else axes.yaxis
     if log:
-        axis = axes.xaxis if which == "x" else axes.yaxis
+        axis.set_major_locator(LogLocator(numticks=7))
         axis.set_major_formatter(_plain)
         axis.set_minor_formatter(_sparse(axis))
         axes.tick_params(which, which="minor", pad=4.9)  # its labels in line with the others
+        if limits is not None and limits[1] > _WIDE * limits[0]:
+            axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    if limits is not None:
+        (axes.set_xlim if which == "x" else axes.set_ylim)(*limits)
 
 
 def _plain(value: float, _: float = 0.0) -> str:
@@ -130,16 +141,26 @@ def save(figure: Figure, folder: Path, stem: str, data: str, about: Mapping[str,
         data: the numbers.
         about: Title and Description, kept in the files.
     """
-    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{stem}.{kind}" for kind in ("png", "svg", "csv")]
-    with matplotlib.rc_context({"svg.hashsalt": "raycurv"}):  # in place of random ids
-        figure.savefig(paths[0], dpi=150, metadata=dict(about or {}))
-        figure.set_layout_engine("none")  # all is in its place
-        figure.savefig(paths[1], metadata={**(about or {}), "Date": None})
+    figure.set_dpi(_DPI)
+    FigureCanvasAgg(figure).print_png(paths[0], metadata=dict(about or {}))  # draws once where savefig draws twice
+    figure.set_layout_engine("none")  # all is in its place
+    with paths[1].open("w", encoding="utf-8") as file:
+        write_svg(figure, file, about)
     paths[2].write_text(data, encoding="utf-8")
     return paths
+
+
+def write_svg(figure: Figure, file: IO[str], about: Mapping[str, str] | None = None) -> None:
+    """The figure as SVG, equal to the last byte if the figure is: neither random ids nor a date."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    with matplotlib.rc_context({"svg.hashsalt": "raycurv"}):
+        FigureCanvasSVG(figure).print_svg(file, metadata={**(about or {}), "Date": None})
 
 
 def wrapped(text: str, width: float) -> str:

@@ -39,8 +39,7 @@ def draw(found: Sequence[Trajectory]) -> Drawn:
         _contours(ways)
         ways.set_title(problem, fontsize="medium")
         style.scale(losses, "x", True)
-        style.scale(losses, "y", True)
-        losses.set_ylim(_FLOOR, 30 * max(t.losses[0] for t in mine))
+        style.scale(losses, "y", True, (_FLOOR, 30 * max(t.losses[0] for t in mine)))
         for trajectory in mine:
             _way(ways, losses, trajectory, looks[trajectory.subject])
         losses.set(xlabel="1 + steps", ylabel="loss without noise")
