@@ -61,7 +61,7 @@ def main(job: Job) -> None:
         last = sweep.run([*known, *sweeps.finals(config, winners, job.seeds)])
         rows = comparison.decide([*found, *last])
         sweep.say("\n" + comparison.keep(rows, sweep.artifact))
-        pictures.keep(sweep, [*found, *last])
+        pictures.keep(sweep.shelf, [*found, *last])
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def main(job: Job) -> None:
     with sweeping("random-architectures", trials, cluster, job.limits) as sweep:
         found = sweep.run(trials)
         sweep.say("\n" + comparison.keep_networks(comparison.over_networks(found), sweep.artifact))
-        pictures.keep(sweep, found)
+        pictures.keep(sweep.shelf, found)
 
 
 if __name__ == "__main__":

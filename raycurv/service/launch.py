@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from raycurv.service import provenance
+from raycurv.service import labels, provenance
 from raycurv.service.cluster import Cluster
 from raycurv.service.failures import LaunchError, Stopped, describe
 from raycurv.service.progress import Progress, table
+from raycurv.service.shelf import Shelf
 
 if TYPE_CHECKING:
     from raycurv.service.plan import Plan
     from raycurv.service.tracking import TrackedRun, Tracking
     from raycurv.train.config import RunConfig
+    from raycurv.train.outcomes import Status
     from raycurv.train.records import Result
 
 POLL_SECONDS = 0.25
@@ -75,6 +79,7 @@ class _Launch:
 
         self.plan, self.cluster, self.tracking, self.progress = plan, cluster, tracking, progress
         self.results: dict[int, Result] = {}
+        self.failed: dict[int, tuple[Status, str]] = {}  # how, and why
         self.attempts = 0
         self.asked: signal.Signals | None = None
         self.stopped = False
@@ -83,30 +88,34 @@ class _Launch:
         self.parent, self.tracked = self._open_runs()
 
     def run(self) -> list[Result]:
-        status = "FAILED"
+        status, why = "FAILED", ""
         try:
             with _signals(self._ask_to_stop):
                 self._train()
             status = "FINISHED"
         except (Stopped, KeyboardInterrupt):
-            status = "KILLED"
+            status, why = "KILLED", "stopped as asked"
+            raise
+        except Exception as error:
+            why = f"its launch ended: {describe(type(error).__name__, str(error))}"
             raise
         finally:
             if self.asked is signal.SIGTERM:
                 self.tracking.hurry()
-            for run in self._open_ones():
-                run.close(status)
-                self.tracking.done_with(run)
+            if status != "KILLED" and self.parent is not None and self.results:
+                self._keep_pictures(self.parent, why)
+            self._close(status, why)
         return [self.results[index] for index in range(len(self.plan.runs))]
 
     def _open_runs(self) -> tuple[TrackedRun | None, list[TrackedRun]]:
         cluster = self.cluster
         origin = provenance.commit()
         common = {**origin, "launch": self.plan.name, "workers": str(cluster.workers), "device": _device(cluster)}
-        common |= {f"version.{name}": value for name, value in provenance.versions().items()}
         parent = None
         if len(self.plan.runs) > 1:
-            parent = self.tracking.parent(self.plan.name, common, cluster.resume)
+            recipes, optimizers = zip(*((run.recipe, run.config.optimizer) for run in self.plan.runs), strict=True)
+            label = labels.of_group(recipes, optimizers, f"{len(recipes)} runs")
+            parent = self.tracking.parent(self.plan.name, common, cluster.resume, label)
         tracked = []
         for planned in self.plan.runs:
             config = planned.config
@@ -117,9 +126,37 @@ class _Launch:
             tracked.append(run)
         return parent, tracked
 
-    def _open_ones(self) -> list[TrackedRun]:
-        left = [run for index, run in enumerate(self.tracked) if index not in self.results]
-        return [*left, *([self.parent] if self.parent else [])]
+    def _keep_pictures(self, parent: TrackedRun, why: str) -> None:
+        """The runs side by side, as artifacts of the one that gathers them."""
+        from raycurv.figures import comparison
+        from raycurv.figures.report import About
+        from raycurv.service import pictures
+        from raycurv.service.launched import lost, outcome_of
+        from raycurv.service.tracking import flat
+
+        shelf = Shelf(self.plan.name, Path(self.cluster.runs) / "launches" / self.plan.name, parent, self.progress.say)
+        outcomes = [
+            outcome_of(run, self.results[i]) if i in self.results else lost(run, *self.failed.get(i, ("failed", why)))
+            for i, run in enumerate(self.plan.runs)
+        ]
+        settings = {run.config.name: flat(json.loads(run.config.to_json())) for run in self.plan.runs}
+        try:
+            comparison.keep(comparison.decide(outcomes), shelf.artifact)
+            pictures.keep(shelf, outcomes, About(settings=settings))
+        except Exception as error:  # of a drawing: the runs are worth more
+            shelf.say(f"the runs could not be drawn: {describe(type(error).__name__, str(error))}")
+
+    def _close(self, status: str, why: str) -> None:
+        """Close the runs that have not finished, and the one that gathers all."""
+        for index, run in enumerate(self.tracked):
+            if index not in self.results:
+                how, reason = self.failed.get(index, ("failed", why))
+                run.tags({"reason": reason} | ({"status": how} if status == "FAILED" else {}))
+                run.close(status)
+                self.tracking.done_with(run)
+        if self.parent is not None:
+            self.parent.close(status)
+            self.tracking.done_with(self.parent)
 
     def _train(self) -> None:
         fit = _Fit(self._trainer())
@@ -181,14 +218,17 @@ class _Launch:
         tracked.metrics(summary, result.steps, time.time())
         if self.cluster.log_model:
             tracked.model(self.plan.runs[run].checkpoints)
+        tracked.tags({"status": "finished", "reason": ""})  # it may have failed before it went on
         tracked.close("FINISHED")
         self.tracking.done_with(tracked)
         self.progress.say(f"{self.plan.runs[run].label}: finished after {result.steps} steps, {result.seconds:.1f} s")
 
     def _on_failed(self, run: int, values: dict[str, Any]) -> None:
         name = self.plan.runs[run].config.name
+        reason = describe(values["type"], values["message"])
+        self.failed[run] = ("diverged" if values["type"] == "NonFiniteLoss" else "failed", reason)
         self.tracked[run].text("failure.txt", values["traceback"])
-        raise LaunchError(f"run {name} failed: {describe(values['type'], values['message'])}", values["traceback"])
+        raise LaunchError(f"run {name} failed: {reason}", values["traceback"])
 
     def _ask_to_stop(self, number: signal.Signals) -> None:
         if self.asked is not None:

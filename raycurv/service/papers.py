@@ -46,7 +46,7 @@ def make(table: Table, cluster: Cluster, limits: Limits, options: Mapping[str, A
 
         entries, outcomes = complete(table, known, train, **options)
         sweep.say("\n" + paper_table.keep(table.name, title(table), entries, sweep.artifact))
-        pictures.keep(sweep, outcomes)
+        pictures.keep(sweep.shelf, outcomes)
 
 
 def show(table: Table | Measured, cluster: Cluster, options: Mapping[str, Any]) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -35,7 +39,13 @@ def commit() -> dict[str, str]:
     return {"commit": "unknown", "dirty": "unknown"}
 
 
-def versions() -> dict[str, str]:
+def command() -> str:
+    """The command line of this process, as it can be typed again in the same folder."""
+    return shlex.join(["python", *sys.argv])
+
+
+@functools.cache
+def versions() -> Mapping[str, str]:
     """Python, the platform, and the packages that decide about numbers."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:

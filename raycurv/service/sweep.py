@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raycurv import storage
 from raycurv.recipes.sweeps import Trial
-from raycurv.service import provenance
+from raycurv.service import labels, provenance
 from raycurv.service.cluster import Cluster
 from raycurv.service.failures import LaunchError, Stopped
+from raycurv.service.shelf import Shelf
 from raycurv.train.check import check
 from raycurv.train.config import RunConfig
 from raycurv.train.outcomes import Outcome
@@ -99,7 +100,9 @@ def sweeping(name: str, trials: Sequence[Trial], cluster: Cluster, limits: Limit
     tracking = Tracking(cluster, say)
     tracking.send_unsent()
     tracking.reap()
-    parent = tracking.parent(full, {**provenance.commit(), "sweep": full}, cluster.resume)
+    recipes, optimizers = zip(*((trial.config.name, trial.config.optimizer) for trial in trials), strict=True)
+    label = labels.of_group(recipes, optimizers, f"sweep {full}")
+    parent = tracking.parent(full, {**provenance.commit(), "sweep": full}, cluster.resume, label)
     status = "FAILED"
     try:
         with connected(cluster, say), _terminated_as_interrupted():
@@ -180,21 +183,14 @@ class Sweep:
     ) -> None:  # fmt: skip
         self.name, self.cluster, self.limits, self.ledger = name, cluster, limits, ledger
         self.tracking, self.parent, self.say = tracking, parent, say
+        self.shelf = Shelf(name, ledger.path.parent, parent, say)
         self._shared: dict[str, Any] = {}
         self._late: deque[tuple[Outcome, Sequence[Record], str]] = deque()  # what MLflow has not been told
         self._next_try = 0.0
 
-    @property
-    def folder(self) -> Path:
-        """Where the ledger lies, and everything that the sweep keeps."""
-        return self.ledger.path.parent
-
     def artifact(self, name: str, text: str) -> None:
         """Keep a text with the sweep, in MLflow and beside the ledger."""
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        self.parent.text(name, text)
+        self.shelf.artifact(name, text)
 
     def run(self, trials: Sequence[Trial]) -> list[Outcome]:
         """Carry out the trials that are not done yet.

@@ -21,6 +21,7 @@ from raycurv.collectives import Local
 from raycurv.data import Data
 from raycurv.service.cluster import Cluster
 from raycurv.service.failures import describe
+from raycurv.service.live import Live
 from raycurv.service.trainer import train_on_workers
 from raycurv.train import NonFiniteLoss, Store, train
 from raycurv.train.config import RunConfig
@@ -78,7 +79,11 @@ class _Told:
     newest: dict[str, float] = field(default_factory=dict)  # scalars of the last step
     scalars: dict[int, dict[str, float]] = field(default_factory=dict)  # the same at the steps of the evaluations
 
+    def __post_init__(self) -> None:
+        self.live = Live(self.task.outcome.recipe, self.task.outcome.optimizer)
+
     def emit(self, records: list[Record]) -> None:
+        self.live.show(records)
         for record in records:
             if record.kind == "evaluation":
                 self.scalars[record.step] = self.newest

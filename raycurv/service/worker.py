@@ -16,6 +16,7 @@ import torch.distributed
 
 from raycurv.collectives import Collectives, Local, ProcessGroup
 from raycurv.service.journal import JournalStore
+from raycurv.service.live import Live
 from raycurv.service.mailbox import Letter
 from raycurv.train import train
 from raycurv.train.config import RunConfig
@@ -103,6 +104,12 @@ def _work_on(task: Task, mailbox: Any, collectives: Collectives, device: torch.d
     config = RunConfig.from_json(task.config)
     sender = Sender(mailbox, task.run, collectives.rank)
     store = JournalStore(task.checkpoints, config.keep_checkpoints, sender)
+    live = Live(config.name, config.optimizer)
+
+    def emit(records: list[Record]) -> None:
+        live.show(records)
+        store.emit(records)
+
     sender.put("started")
     # The driver has made sure that nothing lies here unless the run is to go on.
     result = train(
@@ -110,7 +117,7 @@ def _work_on(task: Task, mailbox: Any, collectives: Collectives, device: torch.d
         collectives=collectives,
         device=device,
         store=store,
-        emit=store.emit,
+        emit=emit,
         resume="auto",
         stop=sender.stop,
     )

@@ -32,7 +32,8 @@ def no_mlflow_left_behind() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def head() -> Iterator[local.Head]:
     """A local Ray with two CPUs."""
-    with local.local_ray(2, environment={"PYTHONPATH": str(ROOT)}) as head:
+    often = {"RAY_metrics_report_interval_ms": "1000"}  # ten times as often as usual
+    with local.local_ray(2, environment={"PYTHONPATH": str(ROOT), **often}) as head:
         yield head
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +65,7 @@ class Driver:
         self._jobs: list[Job] = []
         self.finished = Finished(-1, "")
         self.listening: dict[str, set[str]] = {}
+        self.scraped = ""
         # An MLflow that an earlier test of this process talked to is none of this job's business.
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         self.environment = {**clean, **head.environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -89,6 +92,15 @@ class Driver:
         (name,) = set(re.findall(r"raysubmit_\w+", job.output))
         ray = str(Path(sys.executable).parent / "ray")
         subprocess.run([ray, "job", "stop", name], env=self.environment, check=True, capture_output=True)
+
+    def scrape(self) -> str:
+        """What Ray tells those who scrape its metrics, as Prometheus does; empty if it does not answer."""
+        found = Path(self.head.folder) / "ray" / "prom_metrics_service_discovery.json"
+        text = ""
+        for target in [t for group in json.loads(found.read_text()) for t in group["targets"]]:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{target}/metrics", timeout=5) as answer:
+                text += answer.read().decode()
+        return text
 
     def checkpoints(self, name: str) -> Path:
         """Where those of a run lie."""

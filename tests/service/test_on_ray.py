@@ -76,6 +76,8 @@ def uninterrupted(head: Any, tmp_path_factory: pytest.TempPathFactory, data_base
     job = driver.submit(*MINE, f"modules={modules}", "--compare", "sgd", *TWO, "--run-name", "whole")
     wait_until(lambda: job.process.poll() is not None or "epoch 0.25" in job.output)
     driver.listening = listening(driver)
+    wait_until(lambda: job.process.poll() is not None or "raycurv_step_seconds" in driver.scrape())
+    driver.scraped = driver.scrape()
     driver.finished = job.finish()
     assert driver.finished.code == 0, driver.finished.output
     yield driver
@@ -95,7 +97,11 @@ def test_a_submitted_job_ends_with_its_runs_in_mlflow(uninterrupted: Driver) -> 
     parent, curveball, sgd = runs_of(uninterrupted)
 
     assert [run.info.status for run in (parent, curveball, sgd)] == ["FINISHED"] * 3
+    assert parent.info.run_name == "points · curveball, sgd · 2 runs"
     assert curveball.info.run_name == "points · curveball · seed 0"
+    assert curveball.data.tags["raycurv.status"] == "finished"
+    assert "jobs/train.py --recipe" in curveball.data.tags["raycurv.command"]
+    assert curveball.data.tags["raycurv.version.torch"]
     assert curveball.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert curveball.data.tags["raycurv.run_name"] == "whole-curveball"
     assert curveball.data.params["optimizer"] == "curveball"
@@ -104,6 +110,19 @@ def test_a_submitted_job_ends_with_its_runs_in_mlflow(uninterrupted: Driver) -> 
         assert steps_of(uninterrupted, run) == list(range(1, STEPS + 1))
         assert steps_of(uninterrupted, run, "test/accuracy") == [8, 16, 24, 32]
     assert {"optimizer/momentum", "optimizer/learning_rate", "optimizer/damping"} <= set(curveball.data.metrics)
+
+
+def test_the_run_that_gathers_the_others_has_table_report_and_figures(uninterrupted: Driver) -> None:
+    parent, *_ = runs_of(uninterrupted)
+    client = client_of(uninterrupted)
+    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    drawn = {file.path for file in client.list_artifacts(parent.info.run_id, "figures/points")}
+
+    assert files >= {"report.html", "decision.md", "decision.csv", "decision.tex", "figures"}
+    assert {"figures/points/test-accuracy-by-epoch.svg", "figures/points/test-accuracy-by-epoch.csv"} <= drawn
+    report = (uninterrupted.runs / "launches" / "whole" / "report.html").read_text()
+    assert "whole-curveball" in report
+    assert "all runs of a recipe have the same configuration" in report
 
 
 def test_it_shows_progress_a_summary_and_how_to_open_mlflow(uninterrupted: Driver) -> None:
@@ -115,6 +134,17 @@ def test_it_shows_progress_a_summary_and_how_to_open_mlflow(uninterrupted: Drive
     assert f"mlflow ui --backend-store-uri sqlite:///{uninterrupted.runs}/mlflow.db" in output
     assert "Traceback" not in output
     assert "Warning:" not in output
+
+
+def test_loss_speed_and_pace_are_on_the_dashboard_while_it_runs(uninterrupted: Driver) -> None:
+    lines = [line for line in uninterrupted.scraped.splitlines() if "raycurv_" in line and not line.startswith("#")]
+
+    assert lines, uninterrupted.scraped[:2000]
+    for name in ("raycurv_train_loss", "raycurv_images_per_second", "raycurv_step_seconds"):
+        (line,) = [line for line in lines if name in line]
+        assert 'run="whole-curveball"' in line.replace("Run=", "run=")
+        assert 'optimizer="curveball"' in line
+        assert float(line.split()[-1]) > 0
 
 
 def test_workers_import_no_tracking_and_no_plotting(uninterrupted: Driver) -> None:
@@ -241,6 +271,8 @@ def test_a_job_that_fails_says_why_and_has_an_exit_code(driver: Driver) -> None:
     assert "smaller learning rate" in finished.output
     (run,) = runs_of(driver)
     assert run.info.status == "FAILED"
+    assert run.data.tags["raycurv.status"] == "diverged"
+    assert "was not finite (loss inf)" in run.data.tags["raycurv.reason"]
     (report,) = (driver.runs / "failures").iterdir()
     assert "NonFiniteLoss" in report.read_text()
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from raycurv.service import provenance
+from raycurv.service import labels, provenance
 from raycurv.service.cluster import Cluster
 from raycurv.service.outbox import Delivery, Outbox, Refused, read_back
 from raycurv.train.checkpoint import CheckpointError
@@ -42,7 +42,7 @@ from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
 LARGEST_BATCH = 100  # parameters or tags in one call
-LONGEST_PARAMETER, LONGEST_TAG = 6000, 5000  # characters
+LONGEST_PARAMETER, LONGEST_TAG, LONGEST_NAME = 6000, 5000, 250  # characters
 HEARTBEAT_SECONDS = 30.0
 DEAD_AFTER_SECONDS = 600.0  # without a heartbeat, for a driver on another machine
 REFUSALS = frozenset(
@@ -158,7 +158,7 @@ class Tracking:
                     f"MLflow has a run named {config.name!r} in experiment {self._cluster.experiment!r} already: "
                     "add --resume to go on with it, or choose another --run-name"
                 )
-            full = {TAG + name: value for name, value in {**tags, "run_name": config.name}.items()}
+            full = {TAG + k: v for k, v in {**tags, **_versions(), "run_name": config.name}.items()}
             run = found or self._create(config, full, parent)
             tracked = TrackedRun(run, self._outbox, self._last_steps(run) if found else {})
             self.client.update_run(run.info.run_id, status="SCHEDULED")
@@ -166,13 +166,21 @@ class Tracking:
         self._active.append(tracked)
         return tracked
 
-    def parent(self, name: str, tags: Mapping[str, str], resume: bool) -> TrackedRun:
-        """Open the run under which those of one launch are gathered."""
+    def parent(self, name: str, tags: Mapping[str, str], resume: bool, label: str = "") -> TrackedRun:
+        """Open the run under which those of one launch or sweep are gathered.
+
+        Args:
+            name: of the launch, by which it is found again.
+            tags: of the run.
+            resume: go on with the one of that name, if there is one.
+            label: what the list of runs shows; by default the name.
+        """
         with explained(self.uri):
             run = self.find(name) if resume else None
             if run is None:
-                full = {TAG + k: v for k, v in {**tags, "run_name": name, **self._driver()}.items()}
-                run = self.client.create_run(self.experiment, tags=full, run_name=name)
+                told = {**tags, **_versions(), "run_name": name, "command": provenance.command(), **self._driver()}
+                full = {TAG + k: v[:LONGEST_TAG] for k, v in told.items()}
+                run = self.client.create_run(self.experiment, tags=full, run_name=(label or name)[:LONGEST_NAME])
             self.client.update_run(run.info.run_id, status="RUNNING")
         tracked = TrackedRun(run, self._outbox, {})
         self._active.append(tracked)
@@ -253,9 +261,9 @@ class Tracking:
     def _create(self, config: RunConfig, tags: Mapping[str, str], parent: str | None) -> Run:
         if parent is not None:
             tags = {**tags, "mlflow.parentRunId": parent}
-        chosen = [setting] if (setting := tags.get(TAG + "setting")) else []
-        label = " · ".join([tags[TAG + "recipe"], config.optimizer, *chosen, f"seed {config.seed}"])
-        run = self.client.create_run(self.experiment, run_name=label, tags=dict(tags))
+        label = labels.of_run(tags[TAG + "recipe"], config.optimizer, tags.get(TAG + "setting", ""), config.seed)
+        told = {**tags, TAG + "command": provenance.command()[:LONGEST_TAG]}
+        run = self.client.create_run(self.experiment, run_name=label[:LONGEST_NAME], tags=told)
         self._batch(run.info.run_id, {}, flat(json.loads(config.to_json())))
         return run
 
@@ -350,6 +358,10 @@ def explained(uri: str) -> Iterator[None]:
             "room, that the server runs and that the address is right "
             "(--tracking-uri or MLFLOW_TRACKING_URI), or leave it out to write to a file in the folder of all runs"
         ) from error
+
+
+def _versions() -> dict[str, str]:
+    return {f"version.{name}": value for name, value in provenance.versions().items()}
 
 
 def _own_tags(run: Run) -> dict[str, str]:
