@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from raycurv.recipes.sweeps import Trial
+from raycurv.service.cluster import Cluster
 from raycurv.service.summary import Standing
-from raycurv.service.sweep import Ledger, Limits
+from raycurv.service.sweep import Ledger, Limits, sweeping
 from raycurv.train.outcomes import Outcome, Point
 from tests.service.driving import Driver, wait_until
+from tests.service.sweeping import config
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 TRIALS = 200
@@ -106,7 +109,8 @@ def test_a_grid_search_ends_in_a_table_that_decides(driver: Driver) -> None:
     assert "| points | sgd | learning_rate=0.3 (2 trials) | raw |" in finished.output
     assert "| points | curveball | nothing | raw |" in finished.output
     folder = driver.runs / "sweeps" / "grid"
-    assert {path.name for path in folder.iterdir()} >= {"decision.md", "decision.csv", "decision.tex"}
+    assert {path.name for path in folder.iterdir()} >= {"decision.md", "decision.csv", "decision.tex", "report.html"}
+    assert (folder / "figures" / "points" / "train-epoch_loss-by-epoch.svg").exists()
     assert len(lines_of(driver, "grid")) == 2 + 2 * 2
 
     compared = driver.run("jobs/compare.py", "--output", str(driver.runs / "compared"))
@@ -115,6 +119,31 @@ def test_a_grid_search_ends_in_a_table_that_decides(driver: Driver) -> None:
     assert [line.split(" | ")[:6] for line in again.read_text().splitlines()] == [
         line.split(" | ")[:6] for line in before.read_text().splitlines()
     ]
+
+
+@pytest.mark.cluster
+def test_more_than_the_cluster_can_ever_give_is_refused_at_once(driver: Driver) -> None:
+    finished = driver.run(
+        "jobs/grid_search.py", "--recipe", "tests.service.problems:mine", "--cpus-per-worker", "64",
+        "--worker-timeout", "1", "--run-name", "huge",
+    )  # fmt: skip
+    assert finished.code == 1
+    assert "1 workers with 64 CPU each were asked for and the cluster has room for 0" in finished.output
+    assert not lines_of(driver, "huge")
+
+
+def test_what_is_not_allowed_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    cluster = Cluster(runs=str(tmp_path / "runs"))
+    refused = {
+        "did you mean 'sgd'": [Trial(config(optimizer="sgdd"))],
+        "the sweep has no trial; give it at least one optimizer and one point": [],
+        "two trials are named": [Trial(config()), Trial(config())],
+        "did you mean 'learning_rate'": [Trial(config(optimizer_settings={"learning_rat": 0.1}))],
+    }
+    for message, trials in refused.items():
+        with pytest.raises(ValueError, match=message), sweeping("x", trials, cluster, Limits()):
+            pass
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_ledger_leaves_out_a_line_that_was_not_finished(tmp_path: Path) -> None:
