@@ -26,7 +26,8 @@ class Job:
     """File that gets everything as one page of HTML, which needs no network."""
 
     figures: str | None = None
-    """Folder that gets every figure of the papers that the runs have the data for, as PNG, SVG and CSV."""
+    """Folder that gets every figure of the papers that the runs have the data for, as PNG, SVG and CSV; the report
+    shows them too."""
 
     server: str | None = None
     """Address of the MLflow server to which the report links; by default --tracking-uri, if that is a server."""
@@ -57,16 +58,17 @@ def main(job: Job) -> None:
             (Path(job.output) / name).write_text(text)
 
     print(comparison.keep(comparison.decide(mine), keep))
+    drawn = []
+    if job.figures is not None:
+        drawn = papers.draw(histories(tracked, papers.metrics(), {o.recipe for o in mine}))
+        print(f"wrote {papers.write(drawn, Path(job.figures))[-1]} and the figures that it shows")
     if job.report is not None:
         command = "python jobs/compare.py " + shlex.join(sys.argv[1:])
         title = f"Experiment {job.cluster.experiment}"
         about = tracked.about(job.server)
-        text = report.page(title, mine, versions=provenance.versions(), command=command, about=about)
+        text = report.page(title, mine, versions=provenance.versions(), command=command, about=about, drawn=drawn)
         Path(job.report).write_text(text)
         print(f"wrote {job.report}")
-    if job.figures is not None:
-        runs = histories(tracked, papers.metrics(), {o.recipe for o in mine})
-        print(f"wrote {papers.write(runs, Path(job.figures))[-1]} and the figures that it shows")
 
 
 if __name__ == "__main__":

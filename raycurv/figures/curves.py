@@ -257,13 +257,17 @@ def _far(side: float, other: float, log: bool) -> float:
 
 
 def limits(drawn: Sequence[Series], log: bool, above: float = _DECADES) -> tuple[float, float]:
-    """The vertical limits: all that runs did which came to their end, and a little more for those that did not.
+    """The vertical limits, which what a few points do very far off the others does not stretch.
 
-    What a few points do very far off the others, or more than `above` decades above where most runs began, does not
-    flatten the rest.
+    Args:
+        drawn: lines with their bands.
+        log: the axis is logarithmic.
+        above: decades above where runs begin that are of interest. Where this is little, as for a loss, the limits are
+            those of the runs that came to their end, with a decade for those that did not.
     """
     every = _span(drawn, log, above) or (0.0, 1.0)
-    low, high = _span([line for line in drawn if not line.failed], log, above) or every
+    sound = drawn if above >= _DECADES else [line for line in drawn if not line.failed]
+    low, high = _span(sound, log, above) or every
     room = _ROOM if log else _ROOM * (high - low)
     low, high = max(every[0], low - room), min(every[1], high + room)
     margin = 0.04 * (high - low) or (0.3 if log else 0.05 * abs(high) or 0.5)

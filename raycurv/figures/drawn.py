@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +44,7 @@ class Drawn:
         about = {"Title": self.title, "Description": self.caption}
         return style.save(self.figure, folder, self.name, self.data, about)
 
-    def svg(self) -> str:
-        """The picture without title and caption, for a page that has its own."""
+    def for_page(self) -> Figure:
+        """The figure with its legend, for a page that shows title and caption itself."""
         style.finish(self.figure, self.height, "", self.handles)
-        text = io.StringIO()
-        style.write_svg(self.figure, text)
-        return text.getvalue()
+        return self.figure

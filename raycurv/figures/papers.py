@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from raycurv.figures import plates
@@ -115,37 +115,39 @@ def metrics() -> tuple[str, ...]:
     return tuple(dict.fromkeys([*wanted, ALARMS, SCALE, "optimizer/learning_rate"]))
 
 
-def draw(found: Sequence[History], chosen: Iterable[Plate] = PLATES) -> Iterator[Drawn]:
+def draw(found: Sequence[History], chosen: Iterable[Plate] = PLATES) -> list[Drawn]:
     """Every figure that these runs have the data for.
 
-    Yields:
-        One after the other.
-
     Raises:
+        ValueError: they have them for none.
         ImportError: matplotlib is not installed.
     """
-    for plate in chosen:
-        yield from plates.draw(plate, found)
-
-
-def write(found: Sequence[History], folder: Path, chosen: Iterable[Plate] = PLATES) -> list[Path]:
-    """Every figure as PNG, SVG and CSV, and figures.md with all captions and what is missing for the others.
-
-    Raises:
-        ValueError: the runs have the data for none of them.
-        ImportError: matplotlib is not installed.
-    """
-    paths, texts, missing = [], ["# Figures", ""], []
-    for plate in chosen:
-        drawn = list(plates.draw(plate, found))
-        if not drawn:
-            missing.append(f"- {plate.title} (after {plate.source}): needs {plate.hint or 'runs with such metrics'}")
-        for one in drawn:
-            paths += one.save(folder)
-            texts += [f"## {one.title}", "", f"![{one.title}]({one.name}.png)", "", one.caption, "",
-                      f"[SVG]({one.name}.svg) · [data]({one.name}.csv)", ""]  # fmt: skip
-    if not paths:
+    drawn = [one for plate in chosen for one in plates.draw(plate, found)]
+    if not drawn:
         raise ValueError("no run has a metric that a figure shows: there is nothing to draw")
+    return drawn
+
+
+def write(drawn: Sequence[Drawn], folder: Path, chosen: Iterable[Plate] = PLATES) -> list[Path]:
+    """Figures as PNG, SVG and CSV, and figures.md with all captions, and what is missing for the others.
+
+    Args:
+        drawn: what :func:`draw` has drawn.
+        folder: is made.
+        chosen: what it was to draw.
+    """
+    paths, texts = [], ["# Figures", ""]
+    for one in drawn:
+        paths += one.save(folder)
+        texts += [f"## {one.title}", "", f"![{one.title}]({one.name}.png)", "", one.caption, "",
+                  f"[SVG]({one.name}.svg) · [data]({one.name}.csv)", ""]  # fmt: skip
+    there = {one.name.rstrip("-0123456789") for one in drawn}
+    missing = [
+        f"- {plate.title} (after {plate.source}): needs {plate.hint or 'runs that tell of these'}"
+        for plate in chosen if plate.name not in there
+    ]  # fmt: skip
+    if missing:
+        texts += ["## Not drawn", "", *missing, ""]
     index = folder / "figures.md"
-    index.write_text("\n".join([*texts, *(["## Not drawn", "", *missing, ""] if missing else [])]), encoding="utf-8")
+    index.write_text("\n".join(texts), encoding="utf-8")
     return [*paths, index]

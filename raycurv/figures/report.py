@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from raycurv.figures import comparison, curves, interactive, profile
+from raycurv.figures.drawn import Drawn
 from raycurv.figures.remarks import differences, remarks
 from raycurv.train.outcomes import Outcome
 
@@ -51,6 +52,7 @@ def page(
     versions: Mapping[str, str],
     command: str,
     about: About | None = None,
+    drawn: Sequence[Drawn] = (),
 ) -> str:
     """The report as one HTML document.
 
@@ -60,6 +62,7 @@ def page(
         versions: of packages, with which the report is made.
         command: that makes the report again.
         about: the runs.
+        drawn: more figures to show.
 
     Raises:
         ValueError: there are no outcomes.
@@ -76,6 +79,9 @@ def page(
     for number, recipe in enumerate(dict.fromkeys(o.recipe for o in outcomes)):
         parts.append(f"<h2>{html.escape(recipe)}</h2>")
         parts += _figures(f"recipe{number}", [o for o in outcomes if o.recipe == recipe])
+    for number, one in enumerate(drawn):
+        parts.append(f"<h2>{html.escape(one.title)}</h2>")
+        parts.append(interactive.embedded(f"more{number}", one.for_page(), one.names, one.caption, one.data))
     found = profile.profiles(outcomes)
     if len(found) > 1:
         text = "Share of problems solved within a factor of the fastest: within a tenth of the lowest training loss."

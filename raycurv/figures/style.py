@@ -22,7 +22,7 @@ INK = "#444444"
 _LETTER, _LINE = 0.062, 0.165  # inches of small print
 _DPI = 150
 _WIDE = 1e3  # one that spans more has so many that nothing is needed between them
-_FEW = 30.0  # a logarithmic axis that spans less has few powers of ten
+_FEW = 100.0  # a logarithmic axis that spans less has few powers of ten
 
 
 def line(index: int) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def scale(axes: Axes, which: Literal["x", "y"], log: bool, limits: tuple[float, 
         if limits is not None and limits[1] > _WIDE * limits[0]:
             axis.set_minor_locator(NullLocator())
     else:
-        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     if limits is not None:
         (axes.set_xlim if which == "x" else axes.set_ylim)(*limits)
 

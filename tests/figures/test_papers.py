@@ -11,7 +11,7 @@ import pytest
 
 from raycurv import recipes
 from raycurv.collectives import Local
-from raycurv.figures import curves, histories, papers, plates, style
+from raycurv.figures import curves, histories, papers, plates, report, style
 from raycurv.figures.curves import Series, View
 from raycurv.figures.histories import History, Trace
 from raycurv.train import NonFiniteLoss, Store, train
@@ -68,7 +68,8 @@ def trained(tmp_path_factory, data_folder):
 
 
 def test_trained_runs_give_every_figure_that_they_have_the_data_for(trained, tmp_path):
-    paths = papers.write(trained, tmp_path)
+    found = papers.draw(trained)
+    paths = papers.write(found, tmp_path)
     drawn = {path.stem for path in paths if path.suffix == ".png"}
     assert drawn == {"training", "quantiles", "annealing", "descent", "time", "hyperparameters", "gradient", "alarms"}
     for name in drawn:
@@ -85,10 +86,18 @@ def test_trained_runs_give_every_figure_that_they_have_the_data_for(trained, tmp
     assert all("weight" in name or "bias" in name for name in tensors - {"mark"})
 
 
-def test_nothing_to_draw_is_said(tmp_path):
+def test_nothing_to_draw_is_said():
     with pytest.raises(ValueError, match="no run has a metric that a figure shows"):
-        papers.write([recorded("anything")], tmp_path)
-    assert not list(tmp_path.iterdir())
+        papers.draw([recorded("anything")])
+
+
+def test_a_report_takes_figures_in():
+    run = recorded("any", train__loss=lambda e: 1 / e, train__gradient_norm=lambda e: 2 / e)
+    drawn = papers.draw([run], [PLATES["gradient"]])
+    text = report.page("Mine", [run.outcome], versions={}, command="", drawn=drawn)
+    assert f"<h2>{drawn[0].title}</h2>" in text
+    assert 'id="more0-series-0-p0-line"' in text
+    assert "1 run, all came to their end" in text
 
 
 def test_hyper_exploration_and_alarms_are_marked_where_they_begin():
@@ -172,9 +181,11 @@ def line(values, failed=0):
 
 def test_a_run_that_diverged_does_not_flatten_the_others():
     sound, gone = line([2.0, 1.0, 0.1]), line([2.0, 50.0, 1e30], failed=1)
-    bottom, top = curves.limits([sound, gone], log=True)
+    bottom, top = curves.limits([sound, gone], log=True, above=0.7)
     assert 0.05 < bottom < 0.1
     assert 2.0 < top < 50.0
+    rates = curves.limits([line([0.01] * 3), line([5.0] * 3, failed=1)], log=True)
+    assert rates[0] < 0.01 < 5.0 < rates[1]
     bottom, top = curves.limits([gone], log=True)
     assert 1.0 < bottom < 2.0 < top < 1e7
     assert curves.limits([line([0.5, 0.5])], log=False)[0] < 0.5
