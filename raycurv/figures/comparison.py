@@ -177,7 +177,7 @@ def _cells(rows: Sequence[Row]) -> Iterable[list[str]]:
         yield [
             row.recipe, row.optimizer, found, row.weights, f"{_number(row.loss)}{spread}",
             _number(row.accuracy, "{:.2%}"), _number(row.epochs_to_target), _number(row.seconds_to_target),
-            _number(row.seconds), _number(row.operations, "{:.3g}"), f"{row.failed} of {row.runs}",
+            _number(row.seconds), _number(row.operations or math.nan, "{:.3g}"), f"{row.failed} of {row.runs}",
         ]  # fmt: skip
 
 

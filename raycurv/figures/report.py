@@ -20,6 +20,7 @@ _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 table{border-collapse:collapse;font-size:.85rem;margin:1rem 0;display:block;overflow-x:auto}
 td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:left;white-space:nowrap}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(30rem,100%),1fr));gap:0 2rem}
 td.long{white-space:normal;min-width:24rem}pre{overflow-x:auto}
 """
 
@@ -78,7 +79,8 @@ def page(
     parts += ["<h2>The table that decides</h2>", _table(comparison.header(), comparison.cells(rows))]
     for number, recipe in enumerate(dict.fromkeys(o.recipe for o in outcomes)):
         parts.append(f"<h2>{html.escape(recipe)}</h2>")
-        parts += _figures(f"recipe{number}", [o for o in outcomes if o.recipe == recipe])
+        figures = _figures(f"recipe{number}", [o for o in outcomes if o.recipe == recipe])
+        parts += ['<div class="figures">', *figures, "</div>"]
     for number, one in enumerate(drawn):
         parts.append(f"<h2>{html.escape(one.title)}</h2>")
         parts.append(interactive.embedded(f"more{number}", one.for_page(), one.names, one.caption, one.data))

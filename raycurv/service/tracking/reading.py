@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import numpy as np
 
@@ -107,17 +107,23 @@ class Tracked:
         Args:
             server: address of the MLflow server that shows them; by default the tracking URI if it is one.
         """
-        base, places = self.server(server), {}
-        if base:
-            places["the experiment in MLflow"] = f"{base}/#/experiments/{self.id}"
-            final = [run.id for run in self.ended if run.tags.get(TAG + "stage", "final") == "final"]
-            if len(final) > 1:
-                ids = ",".join(f'"{run}"' for run in final[:COMPARED])
-                text = "the runs" if len(final) <= COMPARED else f"the first {COMPARED} runs"
-                question = f"runs={quote(f'[{ids}]')}&experiments={quote(json.dumps([self.id]))}"
-                places[f"{text} side by side"] = f"{base}/#/compare-runs?{question}"
+        base = self.server(server)
+        places = self._places(base) if base else {}
         links, settings = self.links(server), self.settings()
         return About(self.notes, links, places, settings, self.versions(), self.commands())
+
+    def _places(self, base: str) -> dict[str, str]:
+        # In its usual order MLflow folds the runs into those that gather them, and has nothing to draw.
+        order = {"orderByKey": "tags.`mlflow.runName`", "orderByAsc": "true"}
+        order |= {"searchFilter": f"tags.`{TAG}optimizer` != ''"}
+        runs = f"{base}/#/experiments/{self.id}/runs?{urlencode(order, quote_via=quote)}"
+        places = {"the runs in MLflow": runs, "their charts": f"{runs}&compareRunsMode=CHART"}
+        final = [run.id for run in self.ended if run.tags.get(TAG + "stage", "final") == "final"]
+        if len(final) > 1:
+            text = "side by side" if len(final) <= COMPARED else f"the first {COMPARED} side by side"
+            asked = {"runs": json.dumps(final[:COMPARED]), "experiments": json.dumps([self.id])}
+            places[text] = f"{base}/#/compare-runs?{urlencode(asked, quote_via=quote)}"
+        return places
 
     def links(self, server: str | None = None) -> dict[str, str]:
         """Name of every run that has ended → its page.
