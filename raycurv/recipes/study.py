@@ -19,6 +19,7 @@ from raycurv.train.config import RunConfig, Setting
 from raycurv.train.outcomes import Outcome
 
 Axes = Mapping[str, Sequence[Setting]]
+NETWORK = "architecture"  # the recipe's option that draws a network
 _RUN_FIELDS = ("batch_size", "l2", "validation", "evaluate_training", "average_weights")
 
 
@@ -40,8 +41,10 @@ class Member:
 
     @property
     def trial(self) -> Trial:
-        """The same as a trial of a sweep."""
-        return Trial(self.config, self.setting, self.stage)
+        """The same as a trial of a sweep; of random networks the label tells which, as in every sweep over them."""
+        setting = {name: value for name, value in self.setting.items() if name != NETWORK}
+        labels = {"network": f"net{self.setting[NETWORK]}"} if NETWORK in self.setting else {}
+        return Trial(self.config, setting, self.stage, labels)
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,7 @@ class Study:
             **changes,
         }
         axes = {name: keys[name] for name in self.options} | {**point, **changes}
+        axes.pop("evaluate_training", None)  # what is measured, not what is trained
         known = {"recipe": keys["recipe"], "optimizer": optimizer, "seed": seed, **axes}
         return Member(dataclasses.replace(config, **changed), known, axes, stage)
 

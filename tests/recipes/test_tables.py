@@ -176,6 +176,18 @@ def test_runs_of_another_name_and_log_interval_are_the_same_runs() -> None:
 
 
 @pytest.mark.usefixtures("empty_data")
+def test_random_networks_are_told_apart_by_their_label() -> None:
+    table = papers.get("curveball_fig3_random").only(optimizers=("curveball",), axes={"architecture": (3, 7)})
+    assert isinstance(table, Table)
+    trials = [member.trial for member in table.first(scale=0.1)]
+    assert [(trial.labels, trial.described) for trial in trials] == [
+        ({"network": "net3"}, ""),
+        ({"network": "net7"}, ""),
+    ]
+    assert len({trial.name for trial in trials}) == 2
+
+
+@pytest.mark.usefixtures("empty_data")
 def test_a_part_of_a_table_is_taken_by_name() -> None:
     table = papers.get("salera_table2").only(("salera_mnist_m2",), ("alera", "salera"), {"portion": (0.01,)}, 2)
     assert isinstance(table, Table)
