@@ -1,5 +1,6 @@
 """The README is true: its Python runs, its commands exist and take the flags that it shows."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -16,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+) ?([^\n]*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 SNIPPETS = [code for language, title, code in BLOCKS if language == "python" and not title]
-FILES = {title: code for language, title, code in BLOCKS if language == "python" and title}
+FILES = {title: code for language, title, code in BLOCKS if language == "python" and title.endswith(".py")}
+NOTEBOOK = next(code for _, title, code in BLOCKS if title == "notebook")
 COMMANDS = [
     line.split("#")[0].strip()
     for language, _, code in BLOCKS
@@ -44,6 +46,18 @@ def test_a_users_own_recipe_trains(tmp_path, monkeypatch):
     config = recipes.build("mypackage.recipes:mine", {})
     result = train(config, collectives=Local(), store=Store(str(tmp_path / "store")), emit=lambda records: None)
     assert result.values["test/accuracy"] > 0.5
+
+
+def test_the_notebook_shows_tracked_runs(tmp_path):
+    store = "from tests.service.many_runs import main; import sys; main(sys.argv[1], '20', '5', 'raycurv')"
+    run = [sys.executable, "-c"]
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {"RAYCURV_RUNS": str(tmp_path)}
+    subprocess.run([*run, store, str(tmp_path)], check=True, cwd=ROOT, timeout=300, env=environment)
+    code = f"{NOTEBOOK}\nprint(len(runs), len(losses))"
+    done = subprocess.run([*run, code], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "test/accuracy  best test/accuracy  seconds" in done.stdout
+    assert done.stdout.splitlines()[-1] == "20 100"
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "jobs/" in c])

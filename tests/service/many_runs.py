@@ -2,7 +2,7 @@
 
 It is filled by SQL directly: what is measured is reading, and through MLflow's client a million values take an hour.
 
-    python -m tests.service.many_runs FOLDER [RUNS] [POINTS]
+    python -m tests.service.many_runs FOLDER [RUNS] [POINTS] [EXPERIMENT]
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def _value(name: str, run: int, point: int) -> float:
     return 1 - falling / 2 if name == "test/accuracy" else falling + 0.02
 
 
-def main(folder: str, runs: str = "500", points: str = "400") -> None:
-    """Make the data base FOLDER/mlflow.db with one experiment, ``many``."""
-    tracking = Tracking(Cluster(runs=folder, tracking_uri=None, experiment="many"), print)
+def main(folder: str, runs: str = "500", points: str = "400", experiment: str = "many") -> None:
+    """Make the data base FOLDER/mlflow.db with one experiment."""
+    tracking = Tracking(Cluster(runs=folder, tracking_uri=None, experiment=experiment), print)
     tracking.finish()
     fill(Path(folder) / "mlflow.db", int(tracking.experiment), int(runs), int(points))
 
