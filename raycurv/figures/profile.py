@@ -69,7 +69,7 @@ def draw(found: Sequence[Profile]) -> Figure:
         factors = [1.0, *(ratio for ratio in profile.ratios if math.isfinite(ratio)), largest * 1.1]
         colour, dash = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
         shares = [profile.solved(factor) for factor in factors]
-        (curve,) = axes.step(factors, shares, dash, where="post", color=colour, label=profile.name)
+        (curve,) = axes.step(factors, shares, where="post", color=colour, linestyle=dash, label=profile.name)
         curve.set_gid(f"series-{index}-line")
     axes.set_xscale("log")
     axes.set_ylim(-0.02, 1.02)

@@ -74,6 +74,12 @@ def test_a_profile_counts_problems_within_a_factor_of_the_fastest():
     assert (fast.solved(1.0), fast.solved(100.0), slow.solved(1.5), slow.solved(2.0)) == (0.5, 0.5, 0.5, 1.0)
 
 
+def test_more_profiles_than_colours_are_drawn():
+    found = [profile.Profile(f"method {i}", (1.0, 1.0 + i)) for i in range(15)]
+    lines = profile.draw(found).axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle(), str(line._dash_pattern)) for line in lines}) == 15
+
+
 class Page(HTMLParser):
     """Collects what a page refers to, and its ids."""
 
