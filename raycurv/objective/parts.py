@@ -83,8 +83,11 @@ def summed_gradient(batch: Batch) -> tuple[Tensor, Direction]:
 
 
 def global_mean(batch: Batch, total: Direction) -> Direction:
-    """A sum over this worker's samples to the weighted mean over all workers', in one all-reduce."""
+    """A sum over this worker's samples to the weighted mean over all workers', in one all-reduce; may be in place."""
     weight = batch.sample_weights.sum().to(total.flat.dtype)
+    if batch.objective.collectives.size == 1:
+        total.flat.div_(weight)
+        return total
     carried = batch.objective.collectives.sum(torch.cat([total.flat, weight.view(1)]))
     return Direction(carried[:-1] / carried[-1], total)
 
