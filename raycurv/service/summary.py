@@ -15,11 +15,14 @@ class Standing:
 
     Args:
         trials: how many there are to do.
+
+    Attributes:
+        running: trials that go on now.
     """
 
     def __init__(self, trials: int) -> None:
         self.trials = trials
-        self._running = 0
+        self.running = 0
         self._began = time.monotonic()
         self._ended: Counter[str] = Counter()
         self._best: tuple[float, str] | None = None
@@ -31,7 +34,7 @@ class Standing:
 
     def add(self, outcome: Outcome, running: int) -> None:
         """One more has ended, while so many go on."""
-        self._running = running
+        self.running = running
         self._ended[outcome.status] += 1
         loss = outcome.last(METRIC)
         if outcome.status == "finished" and loss is not None and (self._best is None or loss < self._best[0]):
@@ -39,7 +42,7 @@ class Standing:
 
     def __str__(self) -> str:
         done = self._ended.total()
-        parts = [f"{done} of {self.trials} trials done", f"{self._running} running"]
+        parts = [f"{done} of {self.trials} trials done", f"{self.running} running"]
         parts += [f"{count} {status}" for status, count in self._ended.items() if status != "finished"]
         if self._best is not None:
             parts.append(f"best {self._best[1]}: training loss {self._best[0]:.4g}")
