@@ -310,7 +310,7 @@ def draw(found: Sequence[Series], metric: str, axis: Axis = "epoch") -> Figure:
     figure = style.figure_of(7, 4.5)
     axes = figure.subplots()
     plot(axes, drawn, View(metric, axis), {line.name: style.line(index) for index, line in enumerate(drawn)})
-    axes.legend(fontsize="small")
+    style.legend_below(figure, axes)
     return figure
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raycurv.figures.style import COLOURS, DASHES, figure_of
+from raycurv.figures import style
 from raycurv.train.outcomes import Outcome
 
 if TYPE_CHECKING:
@@ -62,21 +62,21 @@ def draw(found: Sequence[Profile]) -> Figure:
     """
     if not found:
         raise ValueError("no run to draw a performance profile of")
-    figure = figure_of(7, 4.5)
+    figure = style.figure_of(7, 4.5)
     axes = figure.subplots()
     largest = max([ratio for p in found for ratio in p.ratios if math.isfinite(ratio)] + [2.0])
     for index, profile in enumerate(found):
         factors = [1.0, *(ratio for ratio in profile.ratios if math.isfinite(ratio)), largest * 1.1]
-        colour, dash = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
         shares = [profile.solved(factor) for factor in factors]
-        (curve,) = axes.step(factors, shares, where="post", color=colour, linestyle=dash, label=profile.name)
+        options = {**style.line(index), "markersize": 4, "linewidth": 1.4}
+        (curve,) = axes.step(factors, shares, where="post", label=profile.name, **options)
         curve.set_gid(f"series-{index}-line")
-    axes.set_xscale("log")
+    style.scale(axes, "x", True)
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("seconds to the target / those of the fastest")
     axes.set_ylabel("share of problems solved")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    style.legend_below(figure, axes)
     return figure
 
 

@@ -97,6 +97,20 @@ def _sparse(axis: Axis) -> Callable[[float, float], str]:
     return label
 
 
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """The legend of a single panel, under it, where it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    across = _across(figure, labels)
+    figure.set_figheight(figure.get_figheight() + 0.19 * (-(-len(labels) // across) - 1))
+    figure.legend(handles, labels, loc="outside lower center", ncols=across, fontsize=8.5, frameon=False)
+
+
+def _across(figure: Figure, labels: Sequence[str]) -> int:
+    """How many entries of a legend fit beside each other."""
+    longest = max(map(len, labels), default=1) * 1.12 * _LETTER + 0.55  # inches
+    return max(1, min(int((figure.get_figwidth() - 0.2) // longest), len(labels)))
+
+
 def finish(figure: Figure, panels: float, title: str, handles: Sequence[Artist] = (), caption: str = "") -> None:
     """Put title, legend and caption around the panels; may be called again with others.
 
@@ -110,8 +124,7 @@ def finish(figure: Figure, panels: float, title: str, handles: Sequence[Artist] 
     for artist in (*figure.legends, *figure.texts):
         artist.remove()
     wide = figure.get_figwidth()
-    longest = max((len(str(handle.get_label())) for handle in handles), default=1) * 1.12 * _LETTER + 0.55
-    across = max(1, min(int((wide - 0.2) // longest), len(handles)))
+    across = _across(figure, [str(handle.get_label()) for handle in handles])
     rows = -(-len(handles) // across)
     text, head = wrapped(caption, wide - 0.3), wrapped(title, 0.7 * wide)
     below = _LINE * text.count("\n") + (_LINE + 0.12 if text else 0.0)

@@ -113,3 +113,15 @@ def test_the_report_is_one_page_that_needs_no_network_and_hides_nothing():
     assert 'href="http://127.0.0.1:5000/#/run"' in text
     assert "python jobs/compare.py" in page.text
     assert "2.14" in page.text
+
+
+def test_more_methods_than_colours_are_drawn_with_a_legend_that_hides_nothing():
+    runs = [run(f"method{i}", [0.5, 0.1 + i], network="one") for i in range(12)]
+    for figure in (
+        curves.draw(curves.series(runs, "test/accuracy"), "test/accuracy"),
+        profile.draw(profile.profiles(runs)),
+    ):
+        figure.draw_without_rendering()
+        (legend,), (axes,) = figure.legends, figure.axes
+        assert len(legend.get_texts()) == 12
+        assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
