@@ -152,7 +152,7 @@ class Table:
         return _once(m for study in self.studies for m in (*study.search(**options), *study.members(**options)))
 
     def entries(self, outcomes: Outcomes, **options: Any) -> list[Entry]:
-        """Fill the table from runs that have ended; what the paper prints stands there in any case.
+        """Fill the table from runs that have ended; columns stand in the paper's order where it prints them.
 
         Raises:
             ValueError: a recipe refuses an option.
@@ -163,8 +163,11 @@ class Table:
                 for statistic in self.statistics:
                     place = self.label(self.rows, member, statistic), self.label(self.columns, member, statistic)
                     groups.setdefault(place, (statistic, []))[1].append(member)
-        places = [*groups, *((row, column) for row, cells in self.printed.items() for column in cells)]
-        return [self._entry(place, *groups.get(place, (self.statistics[0], [])), outcomes) for place in _once(places)]
+        rows = dict.fromkeys(row for row, _ in groups)
+        known = dict.fromkeys(column for _, column in groups)
+        ordered = dict.fromkeys(column for cells in self.printed.values() for column in cells if column in known)
+        places = [(row, column) for row in rows for column in ordered | known if (row, column) in groups]
+        return [self._entry(place, *groups[place], outcomes) for place in places]
 
     def label(self, keys: Sequence[str], member: Member, statistic: Statistic) -> str:
         """The text that names a row or a column."""

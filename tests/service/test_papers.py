@@ -20,10 +20,9 @@ def test_a_table_is_trained_kept_and_made_again_without_training(driver: Driver)
     )  # fmt: skip
     finished = driver.run(*what, "--run-name", "table")
     assert finished.code == 0, finished.output
-    assert "|  | ALeRA | SALeRA | NAG | ADAM | Ag-Adam | SPALeRA |" in finished.output
+    assert "|  | ALeRA | SALeRA |\n" in finished.output
     (row,) = [line for line in finished.output.splitlines() if line.startswith("| MNIST M0, 20 ep. |")]
     assert "(1 run) [7.53 (.10)]" in row
-    assert "– [7.59 (.07)]" in row
 
     folder = driver.runs / "sweeps" / "table"
     client = MlflowClient(f"sqlite:///{driver.runs}/mlflow.db")
