@@ -183,6 +183,15 @@ def test_weights_count_samples_differently():
     torch.testing.assert_close(weighted.curvature_along(d), only.curvature_along(d))
 
 
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_the_error_is_the_share_of_samples_that_are_told_wrong(micro_batch):
+    torch.manual_seed(0)
+    model, inputs, targets = nn.Linear(4, 3), torch.randn(8, 4), torch.randint(3, (8,))
+    batch = Objective(model, "cross_entropy", micro_batch=micro_batch).batch(inputs, targets)
+    assert float(batch.error()) == float((model(inputs).argmax(1) != targets).double().mean())
+    assert math.isnan(Objective(model, "squared_error").batch(inputs, torch.randn(8, 3)).error())
+
+
 def test_a_sample_of_weight_zero_may_be_nan():
     case = BY_NAME["mlp"]
     inputs = case.inputs.clone()

@@ -26,6 +26,7 @@ Looks = Mapping[str, Mapping[str, Any]]  # of lines by name: colour, dashes, mar
 DECAY = 0.99  # of a moving average, for each step (RED, Fig. 1)
 TITLES = {
     "train/loss": "mini-batch loss",
+    "train/batch_error": "mini-batch error",
     "train/epoch_loss": "training loss",
     "train/gradient_norm": "gradient norm",
     "test/loss": "test loss",
@@ -83,6 +84,7 @@ class View:
         spread: across runs.
         relative: each run's values are divided by its first one.
         error: 1 − value is shown, in per cent: an error in place of an accuracy.
+        share: the value is shown in per cent.
         title: of the vertical axis; by default that of the metric.
     """
 
@@ -92,6 +94,7 @@ class View:
     spread: Spread = "range"
     relative: bool = False
     error: bool = False
+    share: bool = False
     title: str = ""
 
     @property
@@ -104,12 +107,14 @@ class View:
     @property
     def logarithmic(self) -> bool:
         """Whether its values want a logarithmic axis where all are positive."""
-        return not self.error and (self.relative or any(word in self.metric for word in _LOGARITHMIC))
+        return not (self.error or self.share) and (self.relative or any(word in self.metric for word in _LOGARITHMIC))
 
     def shown(self, values: Array) -> Array:
         """The values as they are drawn."""
         if self.error:
             return 100 * (1 - values)
+        if self.share:
+            return 100 * values
         return values / values[np.isfinite(values)][0] if self.relative and np.isfinite(values).any() else values
 
     @property
@@ -241,7 +246,7 @@ def plot(axes: Axes, found: Sequence[Series], view: View, looks: Looks, key: str
             cross = axes.scatter(x, y.clip(bottom, top), marker="x", color=look["color"], s=30, zorder=4, clip_on=False)
             cross.set_gid(f"series-{index}-{key}ends")
     axes.set_xlabel(UNITS[view.axis])
-    axes.set_ylabel(view.label + (" (%)" if view.error else ""))
+    axes.set_ylabel(view.label + (" (%)" if view.error or view.share else ""))
     axes.grid(alpha=0.3)
     return any(not bottom <= value <= top for line in drawn for value in line.mean)
 

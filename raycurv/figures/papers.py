@@ -101,10 +101,14 @@ PLATES = (
         hint=f"runs of one optimizer with at least {_SEVERAL} settings, such as --study ntlr_initial_rates",
     ),
     Plate(
-        "alarms", "SALERA, Fig. 1", "Catastrophic episodes: test error, mini-batch loss and learning rates",
-        (View("test/accuracy", error=True, title="test error"), View("train/loss"), View(TENSORS)),
+        "alarms", "SALERA, Fig. 1", "Catastrophic episodes: test error, mini-batch loss and error, learning rates",
+        (
+            View("test/accuracy", error=True, title="test error"), View("train/loss"),
+            View("train/batch_error", share=True), View(TENSORS),
+        ),
         columns="method", choose=_watched, one_seed=True, marks=ALARMS, marked="alarm",
-        hint=f"runs that report {TENSORS} or {ALARMS}, such as --optimizer salera --setting rates_by_tensor=true",
+        hint=f"runs that report {TENSORS} or {ALARMS}, such as --optimizer salera --setting rates_by_tensor=true; "
+             "the mini-batch error by --batch-error",
     ),
 )  # fmt: skip
 

@@ -52,6 +52,11 @@ class Batch:
         """J(Θ), 0-d float64."""
         return self._means(self._loss_sum_at(None))[0] + self._l2_value()
 
+    @torch.no_grad()
+    def error(self) -> Tensor:
+        """Share of the samples whose largest output is not their class, 0-d float64; NaN without classes."""
+        return self._means(torch.stack([part._wrong() for part in self.parts or [self]]).sum())[0]
+
     def gradient(self) -> Direction:
         """∇J(Θ), in the order of the parameters."""
         return self.value_and_gradient()[1]
@@ -262,6 +267,13 @@ class Batch:
 
     def _loss_sum(self, outputs: Tensor) -> Tensor:
         return self._weighted(self.objective.loss.values(outputs, self.targets))
+
+    def _wrong(self) -> Tensor:
+        """How many of this worker's samples are not told right, by their weights, 0-d float64."""
+        outputs = self._forward(None)
+        if outputs.ndim != 2 or self.targets.ndim != 1 or self.targets.is_floating_point():
+            return torch.full((), torch.nan, dtype=torch.float64, device=outputs.device)
+        return self._weighted(outputs.argmax(1) != self.targets)
 
     def _weighted(self, per_sample: Tensor) -> Tensor:
         """Σ w·x over this worker's samples, float64; what a weight of 0 covers does not count even if it is NaN."""

@@ -70,6 +70,9 @@ class Overrides:
     gradient_norm: bool = False
     """Also log the norm of the gradient, at the cost of one more backward pass at every log interval."""
 
+    batch_error: bool = False
+    """Also log the share of the mini-batch that is classified wrongly: one more forward pass at every log interval."""
+
     def apply(self, config: RunConfig) -> RunConfig:
         """The configuration with everything replaced that is set here.
 

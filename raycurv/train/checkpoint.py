@@ -35,6 +35,7 @@ FREE_TO_CHANGE = frozenset(
         "keep_checkpoints",
         "evaluate_every",
         "gradient_norm",
+        "batch_error",
     )
 )
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 Precision = Literal["fp32", "fp64", "bf16"]
-_WITHOUT_EFFECT = ("name", "log_every", "checkpoint_every", "keep_checkpoints", "gradient_norm")  # on what is measured
+_WITHOUT_EFFECT = ("name", "log_every", "checkpoint_every", "keep_checkpoints",
+                   "gradient_norm", "batch_error")  # on what is measured  # fmt: skip
 Setting = bool | int | float | str | None | tuple[Any, ...]
 
 
@@ -157,6 +158,8 @@ class RunConfig:
         evaluate_training: at every evaluation also go over the training set, without augmentation: its loss and
             accuracy are ``training_set/loss`` and ``training_set/accuracy``.
         gradient_norm: also log the norm of the gradient at every log interval (one more backward pass then).
+        batch_error: also log the share of wrongly classified samples of the mini-batch at every log interval (one more
+            forward pass then).
     """
 
     name: str
@@ -181,6 +184,7 @@ class RunConfig:
     validation: float = 0.0
     evaluate_training: bool = False
     gradient_norm: bool = False
+    batch_error: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "optimizer_settings", _tuples(self.optimizer_settings))

@@ -137,8 +137,8 @@ class _Trainer:
         scalars: dict[str, Tensor] = {}
         with computing(config.precision, run.device):
             batch = run.objective.batch(inputs, targets)
-            if config.gradient_norm and (progress.step + 1) % config.log_every == 0:
-                scalars["train/gradient_norm"] = _norm(batch.gradient())
+            if (progress.step + 1) % config.log_every == 0:
+                scalars |= _observed(config, batch)
             report = run.optimizer.step(batch, validation=self.validation_batch())
         if run.average is not None:
             run.average.update()
@@ -269,6 +269,12 @@ class _Trainer:
 
 def _nobody(records: list[Record]) -> None:
     """The other workers have nobody to tell."""
+
+
+def _observed(config: RunConfig, batch: Batch) -> dict[str, Tensor]:
+    """What a run asks of a batch beside what its optimizer does."""
+    found = {"train/batch_error": batch.error()} if config.batch_error else {}
+    return {**found, "train/gradient_norm": _norm(batch.gradient())} if config.gradient_norm else found
 
 
 def _norm(gradient: Any) -> Tensor:

@@ -53,7 +53,7 @@ def trained(tmp_path_factory, data_folder):
         for seed in range(seeds):
             config = dataclasses.replace(
                 base, optimizer=optimizer, optimizer_settings=settings, seed=seed, epochs=4, batch_size=50,
-                gradient_norm=True, log_every=2,
+                gradient_norm=True, batch_error=True, log_every=2,
             )  # fmt: skip
             records, status = [], "finished"
             store = Store(str(tmp_path_factory.mktemp("store")))
@@ -81,6 +81,7 @@ def test_trained_runs_give_every_figure_that_they_have_the_data_for(trained, tmp
     assert "7 runs, 1 of them did not come to their end (1 diverged)" in index
     assert "Random networks (after CurveBall, Fig. 3 (left)): needs runs on random networks" in index
     alarms = rows((tmp_path / "alarms.csv").read_text())
+    assert any(row["metric"] == "mini-batch error" and 0 <= float(row["middle"]) <= 100 for row in alarms)
     tensors = {row["series"] for row in alarms if row["metric"].startswith("learning rate")}
     assert len(tensors) >= 6
     assert all("weight" in name or "bias" in name for name in tensors - {"mark"})

@@ -53,14 +53,16 @@ def test_every_optimizer_trains_as_in_plain_pytorch(tmp_path: Path, optimizer: s
 
 def test_records_tell_every_step_and_every_evaluation(tmp_path: Path) -> None:
     records = Kept()
-    result = go(tmp_path, config(gradient_norm=True, evaluate_every=2, samples=42), emit=records)
+    result = go(tmp_path, config(gradient_norm=True, batch_error=True, evaluate_every=2, samples=42), emit=records)
     steps = records.of("step")
     assert [(r.step, round(r.epoch * 6)) for r in steps] == [(i, i) for i in range(1, 13)]
     assert all(math.isfinite(value) for r in steps for value in r.values.values())
     assert {"train/loss", "optimizer/momentum", "optimizer/learning_rate", "optimizer/damping"} <= steps[
         0
     ].values.keys()
-    assert [r.step for r in steps if "train/gradient_norm" in r.values] == [3, 6, 9, 12]
+    for name in ("train/gradient_norm", "train/batch_error"):
+        assert [r.step for r in steps if name in r.values] == [3, 6, 9, 12]
+    assert all(8 * r.values["train/batch_error"] % 1 == 0 for r in steps[2:5] if "train/batch_error" in r.values)
     assert [r.step for r in records.of("progress")] == [3, 6, 9, 12]
     assert all(r.values["throughput/images_per_second"] > 0 for r in records.of("progress"))
     first, second = records.of("evaluation")
@@ -151,7 +153,8 @@ def test_average_of_the_weights_is_the_exponential_one(tmp_path: Path) -> None:
 
 def test_averaging_and_evaluating_change_no_step(tmp_path: Path) -> None:
     plain = config(dropout=0.3, norm=True)
-    watched = config(dropout=0.3, norm=True, average_weights=0.9, gradient_norm=True, log_every=1, checkpoint_every=1)
+    watched = config(dropout=0.3, norm=True, average_weights=0.9, gradient_norm=True, batch_error=True, log_every=1,
+                     checkpoint_every=1)  # fmt: skip
     go(tmp_path / "a", plain)
     go(tmp_path / "b", watched)
     a, b = (load_trained(Store(str(tmp_path / name))).model.state_dict() for name in "ab")

@@ -34,7 +34,7 @@ RUNS = (
         precision="fp64",
         average_weights=0.9,
     ),
-    config(name="adam", batch_size=8, optimizer="adam", norm=True, gradient_norm=True, **SETTINGS),
+    config(name="adam", batch_size=8, optimizer="adam", norm=True, gradient_norm=True, batch_error=True, **SETTINGS),
 )
 
 
