@@ -60,12 +60,14 @@ class StepOptimizer(torch.optim.Optimizer):
         synchronises: it reads numbers from the device in every step (line searches, inner solvers).
         evaluates_other_weights: ``evaluation_weights`` swaps others in, whose batch statistics are others, too.
         needs_validation: ``step`` wants ``validation=``, a batch of held-out samples.
+        curvature_fraction: share of the batch from which it takes curvature; below 1 it answers batches in parts.
     """
 
     follows_gradient = False
     synchronises = False
     needs_validation = False
     evaluates_other_weights = False
+    curvature_fraction = 1.0
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything: torch's optimizers keep their settings in the parameter groups, these in attributes."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from raycurv.collectives import Collectives
 from raycurv.data import Data
 from raycurv.objective import Batch
+from raycurv.objective.parts import curved_parts
 from raycurv.train.agreement import require_equal, require_equal_parameters
 from raycurv.train.checkpoint import Store
 from raycurv.train.config import RunConfig
@@ -138,7 +139,7 @@ class _Trainer:
         with computing(config.precision, run.device):
             batch = run.objective.batch(inputs, targets)
             if (progress.step + 1) % config.log_every == 0:
-                scalars |= _observed(config, batch)
+                scalars |= _observed(config, batch, run.optimizer.curvature_fraction)
             report = run.optimizer.step(batch, validation=self.validation_batch())
         if run.average is not None:
             run.average.update()
@@ -271,8 +272,10 @@ def _nobody(records: list[Record]) -> None:
     """The other workers have nobody to tell."""
 
 
-def _observed(config: RunConfig, batch: Batch) -> dict[str, Tensor]:
-    """What a run asks of a batch beside what its optimizer does."""
+def _observed(config: RunConfig, batch: Batch, fraction: float) -> dict[str, Tensor]:
+    """What a run asks of a batch beside what its optimizer does; the batch is divided as the optimizer wants it."""
+    if fraction < 1 and (config.batch_error or config.gradient_norm):
+        curved_parts(batch, fraction)  # afterwards it could not be
     found = {"train/batch_error": batch.error()} if config.batch_error else {}
     return {**found, "train/gradient_norm": _norm(batch.gradient())} if config.gradient_norm else found
 

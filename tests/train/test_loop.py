@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,12 +152,12 @@ def test_average_of_the_weights_is_the_exponential_one(tmp_path: Path) -> None:
     assert not torch.equal(averaged[1].running_mean, raw[1].running_mean)
 
 
-def test_averaging_and_evaluating_change_no_step(tmp_path: Path) -> None:
-    plain = config(dropout=0.3, norm=True)
-    watched = config(dropout=0.3, norm=True, average_weights=0.9, gradient_norm=True, batch_error=True, log_every=1,
-                     checkpoint_every=1)  # fmt: skip
+@pytest.mark.parametrize("settings", [{}, {"curvature_fraction": 0.5}])
+def test_averaging_evaluating_and_observing_change_no_step(tmp_path: Path, settings: dict[str, float]) -> None:
+    plain = config(dropout=0.3, norm=True, optimizer="curveball", optimizer_settings=settings)
+    watched = {"gradient_norm": True, "batch_error": True, "log_every": 1, "checkpoint_every": 1}
     go(tmp_path / "a", plain)
-    go(tmp_path / "b", watched)
+    go(tmp_path / "b", replace(plain, average_weights=0.9, **watched))
     a, b = (load_trained(Store(str(tmp_path / name))).model.state_dict() for name in "ab")
     torch.testing.assert_close(dict(a), dict(b), rtol=0, atol=0)
 
