@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import math
 import shutil
 import sqlite3
@@ -17,6 +18,7 @@ from raycurv.service.tracking import Tracking, TrackingError, stores
 from raycurv.service.tracking.reading import Tracked
 from raycurv.train import Record
 from tests.service import many_runs
+from tests.service.driving import ROOT
 from tests.service.problems import mine
 from tests.service.serving import Server
 
@@ -180,3 +182,31 @@ def test_what_cannot_be_read_is_said_with_what_to_do(runs: Path, uri: str, tmp_p
     (tmp_path / "other.db").write_text("not a data base, but a text that somebody has put here\n" * 20)
     with pytest.raises(TrackingError, match=r"cannot be read: file is not a database\. Is it one of MLflow"):
         Tracked(f"sqlite:///{tmp_path}/other.db", "mine")
+
+
+def test_a_comparison_says_what_is_odd_and_shows_the_rest(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(runs, "odd", 12, 5)
+    with sqlite3.connect(runs / "mlflow.db") as connection:
+        (broken, silent) = [run for (run,) in connection.execute("SELECT run_uuid FROM runs ORDER BY start_time")][-2:]
+        connection.execute("UPDATE metrics SET value = 0, is_nan = 1 WHERE run_uuid = ? AND step = 150", [broken])
+        connection.execute("DELETE FROM metrics WHERE run_uuid = ?", [silent])
+        connection.execute("UPDATE alembic_version SET version_num = 'another'")
+    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
+    compare = importlib.import_module("compare")
+    cluster = Cluster(runs=str(runs), tracking_uri=None, experiment="odd")
+    compare.main(compare.Job(report=str(runs / "report.html"), cluster=cluster))
+
+    text = (runs / "report.html").read_text()
+    for remark in (
+        "another version of MLflow (schema another",
+        "These are runs of 2 recipes (lenet, vgg)",
+        "train/epoch_loss is NaN or infinite at some time in 1 of",
+        "train/epoch_loss was not measured in 1 of",
+    ):
+        assert remark in text
+    assert text.count("<figure") >= 8
+    assert "wrote" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--recipe resnet is the recipe of no run; there are runs of lenet, vgg"):
+        compare.main(compare.Job(recipe=("resnet",), cluster=cluster))
