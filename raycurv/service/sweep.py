@@ -303,13 +303,16 @@ class Sweep:
             self._late.popleft()
 
     def _log(self, outcome: Outcome, records: Sequence[Record], config: str) -> None:
+        from raycurv.service.tracking import explained
+
         run_config = RunConfig.from_json(config)
         tags = {**provenance.commit(), "sweep": self.name, "recipe": outcome.recipe, "optimizer": outcome.optimizer}
         tags |= {"seed": str(outcome.seed), "setting": outcome.setting, "stage": outcome.stage}
         tags |= {"status": outcome.status, **outcome.labels} | ({"reason": outcome.reason} if outcome.reason else {})
         # A trial may have got as far as MLflow before another driver died, or before MLflow's disk was full.
         perhaps = self.cluster.resume or self._next_try > 0
-        known = perhaps and self.tracking.find(run_config.name) is not None
+        with explained(self.tracking.uri):
+            known = perhaps and self.tracking.find(run_config.name) is not None
         run = self.tracking.open(run_config, tags, self.parent.id, resume=known)
         began = time.time() - outcome.seconds
         points = [Record("evaluation", p.step, p.epoch, began + p.seconds, p.values) for p in outcome.points]

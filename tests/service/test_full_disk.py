@@ -1,4 +1,4 @@
-"""A sweep whose MLflow has no room left: nothing that has ended is lost, and all of it arrives later."""
+"""A sweep whose MLflow has no room left, or is away: nothing that has ended is lost, and all of it arrives later."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from raycurv.service.failures import LaunchError
 from raycurv.service.sweep import Ledger, Limits, Sweep
 from raycurv.service.tracking import Tracking
 from raycurv.train.outcomes import Outcome, Point
+from tests.service.serving import Server
 from tests.service.sweeping import many
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]
@@ -51,36 +52,67 @@ def test_a_ledger_without_room_says_what_to_do_and_keeps_what_it_has(small_disk:
     assert set(Ledger(ledger.path).done) == {"one", "two"}
 
 
+class Three:
+    """A sweep of three trials that have ended, and that MLflow is to be told of."""
+
+    def __init__(self, runs: Path, uri: str) -> None:
+        self.said: list[str] = []
+        self.uri = uri
+        cluster = Cluster(
+            runs=str(runs), tracking_uri=uri, experiment="full", tracking_patience=0.5, system_metrics_every=0
+        )
+        self.tracking = Tracking(cluster, self.said.append)
+        parent = self.tracking.parent("full", {"sweep": "full"}, False)
+        self.ledger = Ledger(runs / "sweeps" / "full" / "outcomes.jsonl")
+        self.sweep = Sweep("full", cluster, Limits(), self.ledger, self.tracking, parent, self.said.append)
+        points = (Point(1.0, 4, 0.5, {"train/epoch_loss": 1.0}),)
+        self.trials = many(3)
+        begun = map(self.sweep._begun, self.trials)
+        self.ended = [dataclasses.replace(o, status="finished", points=points, steps=4) for o in begun]
+
+    def take(self) -> None:
+        """What Ray Tune has told."""
+        for outcome, trial in zip(self.ended, self.trials, strict=True):
+            self.sweep.take(outcome, [], dataclasses.replace(trial.config, name=outcome.name).to_json())
+
+    def assert_kept(self, reason: str) -> None:
+        """All is in the ledger, and the user knows why MLflow has none of it."""
+        assert set(Ledger(self.ledger.path).done) == {outcome.name for outcome in self.ended}
+        (message,) = [line for line in self.said if "MLflow lacks" in line]
+        assert reason in message
+        assert "--run-name full --resume" in message
+
+    def assert_told(self) -> None:
+        """MLflow gets all of it, once."""
+        self.sweep._log_late()
+        self.tracking.finish()
+        client = MlflowClient(self.uri)
+        experiment = client.get_experiment_by_name("full")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id], "tags.`raycurv.optimizer` = 'sgd'")
+        assert sorted(run.data.tags["raycurv.run_name"] for run in runs) == sorted(o.name for o in self.ended)
+        assert {(run.info.status, run.data.metrics["train/epoch_loss"]) for run in runs} == {("FINISHED", 1.0)}
+
+
 def test_trials_stay_while_mlflow_has_no_room_and_arrive_when_it_has(
     small_disk: Path, tmp_path: Path, data_base: Path
 ) -> None:
     shutil.copy(data_base, small_disk)
-    said: list[str] = []
-    uri = f"sqlite:///{small_disk}/mlflow.db"
-    cluster = Cluster(runs=str(tmp_path), tracking_uri=uri, tracking_patience=0.5, system_metrics_every=0)
-    tracking = Tracking(cluster, said.append)
-    parent = tracking.parent("full", {"sweep": "full"}, False)
-    ledger = Ledger(tmp_path / "sweeps" / "full" / "outcomes.jsonl")
-    sweep = Sweep("full", cluster, Limits(), ledger, tracking, parent, said.append)
-    trials = many(3)
-    begun = [sweep._begun(trial) for trial in trials]
-    points = (Point(1.0, 4, 0.5, {"train/epoch_loss": 1.0}),)
-    ended = [Outcome(**{**vars(outcome), "status": "finished", "points": points, "steps": 4}) for outcome in begun]
-
+    three = Three(tmp_path, f"sqlite:///{small_disk}/mlflow.db")
     fill(small_disk)
-    for outcome, trial in zip(ended, trials, strict=True):
-        sweep.take(outcome, [], dataclasses.replace(trial.config, name=outcome.name).to_json())
-    assert set(Ledger(ledger.path).done) == {outcome.name for outcome in ended}
-    (message,) = [line for line in said if "MLflow lacks" in line]
-    assert "database or disk is full" in message
-    assert "--run-name full --resume" in message
-
+    three.take()
+    three.assert_kept("database or disk is full")
     (small_disk / "filler").unlink()
-    sweep._log_late()
-    tracking.finish()
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("raycurv")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], "tags.`raycurv.optimizer` = 'sgd'")
-    assert sorted(run.data.tags["raycurv.run_name"] for run in runs) == sorted(o.name for o in ended)
-    assert {(run.info.status, run.data.metrics["train/epoch_loss"]) for run in runs} == {("FINISHED", 1.0)}
+    three.assert_told()
+
+
+def test_trials_stay_while_the_server_is_away_and_arrive_when_it_is_back(server: Server, tmp_path: Path) -> None:
+    three = Three(tmp_path, server.uri)
+    server.stop()
+    try:
+        three.take()
+        three.assert_kept(server.uri)
+        three.sweep._log_late()  # still away
+    finally:
+        server.start()
+    three.assert_told()

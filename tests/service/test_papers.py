@@ -6,12 +6,16 @@ import pytest
 from mlflow import MlflowClient
 
 from raycurv.data.digits import write_digits
+from raycurv.recipes import papers
+from raycurv.service.cluster import Cluster
+from raycurv.service.papers import show
 from tests.service.driving import Driver
 
+AXES = {"learning_rate": (0.1, 0.01), "portion": (0.005,)}
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]
 
 
-def test_a_table_is_trained_kept_and_made_again_without_training(driver: Driver) -> None:
+def test_a_table_is_trained_and_kept_and_comes_back_from_mlflow(driver: Driver) -> None:
     digits = write_digits(driver.runs / "digits")
     what = (
         "jobs/papers.py", "--table", "salera_table2", "--recipes", "salera_mnist_m0", "--optimizers", "alera", "salera",
@@ -36,6 +40,6 @@ def test_a_table_is_trained_kept_and_made_again_without_training(driver: Driver)
     assert {"test-accuracy-by-epoch.svg", "train-epoch_loss-by-seconds.svg"} <= curves
     assert "<svg" in (folder / "report.html").read_text()
 
-    again = driver.run(*what, "--tracked")
-    assert again.code == 0, again.output
-    assert row in again.output
+    cluster = Cluster(runs=str(driver.runs), experiment="test", tracking_uri=None)
+    table = papers.get("salera_table2").only(("salera_mnist_m0",), ("alera", "salera"), AXES, 1)
+    assert row in show(table, cluster, {"data": str(digits), "scale": (0.02, 0.1, 1)})
