@@ -58,6 +58,7 @@ class Outbox:
     ) -> None:
         self._deliver, self._folder, self._say, self._every = deliver, folder, say, every
         self._waiting: deque[Delivery] = deque()
+        self._on_its_way: Delivery | None = None
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = False
@@ -91,7 +92,8 @@ class Outbox:
         while self._thread.is_alive() and (self._away_since is None or time.monotonic() < deadline):
             self._thread.join(0.1)
         with self._lock:
-            left = list(self._waiting)
+            # What is on its way may arrive and be written too; twice is better than never.
+            left = [*filter(None, [self._on_its_way]), *self._waiting]
             self._waiting.clear()
         return write_down(left, self._folder) if left else None
 
@@ -103,18 +105,19 @@ class Outbox:
                 self._every()
             with self._lock:
                 # Taken out while it is delivered, so that nothing is merged into it meanwhile.
-                delivery = self._waiting.popleft() if self._waiting else None
+                delivery = self._on_its_way = self._waiting.popleft() if self._waiting else None
             if delivery is None:
                 if self._closing:
                     return
                 continue
-            if self._try(delivery):
-                pause = FIRST_PAUSE
-            else:
-                with self._lock:
+            arrived = self._try(delivery)
+            with self._lock:
+                self._on_its_way = None
+                if not arrived:
                     self._waiting.appendleft(delivery)
+            if not arrived:
                 time.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+            pause = FIRST_PAUSE if arrived else min(2 * pause, LONGEST_PAUSE)
 
     def _try(self, delivery: Delivery) -> bool:
         try:

@@ -16,17 +16,25 @@ from tests.service.driving import ROOT, Driver
 from tests.service.serving import Server
 
 
+# With what importing raycurv.service.tracking sets (short time-outs).
+_MLFLOW = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+
+
 @pytest.fixture(autouse=True)
 def no_mlflow_left_behind() -> Iterator[None]:
     """MLflow writes its tracking URI into the environment, where the jobs of later tests would find it.
 
-    What importing :mod:`raycurv.service.tracking` sets (short time-outs) stays: it is imported once.
+    Fixtures of a whole module do so before a test begins, hence at both ends.
     """
-    before = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    _forget_mlflow()
     yield
-    for name in [name for name in os.environ if name.startswith("MLFLOW_") and name not in before]:
+    _forget_mlflow()
+
+
+def _forget_mlflow() -> None:
+    for name in [name for name in os.environ if name.startswith("MLFLOW_") and name not in _MLFLOW]:
         del os.environ[name]
-    os.environ.update(before)
+    os.environ.update(_MLFLOW)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -93,3 +94,24 @@ def test_what_there_is_no_time_for_waits_in_a_file(tmp_path: Path) -> None:
     assert [delivery.kind for delivery in server.got] == ["close"]
     (path,) = tmp_path.iterdir()
     assert read_back(path) == [Delivery("model", "run")]
+
+
+def test_what_is_on_its_way_at_the_end_is_not_lost(tmp_path: Path) -> None:
+    asked, hang = threading.Event(), threading.Event()
+
+    def take(delivery: Delivery) -> None:
+        if asked.is_set():
+            hang.wait(20.0)
+        asked.set()
+        raise ConnectionError("nobody there")
+
+    outbox = Outbox(take, tmp_path, print)
+    outbox.put(metric(1))
+    assert asked.wait(20.0)
+    outbox.put(Delivery("close", "run"))
+    time.sleep(1.0)  # the second attempt has begun
+    left = outbox.close(0.1)
+    hang.set()
+
+    assert left is not None
+    assert [delivery.kind for delivery in read_back(left)] == ["metrics", "close"]
