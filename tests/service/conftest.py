@@ -15,7 +15,6 @@ from raycurv.service import local, tracking  # noqa: F401 - the time-outs it set
 from tests.service.driving import ROOT, Driver
 from tests.service.serving import Server
 
-
 # With what importing raycurv.service.tracking sets (short time-outs).
 _MLFLOW = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
 
