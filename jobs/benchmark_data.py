@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 import tyro
 
+from raycurv.benchmarks import data_speed
 from raycurv.data import parquet_images
-from raycurv.recipes import data_speed
 
 
 @dataclass(frozen=True)

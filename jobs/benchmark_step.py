@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from raycurv.recipes import step_cost
-from raycurv.service import benchmarks, commandline
+from raycurv.benchmarks import step_cost
+from raycurv.service import commandline, step_cost_tracking
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Benchmark:
     """Registered names, with settings as in red_sgd:lean=True. `all` is every one, and comparisons."""
 
     networks: tuple[str, ...] = tuple(step_cost.WORKLOADS)
-    """Keys of raycurv.recipes.step_cost.WORKLOADS."""
+    """Keys of raycurv.benchmarks.step_cost.WORKLOADS."""
 
     fraction: float | None = None
     """Measure CurveBall and RED with the curvature from this share of the batch too."""
@@ -51,9 +51,9 @@ def main(benchmark: Benchmark) -> None:
             print(cost.text, flush=True)
     print(f"\nOperations / wall time / peak memory, as ratios to SGD\n\n{step_cost.markdown(costs)}")
     if benchmark.output is not None:
-        benchmarks.write(costs, benchmark.output)
+        step_cost_tracking.write(costs, benchmark.output)
     if benchmark.tracking_uri is not None or benchmark.experiment is not None:
-        benchmarks.track(costs, benchmark.tracking_uri, benchmark.experiment, print)
+        step_cost_tracking.track(costs, benchmark.tracking_uri, benchmark.experiment, print)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raycurv.figures import comparison, papers, report
-from raycurv.service import commandline, provenance
+from raycurv.figures import paper_figures, report
+from raycurv.results import comparison
+from raycurv.service import commandline
 from raycurv.service.cluster import Cluster
+from raycurv.tracking import provenance
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,11 @@ def main(job: Job) -> None:
     Raises:
         ValueError: no run of the recipes is there.
     """
-    from raycurv.service.tracking import tracking_uri
-    from raycurv.service.tracking.histories import histories
-    from raycurv.service.tracking.reading import Tracked
+    from raycurv.tracking.run_histories import histories
+    from raycurv.tracking.settings import resolve_uri
+    from raycurv.tracking.stored_runs import ExperimentRuns
 
-    tracked = Tracked(tracking_uri(job.cluster), job.cluster.experiment)
+    tracked = ExperimentRuns(resolve_uri(job.cluster.tracking_uri, job.cluster.runs), job.cluster.experiment)
     found = tracked.outcomes
     mine = [o for o in found if not job.recipe or o.recipe in job.recipe]
     if not mine:
@@ -60,8 +62,8 @@ def main(job: Job) -> None:
     print(comparison.keep(comparison.decide(mine), keep))
     drawn = []
     if job.figures is not None:
-        drawn = papers.draw(histories(tracked, papers.metrics(), {o.recipe for o in mine}))
-        print(f"wrote {papers.write(drawn, Path(job.figures))[-1]} and the figures that it shows")
+        drawn = paper_figures.draw(histories(tracked, paper_figures.metrics(), {o.recipe for o in mine}))
+        print(f"wrote {paper_figures.write(drawn, Path(job.figures))[-1]} and the figures that it shows")
     if job.report is not None:
         command = "python jobs/compare.py " + shlex.join(sys.argv[1:])
         title = f"Experiment {job.cluster.experiment}"

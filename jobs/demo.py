@@ -14,7 +14,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from raycurv.data.digits import write_digits
-from raycurv.service import local, provenance
+from raycurv.service import local_ray
+from raycurv.tracking import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 2
@@ -28,16 +29,16 @@ def main() -> int:
     data = write_digits(runs / "data" / "digits")
     with ExitStack() as stack:
         note = runs / "ray.json"
-        head = local.saved(note)
+        head = local_ray.saved(note)
         if head is not None:
             print(f"using the Ray that an earlier demo left running at {head.dashboard}")
         else:
             print("starting Ray on loopback …", flush=True)
-            head = local.start(max(WORKERS, os.cpu_count() or 1), outlive=keep)
-            local.save(head, note)
+            head = local_ray.start(max(WORKERS, os.cpu_count() or 1), outlive=keep)
+            local_ray.save(head, note)
         if not keep:
             stack.callback(note.unlink, missing_ok=True)
-            stack.callback(local.stop, head)
+            stack.callback(local_ray.stop, head)
         code = submit(head, str(data), runs)
         if keep:
             print(
@@ -47,7 +48,7 @@ def main() -> int:
     return code
 
 
-def submit(head: local.Head, data: str, runs: Path) -> int:
+def submit(head: local_ray.RayHead, data: str, runs: Path) -> int:
     """Submit the main job, follow it, and return the exit code of `ray job submit`."""
     origin = provenance.commit()
     commit = origin["commit"] + ("-dirty" if origin["dirty"] == "true" else "")

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass, field
 
 from raycurv.service import commandline
-from raycurv.service.cluster import default_runs, default_tracking_uri
-from raycurv.service.evaluating import load, measure
+from raycurv.service.model_evaluation import load, measure
+from raycurv.tracking.settings import default_runs, default_tracking_uri
 from raycurv.train import Precision
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from raycurv.benchmarks import memory as recordings
+from raycurv.benchmarks import trajectories as ways
+from raycurv.benchmarks.step_cost import MeasuredOptimizer
 from raycurv.figures import convergence, memory, trajectories
-from raycurv.figures.drawn import Drawn
-from raycurv.recipes import memory as recordings
-from raycurv.recipes import trajectories as ways
-from raycurv.recipes.small_problems import RosenbrockProblem
-from raycurv.recipes.step_cost import Subject
+from raycurv.figures.rendered import RenderedFigure
+from raycurv.models.small_problems import RosenbrockProblem
 from raycurv.service import commandline
 
 Name = Literal["convergence", "trajectories", "memory"]
@@ -43,14 +43,14 @@ class Job:
     """Optimizers whose step's memory is recorded, beside the plain gradient's."""
 
 
-def _trajectories(job: Job) -> Drawn:
-    subjects = tuple(map(Subject.of, job.optimizers)) or ways.SUBJECTS
+def _trajectories(job: Job) -> RenderedFigure:
+    subjects = tuple(map(MeasuredOptimizer.of, job.optimizers)) or ways.SUBJECTS
     problems = [RosenbrockProblem(low, high) for low, high in ways.NOISE]
     return trajectories.draw([ways.follow(p, s, seed=job.seed, limit=job.steps) for p in problems for s in subjects])
 
 
-def _memory(job: Job) -> Drawn:
-    subjects = tuple(map(Subject.of, job.measured))
+def _memory(job: Job) -> RenderedFigure:
+    subjects = tuple(map(MeasuredOptimizer.of, job.measured))
     return memory.draw([one for network in job.networks for one in recordings.recordings(network, subjects)])
 
 

@@ -6,10 +6,10 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from raycurv import recipes
-from raycurv.figures import comparison
-from raycurv.recipes import Overrides, sweeps
+from raycurv.recipes import Overrides, search
 from raycurv.recipes.overrides import parse_setting
-from raycurv.service import Cluster, commandline, pictures
+from raycurv.results import comparison
+from raycurv.service import Cluster, commandline, report_artifacts
 from raycurv.service.sweep import Limits, sweeping
 
 
@@ -49,19 +49,19 @@ class Job:
 def main(job: Job) -> None:
     """Search, choose, train, compare."""
     config = job.run.apply(recipes.build(job.recipe, dict(map(parse_setting, job.option))))
-    rule, axes = sweeps.rule(job.rule), sweeps.axes(job.grid, job.rates)
-    search = sweeps.grid(config, job.baselines, axes, rule)
-    known = sweeps.finals(config, {name: {} for name in job.free}, job.seeds)
+    rule, axes = search.rule(job.rule), search.axes(job.grid, job.rates)
+    searched = search.grid(config, job.baselines, axes, rule)
+    known = search.finals(config, {name: {} for name in job.free}, job.seeds)
     cluster = dataclasses.replace(job.cluster, log_model=False)
-    with sweeping(f"{config.name}-grid", [*search, *known], cluster, job.limits) as sweep:
-        found = sweep.run(search)
-        winners, lost = sweeps.winners(search, found, rule)
+    with sweeping(f"{config.name}-grid", [*searched, *known], cluster, job.limits) as sweep:
+        found = sweep.run(searched)
+        winners, lost = search.winners(searched, found, rule)
         for optimizer in lost:
             sweep.say(f"{optimizer}: no point of its grid came to an end; it has no final run")
-        last = sweep.run([*known, *sweeps.finals(config, winners, job.seeds)])
+        last = sweep.run([*known, *search.finals(config, winners, job.seeds)])
         rows = comparison.decide([*found, *last])
         sweep.say("\n" + comparison.keep(rows, sweep.artifact))
-        pictures.keep(sweep.shelf, [*found, *last])
+        report_artifacts.keep(sweep.shelf, [*found, *last])
 
 
 if __name__ == "__main__":

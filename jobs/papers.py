@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from raycurv.recipes import papers
+from raycurv.benchmarks import paper_tables as papers
 from raycurv.recipes.overrides import parse_setting
 from raycurv.service import Cluster, commandline
-from raycurv.service.papers import make, show
 from raycurv.service.sweep import Limits
+from raycurv.service.table_sweep import make, show
 
 
 @dataclass(frozen=True)

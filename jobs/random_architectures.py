@@ -6,10 +6,10 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from raycurv import recipes
-from raycurv.figures import comparison
-from raycurv.recipes import Overrides, sweeps
+from raycurv.recipes import Overrides, search
 from raycurv.recipes.overrides import parse_setting
-from raycurv.service import Cluster, commandline, pictures
+from raycurv.results import comparison
+from raycurv.service import Cluster, commandline, report_artifacts
 from raycurv.service.sweep import Limits, sweeping
 
 
@@ -48,12 +48,12 @@ def main(job: Job) -> None:
     config = job.run.apply(recipes.build(job.recipe, dict(map(parse_setting, job.option))))
     rates = [{"learning_rate": rate} for rate in job.rates] or [{}]
     settings = {name: rates if name in job.tuned else [{}] for name in job.optimizers}
-    trials = sweeps.random_architectures(config, job.count, settings, width=job.width)
+    trials = search.random_architectures(config, job.count, settings, width=job.width)
     cluster = dataclasses.replace(job.cluster, log_model=False)
     with sweeping("random-architectures", trials, cluster, job.limits) as sweep:
         found = sweep.run(trials)
         sweep.say("\n" + comparison.keep_networks(comparison.over_networks(found), sweep.artifact))
-        pictures.keep(sweep.shelf, found)
+        report_artifacts.keep(sweep.shelf, found)
 
 
 if __name__ == "__main__":

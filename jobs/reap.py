@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raycurv.service import Cluster, commandline
-from raycurv.service.tracking import Tracking
+from raycurv.tracking.client import Tracking
 
 
 def main(cluster: Cluster) -> None:

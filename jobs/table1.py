@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from raycurv.recipes import table1
+from raycurv.benchmarks import table1
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Job:
 def main(job: Job) -> None:
     """Measure, show every entry as it comes, and print the table."""
     try:
-        experiment = table1.Experiment(runs=job.runs, seed=job.seed)
+        experiment = table1.Table1Settings(runs=job.runs, seed=job.seed)
         rows = table1.select(job.optimizers)
         if job.output is not None:
             job.output.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,8 @@ import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+pytest_plugins = ["tests.service.fixtures"]
+
 # The same cases on every machine, however slow.
 hypothesis.settings.register_profile("raycurv", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("raycurv")
@@ -27,7 +29,7 @@ class OneRay(LoadScopeScheduling):
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "service" if nodeid.startswith("tests/service/") else nodeid
+        return "service" if nodeid.startswith(("tests/service/", "tests/tracking/")) else nodeid
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from raycurv import recipes
-from raycurv.collectives import Local
-from raycurv.train import Store, train
+from raycurv.objective.collectives import Local
+from raycurv.train import CheckpointStore, train
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -44,12 +44,14 @@ def test_a_users_own_recipe_trains(tmp_path, monkeypatch):
         (tmp_path / name).write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     config = recipes.build("mypackage.recipes:mine", {})
-    result = train(config, collectives=Local(), store=Store(str(tmp_path / "store")), emit=lambda records: None)
+    result = train(
+        config, collectives=Local(), store=CheckpointStore(str(tmp_path / "store")), emit=lambda records: None
+    )
     assert result.values["test/accuracy"] > 0.5
 
 
 def test_the_notebook_shows_tracked_runs(tmp_path):
-    store = "from tests.service.many_runs import main; import sys; main(sys.argv[1], '20', '5', 'raycurv')"
+    store = "from tests.tracking.many_runs import main; import sys; main(sys.argv[1], '20', '5', 'raycurv')"
     run = [sys.executable, "-c"]
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {"RAYCURV_RUNS": str(tmp_path)}
     subprocess.run([*run, store, str(tmp_path)], check=True, cwd=ROOT, timeout=300, env=environment)

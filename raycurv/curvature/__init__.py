@@ -1,7 +1,7 @@
 """Automatic differentiation: products with the Jacobian and second derivatives, from one forward pass."""
 
 from raycurv.curvature import elementwise, linear, norms, products  # registers their rules
-from raycurv.curvature.forward import ForwardTape
+from raycurv.curvature.forward_tape import ForwardTape
 from raycurv.curvature.rules import Derivative, UnsupportedOperator, rule
 from raycurv.curvature.tape import Tape
 

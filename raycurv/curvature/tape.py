@@ -9,7 +9,7 @@ pass gives
 - ``push(tangents)``: J·z on the kept activations, as often as wanted, at the cost of the products alone;
 - ``second_order(tangents)``: J·z and d²/dt² of the outputs along Θ + t·z.
 
-:class:`~raycurv.curvature.forward.ForwardTape` keeps nothing instead, for a single question.
+:class:`~raycurv.curvature.forward_tape.ForwardTape` keeps nothing instead, for a single question.
 
 How a tensor is recognised: torch may hand a view to the next operator as another object than the one this mode saw, so
 tensors are known by storage and geometry, and count only while ``requires_grad`` says that gradients flow through
@@ -27,8 +27,8 @@ from torch.autograd.function import BackwardCFunction
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raycurv.curvature import pushing, rules
-from raycurv.curvature.pushing import Step
+from raycurv.curvature import propagation, rules
+from raycurv.curvature.propagation import Step
 from raycurv.curvature.rules import Call, Derivative, UnsupportedOperator
 
 _Key = tuple[Any, ...]
@@ -206,20 +206,20 @@ class Tape(TorchDispatchMode):
     @torch.no_grad()
     def push(self, tangents: Sequence[Tensor | None]) -> Tensor | None:  # type: ignore[override]  # torch's is for its modes
         """J·z: the tangent of the outputs for these tangents of the parameters; None is zero."""
-        first = pushing.start(self.parameter_slots, tangents)
+        first = propagation.start(self.parameter_slots, tangents)
         for index, step in enumerate(self.steps):
-            pushing.push(step, pushing.incoming(step, first, self._dying(step, index)), first)
+            propagation.push(step, propagation.incoming(step, first, self._dying(step, index)), first)
         return first.get(self._output())
 
     @torch.no_grad()
     def second_order(self, tangents: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
         """First and second derivative of the outputs along Θ + t·z at t = 0."""
-        first = pushing.start(self.parameter_slots, tangents)
+        first = propagation.start(self.parameter_slots, tangents)
         second: dict[int, Tensor] = {}
         for index, step in enumerate(self.steps):
             dying = self._dying(step, index)
-            d, dd = pushing.incoming(step, first, dying), pushing.incoming(step, second, dying)
-            pushing.push_both(step, d, dd, first, second, dying)
+            d, dd = propagation.incoming(step, first, dying), propagation.incoming(step, second, dying)
+            propagation.push_both(step, d, dd, first, second, dying)
         return first.get(self._output()), second.get(self._output())
 
     def _output(self) -> int:

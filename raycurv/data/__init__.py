@@ -1,12 +1,12 @@
 """Data sets: images, sentence pairs, tables and tensors, visited in one global order by any number of workers."""
 
+from raycurv.data.csv_table import csv_table
 from raycurv.data.errors import DataError
 from raycurv.data.loader import Loader
 from raycurv.data.parquet import ParquetImages, parquet_images
 from raycurv.data.reconstruction import reconstructions
 from raycurv.data.shards import locate
 from raycurv.data.source import Data, Source, StreamedSource, TensorSource, tensors
-from raycurv.data.table import csv_table
 from raycurv.data.translation import multi30k
 
 __all__ = [

@@ -17,7 +17,7 @@ from raycurv.data.order import Key, Order, Permutation, Rows, Share, Streams
 from raycurv.data.source import Source, StreamedSource
 
 _LOG = logging.getLogger(__name__)
-Batch = tuple[Tensor, Tensor]
+LoadedBatch = tuple[Tensor, Tensor]
 # Steps by which row groups are fetched before the batches that need them are made, and threads that fetch.
 _FETCH_AHEAD, _FETCHERS = 4, 4
 
@@ -87,7 +87,7 @@ class Loader:
         """Corrupt samples and shards left out so far by this worker."""
         return self.source.skipped
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[LoadedBatch]:
         """The batches of `epoch` from step `start` on; nothing before it is read.
 
         Raises:
@@ -105,12 +105,12 @@ class Loader:
             return Streams(source.row_groups, share, key, streams=source.streams, window=source.window)
         return Permutation(len(source), share, key)
 
-    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int, start: int) -> Iterator[LoadedBatch]:
         order = self.order(epoch)
         steps = iter(range(start, self.steps_per_epoch))
         groups = _Groups(self.source, order, start, self.steps_per_epoch) if _streamed(self.source) else None
         makers = ThreadPoolExecutor(self.prefetch, "raycurv-decode")
-        pending: deque[Future[Batch]] = deque()
+        pending: deque[Future[LoadedBatch]] = deque()
 
         def submit(count: int) -> None:
             for step in islice(steps, count):
@@ -131,13 +131,13 @@ class Loader:
             if groups is not None:
                 groups.close()
 
-    def _make(self, rows: Rows, epoch: int) -> Batch:
+    def _make(self, rows: Rows, epoch: int) -> LoadedBatch:
         inputs, targets = self.source.read(rows, seed=self.seed, epoch=epoch, training=self.training)
         if self.device.type == "cpu":
             return self.source.convert(inputs, self.dtype), targets
         return inputs.pin_memory(), targets.pin_memory()
 
-    def _placed(self, batch: Batch) -> Batch:
+    def _placed(self, batch: LoadedBatch) -> LoadedBatch:
         if self.device.type == "cpu":
             return batch
         inputs, targets = (tensor.to(self.device, non_blocking=True) for tensor in batch)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raycurv.data import images
+from raycurv.data import image_transforms
 from raycurv.data.errors import DataError
 from raycurv.data.order import Rows, draw_classes
 from raycurv.data.row_groups import RowGroups
@@ -30,7 +30,7 @@ _STATISTICS = {1: ((0.5,), (0.5,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageSettings:
     """What every image becomes.
 
     Attributes:
@@ -47,15 +47,17 @@ class Picture:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def fitted(self, image: images.Pixels) -> images.Pixels:
+    def fitted(self, image: image_transforms.Pixels) -> image_transforms.Pixels:
         """The image without augmentation."""
-        return images.fit(image, self.size, images.CENTRE if self.augmentation == "resize_crop_flip" else 1.0)
+        return image_transforms.fit(
+            image, self.size, image_transforms.CENTRE if self.augmentation == "resize_crop_flip" else 1.0
+        )
 
     def augmented(self, batch: Tensor, keys: NDArray[np.uint64]) -> Tensor:
         """Fitted training images (B, H, W, C), each shifted, flipped and turned as its key says."""
         if self.augmentation in ("crop_flip", "crop_flip_rotate"):
-            batch = images.crop_and_flip(batch, keys, max(1, self.size[0] // 8))
-        return images.rotate(batch, keys, _DEGREES) if self.augmentation == "crop_flip_rotate" else batch
+            batch = image_transforms.crop_and_flip(batch, keys, max(1, self.size[0] // 8))
+        return image_transforms.rotate(batch, keys, _DEGREES) if self.augmentation == "crop_flip_rotate" else batch
 
     def converted(self, inputs: Tensor, dtype: torch.dtype) -> Tensor:
         """Scaled to [0, 1], less the mean, divided by the standard deviation; (B, C, H, W)."""
@@ -91,7 +93,7 @@ class ParquetImages:
         self,
         split: Split,
         chosen: Sequence[int] | None,
-        picture: Picture,
+        picture: ImageSettings,
         *,
         memory_limit: int,
         max_rows: int | None,
@@ -170,13 +172,13 @@ class ParquetImages:
         """
         self._load()
         augmentation = self.picture.augmentation if training else "none"
-        keys = images.sample_keys(seed, epoch, rows)
+        keys = image_transforms.sample_keys(seed, epoch, rows)
         if self._decoded is not None:
             batch, labels, good = self._cached(rows)
         elif augmentation == "resize_crop_flip":
-            size, draws = self.picture.size, images.crop_draws(keys)
+            size, draws = self.picture.size, image_transforms.crop_draws(keys)
             batch, labels, good = self._decode(
-                rows, lambda image, i: images.random_resized_crop(image, draws[i], size), fast=True
+                rows, lambda image, i: image_transforms.random_resized_crop(image, draws[i], size), fast=True
             )
         else:
             batch, labels, good = self._decode(rows, lambda image, _: self.picture.fitted(image))
@@ -218,7 +220,7 @@ class ParquetImages:
         return self._decoded[torch.from_numpy(rows[good])], self._labels[rows[good]], good
 
     def _decode(
-        self, rows: Rows, finish: Callable[[images.Pixels, int], images.Pixels], fast: bool = False
+        self, rows: Rows, finish: Callable[[image_transforms.Pixels, int], image_transforms.Pixels], fast: bool = False
     ) -> tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]:
         """The finished images of `rows`, their labels, and which of `rows` they are: all but the corrupt ones.
 
@@ -238,7 +240,7 @@ class ParquetImages:
                 self._corrupt.add(row)
                 continue
             try:
-                image = images.decode(group.image(index), self.picture.channels, fast)
+                image = image_transforms.decode(group.image(index), self.picture.channels, fast)
             except ValueError as error:
                 shard = self._split.groups[number].shard.info.path
                 self._leave_out(row, f"{shard}, row {group.rows[index]} (from 0): corrupt image: {error}", error)
@@ -356,7 +358,7 @@ def _picture(
     augmentation: Augmentation,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-) -> Picture:
+) -> ImageSettings:
     """What every image becomes, by the arguments and the first images of the set.
 
     Raises:
@@ -366,7 +368,7 @@ def _picture(
     first = []
     for value in encoded[:16]:
         try:
-            first.append(images.describe(value.as_py() or b""))
+            first.append(image_transforms.describe(value.as_py() or b""))
         except ValueError:
             continue  # named when its batch is made
     if not first:
@@ -383,4 +385,4 @@ def _picture(
     statistics = tuple(mean or usual[0]), tuple(std or usual[1])
     if any(len(values) != channels for values in statistics) or min(statistics[1]) <= 0:
         raise DataError(f"mean {mean} and std {std} must have {channels} values each, and std only positive ones")
-    return Picture(channels, (height, width), augmentation, *statistics)
+    return ImageSettings(channels, (height, width), augmentation, *statistics)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pyarrow import fs
 
-from raycurv import storage
+from raycurv.data import storage
 from raycurv.data.errors import DataError
 from raycurv.data.order import hash64
 

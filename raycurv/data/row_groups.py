@@ -20,7 +20,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Held:
+class CachedRowGroup:
     """The rows of a row group that are used: encoded images one after the other, and labels.
 
     Attributes:
@@ -52,9 +52,9 @@ class RowGroups:
     def __init__(self, split: Split, kept: Sequence[NDArray[np.int64]] | None, skip_corrupt: bool) -> None:
         self._split, self._kept, self._skip_corrupt = split, kept, skip_corrupt
         self._lock = threading.Lock()
-        self._held: dict[int, Future[Held | None]] = {}
+        self._held: dict[int, Future[CachedRowGroup | None]] = {}
 
-    def get(self, number: int) -> Held | None:
+    def get(self, number: int) -> CachedRowGroup | None:
         """A row group, read now unless it is held; None if it is corrupt and corrupt ones are skipped.
 
         Raises:
@@ -81,7 +81,7 @@ class RowGroups:
         with self._lock:
             self._held.clear()
 
-    def _read(self, number: int) -> Held | None:
+    def _read(self, number: int) -> CachedRowGroup | None:
         group = self._split.groups[number]
         try:
             encoded, labels = read_images(self._split, group)
@@ -98,7 +98,7 @@ class RowGroups:
         if self._kept is not None:
             rows = self._kept[number]
             encoded = encoded.take(pa.array(rows))
-        return Held(*_contiguous(encoded), labels[rows], group.first + rows)
+        return CachedRowGroup(*_contiguous(encoded), labels[rows], group.first + rows)
 
 
 def _contiguous(encoded: pa.LargeBinaryArray) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from raycurv import storage
+from raycurv.data import storage
 from raycurv.data.errors import DataError
 
 _LOG = logging.getLogger(__name__)

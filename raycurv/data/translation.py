@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raycurv import storage
+from raycurv.data import storage
 from raycurv.data.errors import DataError
 from raycurv.data.order import Rows
 from raycurv.data.shards import locate

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycurv.figures import style
-from raycurv.figures.drawn import Drawn
-from raycurv.figures.histories import Array
+from raycurv.figures.rendered import RenderedFigure
+from raycurv.results.histories import Array
 
 _STEPS, _MOMENTA = 1.6, 1.6  # the largest βh and ρ of the figure
 
@@ -34,7 +34,7 @@ def converges(momentum: Array, step: Array) -> NDArray[np.bool_]:
     return (momentum > 0) & (step > 0) & (1.5 * step - 1 < momentum) & (momentum < 1 + step)
 
 
-def draw(points: int = 257) -> Drawn:
+def draw(points: int = 257) -> RenderedFigure:
     """The figure: bright where it converges fast, white where it does not.
 
     Args:
@@ -70,4 +70,4 @@ def draw(points: int = 257) -> Drawn:
     writer = csv.writer(data, lineterminator="\n")
     writer.writerows([("beta_h", "rho", "rate"), *(tuple(f"{x:.6g}" for x in row) for row in rows)])
     title, handles = "Region of convergence for fixed ρ and β", (lower, upper, widest)
-    return Drawn("convergence", title, figure, 4.6, handles, text, (), data.getvalue())
+    return RenderedFigure("convergence", title, figure, 4.6, handles, text, (), data.getvalue())

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from raycurv.figures import histories, reduction, style
-from raycurv.figures.histories import Array, History
-from raycurv.figures.reduction import Reduction, Spread
-from raycurv.train.outcomes import Outcome
+from raycurv.figures import style
+from raycurv.results import binning, histories
+from raycurv.results.binning import Reduction, Spread
+from raycurv.results.histories import Array, RunHistory
+from raycurv.results.outcomes import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +81,7 @@ class View:
     Attributes:
         metric: its name; one that ends in ``/*`` is a line for each metric that begins so.
         axis: to the right.
-        reduction: of each run (see :mod:`raycurv.figures.reduction`).
+        reduction: of each run (see :mod:`raycurv.results.binning`).
         spread: across runs.
         relative: each run's values are divided by its first one.
         error: 1 − value is shown, in per cent: an error in place of an accuracy.
@@ -134,15 +135,15 @@ def series(outcomes: Iterable[Outcome], metric: str, axis: Axis = "epoch") -> li
     return [line for name, runs in by_method(found).items() for line in lines(name, runs, View(metric, axis))]
 
 
-def by_method(runs: Iterable[History]) -> dict[str, list[History]]:
+def by_method(runs: Iterable[RunHistory]) -> dict[str, list[RunHistory]]:
     """The runs of each optimizer with its setting, in the order of their first."""
-    groups: dict[str, list[History]] = {}
+    groups: dict[str, list[RunHistory]] = {}
     for run in runs:
         groups.setdefault(run.method, []).append(run)
     return groups
 
 
-def lines(name: str, runs: Sequence[History], view: View) -> list[Series]:
+def lines(name: str, runs: Sequence[RunHistory], view: View) -> list[Series]:
     """What `view` shows of the runs of one method: a line called `name`, or one for each metric that matches."""
     if not view.metric.endswith("/*"):
         return [_line(name, runs, view, view.metric)]
@@ -151,15 +152,15 @@ def lines(name: str, runs: Sequence[History], view: View) -> list[Series]:
     return [_line(name if metric == bare else metric[len(bare) + 1 :], runs, view, metric) for metric in metrics]
 
 
-def _line(name: str, runs: Sequence[History], view: View, metric: str) -> Series:
+def _line(name: str, runs: Sequence[RunHistory], view: View, metric: str) -> Series:
     failed = [run.outcome.status != "finished" for run in runs]
     traces = [trace for run in runs if (trace := run.traces.get(metric)) is not None]
     lost = [gone for run, gone in zip(runs, failed, strict=True) if metric in run.traces]
     traces = [trace.with_values(view.shown(trace.values)) for trace in traces]
-    ends = reduction.bins(traces, view.reduction)
+    ends = binning.bins(traces, view.reduction)
     if not len(ends):
         return Series(name, (), (), (), (), len(runs), sum(failed))
-    found = [reduction.of_run(trace, ends, view.reduction, DECAY) for trace in traces]
+    found = [binning.of_run(trace, ends, view.reduction, DECAY) for trace in traces]
     levels, seconds = np.stack([levels for _, levels in found]), np.stack([seconds for seconds, _ in found])
     at = ends if view.axis == "epoch" else _mean(seconds)
     stops = [_end(at if view.axis == "epoch" else s, one[2]) for s, one in zip(seconds, levels, strict=True)]
@@ -168,7 +169,7 @@ def _line(name: str, runs: Sequence[History], view: View, metric: str) -> Series
             known = np.flatnonzero(~np.isnan(one[2]))
             if gone:
                 one[:, known[-1] + 1 if len(known) else 0 :] = view.worst
-    five = reduction.across(levels, view.spread)
+    five = binning.across(levels, view.spread)
     kept = ~(np.isnan(five[2]) | np.isnan(at))
     outer_low, low, middle, high, outer_high = (tuple(row[kept].tolist()) for row in five)
     return Series(

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from raycurv.benchmarks.memory import MemoryTrace
 from raycurv.figures import style
-from raycurv.figures.drawn import Drawn
-from raycurv.recipes.memory import Recording
+from raycurv.figures.rendered import RenderedFigure
 
 _HEIGHT = 3.0  # inches of a panel
 
 
-def draw(found: Sequence[Recording]) -> Drawn:
+def draw(found: Sequence[MemoryTrace]) -> RenderedFigure:
     """A column for each network: memory over the work done, and over seconds.
 
     Args:
@@ -56,11 +56,11 @@ def draw(found: Sequence[Recording]) -> Drawn:
         f"the step has made and that are alive, after every operator. {' '.join(texts)} "
         f"{len(found)} recorded steps, none failed."
     )
-    return Drawn("memory", "Memory in the course of a step", figure, 2 * _HEIGHT, handles, text, tuple(looks),
+    return RenderedFigure("memory", "Memory in the course of a step", figure, 2 * _HEIGHT, handles, text, tuple(looks),
                  _data(found))  # fmt: skip
 
 
-def _data(found: Sequence[Recording]) -> str:
+def _data(found: Sequence[MemoryTrace]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["network", "series", "operations", "seconds", "bytes"])

@@ -7,10 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from raycurv.figures import comparison, curves, interactive, profile
-from raycurv.figures.drawn import Drawn
-from raycurv.figures.remarks import differences, remarks
-from raycurv.train.outcomes import Outcome
+from raycurv.figures import curves, interactive, performance_profile
+from raycurv.figures.rendered import RenderedFigure
+from raycurv.results import comparison
+from raycurv.results.caveats import differences, remarks
+from raycurv.results.outcomes import Outcome
 
 METRICS: tuple[tuple[str, curves.Axis], ...] = (
     ("train/epoch_loss", "epoch"), ("train/epoch_loss", "seconds"), ("test/loss", "epoch"), ("test/accuracy", "epoch"),
@@ -26,7 +27,7 @@ td.long{white-space:normal;min-width:24rem}pre{overflow-x:auto}
 
 
 @dataclass(frozen=True)
-class About:
+class ReportContext:
     """What a report says of its runs beside what they measured.
 
     Attributes:
@@ -52,8 +53,8 @@ def page(
     *,
     versions: Mapping[str, str],
     command: str,
-    about: About | None = None,
-    drawn: Sequence[Drawn] = (),
+    about: ReportContext | None = None,
+    drawn: Sequence[RenderedFigure] = (),
 ) -> str:
     """The report as one HTML document.
 
@@ -71,7 +72,7 @@ def page(
     """
     if not outcomes:
         raise ValueError("there is no run to report on")
-    about = about or About()
+    about = about or ReportContext()
     rows = comparison.decide(outcomes)
     parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(_summary(outcomes))}{_places(about.places)}</p>"]
     parts += [f"<p><strong>{html.escape(line)}</strong></p>" for line in comparison.headline(rows)]
@@ -84,11 +85,11 @@ def page(
     for number, one in enumerate(drawn):
         parts.append(f"<h2>{html.escape(one.title)}</h2>")
         parts.append(interactive.embedded(f"more{number}", one.for_page(), one.names, one.caption, one.data))
-    found = profile.profiles(outcomes)
+    found = performance_profile.profiles(outcomes)
     if len(found) > 1:
         text = "Share of problems solved within a factor of the fastest: within a tenth of the lowest training loss."
         parts += ["<h2>Performance profile</h2>"]
-        parts += [interactive.embedded("profile", profile.draw(found), [p.name for p in found], text)]
+        parts += [interactive.embedded("profile", performance_profile.draw(found), [p.name for p in found], text)]
     parts += _failures(outcomes, about.links)
     parts += _differences(outcomes, about.settings)
     parts += _runs(outcomes, about.links)

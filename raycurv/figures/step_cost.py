@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from raycurv.benchmarks.step_cost import StepCost
 from raycurv.figures import style
-from raycurv.recipes.step_cost import Cost
 
 MEASURES = {"operations": "operations", "seconds": "wall time", "memory": "peak memory"}
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")  # for print without colours
 
 
-def plot(costs: Sequence[Cost], paths: Sequence[Path]) -> None:
+def plot(costs: Sequence[StepCost], paths: Sequence[Path]) -> None:
     """Draw the costs into files, whose suffixes choose the format (.png, .svg).
 
     Args:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raycurv.benchmarks.trajectories import Trajectory
 from raycurv.figures import style
-from raycurv.figures.drawn import Drawn
-from raycurv.recipes.trajectories import Trajectory
+from raycurv.figures.rendered import RenderedFigure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ _REACH = 2.2  # of the picture: starts are in [−2, 2]²
 _FLOOR = 1e-6  # of the losses that are shown
 
 
-def draw(found: Sequence[Trajectory]) -> Drawn:
+def draw(found: Sequence[Trajectory]) -> RenderedFigure:
     """A column for each function: contours with the ways above, losses below.
 
     Raises:
@@ -58,7 +58,7 @@ def draw(found: Sequence[Trajectory]) -> Drawn:
         + (f"{failed} of them not solved ({ends})." if failed else "all solved.")
     )
     title = "Trajectories on the stochastic Rosenbrock function"
-    return Drawn("trajectories", title, figure, height, handles, text, tuple(looks), _data(found))
+    return RenderedFigure("trajectories", title, figure, height, handles, text, tuple(looks), _data(found))
 
 
 def _contours(axes: Axes) -> None:

@@ -11,7 +11,7 @@ from raycurv.models.lenet import lenet
 from raycurv.models.mlp import mlp
 from raycurv.models.random_cnn import RandomCnn, draw_random_cnn, random_cnn
 from raycurv.models.resnet import resnet18, resnet50
-from raycurv.models.salera import m0, m2, m2b, m4b
+from raycurv.models.salera_networks import m0, m2, m2b, m4b
 from raycurv.models.transformer import transformer
 from raycurv.models.vgg import vgg
 from raycurv.models.vgg_f import vgg_f

@@ -21,7 +21,7 @@ def lenet(
 
     The defaults are the network of "Learning the learning rate" (section 4): two convolutions and three fully
     connected layers; its section 4.2.3 adds dropout after the hidden ones. SALERA's M4b is in
-    :mod:`raycurv.models.salera`.
+    :mod:`raycurv.models.salera_networks`.
 
     Args:
         num_classes: outputs.

@@ -19,7 +19,7 @@ def mlp(
     """A multi-layer perceptron; by default the tanh network 128-64-32-10 of CurveBall's MNIST experiment (section 4).
 
     Other papers' networks by their widths: linear and logistic regression are ``widths=()``, RED's dense LeNet is
-    ``(300, 100)``, NTLR's MNIST network ``(1000,)``; SALERA's are in :mod:`raycurv.models.salera`.
+    ``(300, 100)``, NTLR's MNIST network ``(1000,)``; SALERA's are in :mod:`raycurv.models.salera_networks`.
 
     Args:
         num_classes: outputs.

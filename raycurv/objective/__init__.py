@@ -8,6 +8,6 @@ batch.
 
 from raycurv.objective.batch import Batch
 from raycurv.objective.linearisation import Linearisation, Taylor
-from raycurv.objective.problem import Objective
+from raycurv.objective.objective import Objective
 
 __all__ = ["Batch", "Linearisation", "Objective", "Taylor"]

@@ -15,14 +15,20 @@ from torch.utils import _pytree as pytree
 
 from raycurv.curvature import ForwardTape, Tape
 from raycurv.curvature.norms import SynchronisedBatchNorm
-from raycurv.directions import Direction
 from raycurv.objective.checks import check_batch, tensor_of
+from raycurv.objective.direction import Direction
 from raycurv.objective.forward import Generators, finished, kept_buffers, leaves_of, recording
 from raycurv.objective.linearisation import Linearisation, Taylor, taylor_of
-from raycurv.objective.parts import Parted, curved_parts, micro_batches, split, summed_gradient
+from raycurv.objective.micro_batches import (
+    MicroBatchedLinearisation,
+    curvature_samples,
+    micro_batches,
+    split,
+    summed_gradient,
+)
 
 if TYPE_CHECKING:
-    from raycurv.objective.problem import Objective
+    from raycurv.objective.objective import Objective
 
 
 class Batch:
@@ -122,7 +128,7 @@ class Batch:
             RuntimeError: `fraction` is below 1 and something has been asked of the undivided batch before.
         """
         if points is None and (self.parts or fraction != 1):
-            return Parted(self, curved_parts(self, fraction), direction, record=record)
+            return MicroBatchedLinearisation(self, curvature_samples(self, fraction), direction, record=record)
         tape = Tape(self.objective.parameters if points is None else points) if record else None
         outputs, ticket = self._tracked_forward(tape, points)
         linear = Linearisation(self, tape, outputs, ticket)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 if TYPE_CHECKING:
-    from raycurv.objective.problem import Objective
+    from raycurv.objective.objective import Objective
 
 Covers = Literal["all", "weights"] | Callable[[str, nn.Parameter], bool]
 

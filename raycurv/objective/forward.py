@@ -13,10 +13,10 @@ from raycurv.curvature import Tape
 from raycurv.objective.checks import tensor_of
 
 if TYPE_CHECKING:
-    from raycurv.objective.problem import Objective
+    from raycurv.objective.objective import Objective
 
 
-class Traced(nn.Module):
+class ForwardModule(nn.Module):
     """The model as DDP sees it: recorded while a tape is set, with a ticket whose gradient carries the weight."""
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:

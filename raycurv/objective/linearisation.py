@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from raycurv.curvature import Tape
-from raycurv.curvature.losses import LossAt
-from raycurv.directions import Direction
+from raycurv.objective.direction import Direction
 from raycurv.objective.forward import without_autocast
+from raycurv.objective.losses import LossAt
 
 if TYPE_CHECKING:
     from raycurv.objective.batch import Batch
-    from raycurv.objective.problem import Objective
+    from raycurv.objective.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Linearisation:
     Attributes:
         outputs: of this worker's share, detached.
         tangent: J·z of the direction given to :meth:`Batch.linearise`, or None.
-        partial: tangents are those of a part of the samples (see :class:`raycurv.objective.parts.Parted`).
+        partial: the tangents cover a part of the samples
+            (:class:`~raycurv.objective.micro_batches.MicroBatchedLinearisation`).
     """
 
     partial = False

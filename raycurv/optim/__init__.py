@@ -1,25 +1,20 @@
 """Optimizers by name, behind one step call; each needs torch alone, but for those of `modern` and `kfac`."""
 
-from raycurv.optim import (  # registers them
+from raycurv.optim import curveball, learned_rate, ntlr, red, salera, tuning_free
+from raycurv.optim.base import Horizon, StepOptimizer, StepReport, parameters_of
+from raycurv.optim.baselines import (
     bfgs,
-    curveball,
+    external,
     first_order,
-    free,
     hessian_free,
     kfac,
-    learned_rate,
     levenberg_marquardt,
-    modern,
     newton,
-    ntlr,
-    red,
-    salera,
     sls,
     sps,
     step_tuned,
 )
-from raycurv.optim.first_order import FirstOrder
-from raycurv.optim.protocol import Horizon, StepOptimizer, StepReport, parameters_of
+from raycurv.optim.baselines.first_order import FirstOrder
 from raycurv.optim.registry import check, create, names, register, settings
 
 __all__ = [
@@ -37,13 +32,12 @@ __all__ = [
 del (
     bfgs,
     curveball,
+    external,
     first_order,
-    free,
     hessian_free,
     kfac,
     learned_rate,
     levenberg_marquardt,
-    modern,
     newton,
     ntlr,
     red,
@@ -51,4 +45,5 @@ del (
     sls,
     sps,
     step_tuned,
+    tuning_free,
 )

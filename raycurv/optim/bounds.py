@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from raycurv.directions import Direction
+from raycurv.objective.direction import Direction
 
 
 def require(name: str, setting: str, value: object, holds: bool, allowed: str) -> None:

@@ -35,9 +35,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raycurv.directions import Direction
 from raycurv.objective import Batch, Linearisation, Objective
-from raycurv.optim.protocol import Horizon, StepOptimizer, StepReport, check_batch, one_group
+from raycurv.objective.direction import Direction
+from raycurv.optim.base import Horizon, StepOptimizer, StepReport, check_batch, one_group
 from raycurv.optim.registry import register
 
 _DAMPING_WITH_BATCH_NORM, _DAMPING_WITHOUT = 1.0, 10.0  # section 3, "Automatic λ hyper-parameter rescaling"

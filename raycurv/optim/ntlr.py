@@ -45,9 +45,9 @@ import torch
 from torch import Tensor
 
 from raycurv.objective import Batch
+from raycurv.optim.base import Horizon, StepReport, one_group
+from raycurv.optim.baselines.first_order import FirstOrder, Params
 from raycurv.optim.bounds import require, require_clip, require_positive
-from raycurv.optim.first_order import FirstOrder, Params
-from raycurv.optim.protocol import Horizon, StepReport, one_group
 from raycurv.optim.registry import register
 
 _LARGEST_FACTOR = 100.0
@@ -55,7 +55,7 @@ _WINDOW = 100  # K without a horizon
 
 
 @dataclass(frozen=True)
-class Directions:
+class WindowDirections:
     """Inner products of the average directions of the last two windows.
 
     Attributes:
@@ -75,13 +75,13 @@ class Directions:
         return self.cross / norms if norms > 0 else 0.0
 
 
-Rule = Callable[[float, Directions], float]
+Rule = Callable[[float, WindowDirections], float]
 
 
 def newton(damping: float) -> Rule:
     """Eq. 8: the factor for a rate, whatever the rate."""
 
-    def factor(rate: float, u: Directions) -> float:
+    def factor(rate: float, u: WindowDirections) -> float:
         curvature = u.old - u.cross
         return min(1 + damping * u.cross / curvature, _LARGEST_FACTOR) if curvature > 0 else 1.0
 
@@ -142,7 +142,7 @@ class WindowedRate(FirstOrder):
         if old is None:
             return report
         pairs = [torch.dot(u, v) for u, v in ((old, direction), (old, old), (direction, direction))]
-        u = Directions(*torch.stack(pairs).tolist())
+        u = WindowDirections(*torch.stack(pairs).tolist())
         factor = self.rule(group["lr"], u) if all(map(math.isfinite, (u.cross, u.old, u.new))) else 1.0
         group["lr"] *= factor
         found = {"learning_rate_factor": factor, "agreement": u.cosine}

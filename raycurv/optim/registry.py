@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from raycurv.optim.protocol import Horizon, StepOptimizer
+from raycurv.optim.base import Horizon, StepOptimizer
 
 Build = Callable[..., StepOptimizer]
 _REGISTRY: dict[str, Build] = {}

@@ -53,10 +53,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raycurv.directions import Direction
 from raycurv.objective import Batch, Objective
+from raycurv.objective.direction import Direction
+from raycurv.optim.base import Horizon, StepOptimizer, StepReport, check_batch, one_group
 from raycurv.optim.bounds import clip, require, require_clip, require_positive
-from raycurv.optim.protocol import Horizon, StepOptimizer, StepReport, check_batch, one_group
 from raycurv.optim.registry import register
 
 Params = nn.Module | Iterable[Any]

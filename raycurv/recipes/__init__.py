@@ -5,13 +5,22 @@ from raycurv.recipes import curveball, degenerate, learned_rate, ntlr, red, sale
 from raycurv.recipes.curveball import cifar10_basic_cnn, cifar10_resnet18, imagenet_curveball
 from raycurv.recipes.digits import digits
 from raycurv.recipes.overrides import Overrides
-from raycurv.recipes.registry import Experiment, Recipe, build, experiment, experiments, get, listing, names
+from raycurv.recipes.registry import (
+    Recipe,
+    RegisteredRecipe,
+    build,
+    experiment,
+    get,
+    listing,
+    names,
+    registered_recipes,
+)
 from raycurv.recipes.scale import Scale, Scaling
 
 __all__ = [
-    "Experiment",
     "Overrides",
     "Recipe",
+    "RegisteredRecipe",
     "Scale",
     "Scaling",
     "build",
@@ -19,9 +28,9 @@ __all__ = [
     "cifar10_resnet18",
     "digits",
     "experiment",
-    "experiments",
     "get",
     "imagenet_curveball",
     "listing",
     "names",
+    "registered_recipes",
 ]

@@ -7,10 +7,10 @@ from raycurv.models.mlp import mlp
 from raycurv.models.random_cnn import random_cnn
 from raycurv.models.resnet import resnet18
 from raycurv.models.vgg_f import vgg_f
-from raycurv.recipes.pieces import CIFAR, IMAGENET, IMAGENET_100, MNIST, RANDOM_CLASSES, photographs, rows_of
+from raycurv.recipes.datasets import CIFAR, IMAGENET, IMAGENET_100, MNIST, RANDOM_CLASSES, photographs, rows_of
 from raycurv.recipes.registry import experiment
 from raycurv.recipes.scale import Scale, Scaling
-from raycurv.train.config import Component, RunConfig, Setting
+from raycurv.train.configuration import Component, RunConfig, Setting
 
 
 @experiment("CurveBall", "Fig. 2, 3, 5-8, Table 2", "CIFAR-10", "basic CNN", epochs=20, samples=CIFAR, gflop=0.0284)

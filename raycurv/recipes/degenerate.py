@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from raycurv.data import Data, tensors
+from raycurv.models.small_problems import DTYPE, RahimiRechtProblem, Rosenbrock
 from raycurv.recipes.registry import experiment
 from raycurv.recipes.scale import Scale, Scaling
-from raycurv.recipes.small_problems import DTYPE, RahimiRechtProblem, Rosenbrock
-from raycurv.train.config import Component, RunConfig, Setting
+from raycurv.train.configuration import Component, RunConfig, Setting
 
 STEPS = 500
 DAMPING = 1.0  # λ₀ of the authors' code, which Table 1 needs

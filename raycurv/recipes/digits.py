@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from raycurv.models.basic_cnn import basic_cnn
-from raycurv.recipes.pieces import rows_of
+from raycurv.recipes.datasets import rows_of
 from raycurv.recipes.registry import experiment
 from raycurv.recipes.scale import Scale, Scaling
-from raycurv.train.config import Component, RunConfig
+from raycurv.train.configuration import Component, RunConfig
 
 SAMPLES = 1437
 

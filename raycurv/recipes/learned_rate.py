@@ -10,10 +10,10 @@ from raycurv.data import csv_table
 from raycurv.models.lenet import lenet
 from raycurv.models.mlp import mlp
 from raycurv.models.resnet import resnet18
-from raycurv.recipes.pieces import BOSTON, CIFAR, MNIST, rows_of
+from raycurv.recipes.datasets import BOSTON, CIFAR, MNIST, rows_of
 from raycurv.recipes.registry import experiment
 from raycurv.recipes.scale import Scale, Scaling
-from raycurv.train.config import Component, RunConfig, Setting
+from raycurv.train.configuration import Component, RunConfig, Setting
 
 SECOND_ORDER = "llr_second_order"
 

@@ -10,10 +10,10 @@ from raycurv.models.mlp import mlp
 from raycurv.models.resnet import resnet50
 from raycurv.models.transformer import transformer
 from raycurv.models.wide_resnet import wide_resnet
-from raycurv.recipes.pieces import CIFAR, IMAGENET, MNIST, MULTI30K, photographs, rows_of
+from raycurv.recipes.datasets import CIFAR, IMAGENET, MNIST, MULTI30K, photographs, rows_of
 from raycurv.recipes.registry import experiment
 from raycurv.recipes.scale import Scale, Scaling
-from raycurv.train.config import Component, RunConfig, Setting
+from raycurv.train.configuration import Component, RunConfig, Setting
 from raycurv.train.losses import word_cross_entropy, words
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
-from raycurv.train.config import Precision, RunConfig, Setting
+from raycurv.train.configuration import Precision, RunConfig, Setting
 
 
 @dataclass(frozen=True)

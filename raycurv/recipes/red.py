@@ -11,10 +11,10 @@ from raycurv.models.autoencoder import autoencoder
 from raycurv.models.lenet import lenet
 from raycurv.models.mlp import mlp
 from raycurv.models.vgg import vgg
-from raycurv.recipes.pieces import CIFAR, MNIST, rows_of
+from raycurv.recipes.datasets import CIFAR, MNIST, rows_of
 from raycurv.recipes.registry import experiment
 from raycurv.recipes.scale import Scale, Scaling
-from raycurv.train.config import Component, RunConfig
+from raycurv.train.configuration import Component, RunConfig
 from raycurv.train.losses import mean_squared_error
 
 SMOOTH = "softplus5"  # Softplus with β = 5

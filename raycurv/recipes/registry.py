@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from raycurv.train.config import Component, RunConfig
+from raycurv.train.configuration import Component, RunConfig
 
 Recipe = Callable[..., RunConfig]
 _R = TypeVar("_R", bound=Recipe)
-_EXPERIMENTS: dict[str, Experiment] = {}
+_RECIPES: dict[str, RegisteredRecipe] = {}
 
 
 @dataclass(frozen=True)
-class Experiment:
+class RegisteredRecipe:
     """A recipe, and what is known of its run before it starts, at full size.
 
     Attributes:
@@ -56,30 +56,30 @@ class Experiment:
 def experiment(
     paper: str, shows: str, data: str, network: str, *, epochs: int, samples: int, gflop: float
 ) -> Callable[[_R], _R]:
-    """Register a recipe under its own name; the arguments are those of :class:`Experiment`.
+    """Register a recipe under its own name; the arguments are those of :class:`RegisteredRecipe`.
 
     Raises:
         ValueError: the name is taken.
     """
 
     def add(recipe: _R) -> _R:
-        if recipe.__name__ in _EXPERIMENTS:
+        if recipe.__name__ in _RECIPES:
             raise ValueError(f"there is a recipe named {recipe.__name__!r} already")
-        found = Experiment(recipe, paper, shows, data, network, epochs, samples, gflop)
-        _EXPERIMENTS[recipe.__name__] = found
+        found = RegisteredRecipe(recipe, paper, shows, data, network, epochs, samples, gflop)
+        _RECIPES[recipe.__name__] = found
         return recipe
 
     return add
 
 
-def experiments() -> tuple[Experiment, ...]:
+def registered_recipes() -> tuple[RegisteredRecipe, ...]:
     """All of this package, paper by paper in the order of their files."""
-    return tuple(_EXPERIMENTS.values())
+    return tuple(_RECIPES.values())
 
 
 def names() -> tuple[str, ...]:
     """The recipes of this package."""
-    return tuple(sorted(_EXPERIMENTS))
+    return tuple(sorted(_RECIPES))
 
 
 def get(name: str) -> Recipe:
@@ -90,14 +90,14 @@ def get(name: str) -> Recipe:
     """
     if ":" in name:
         return Component(name).resolve()
-    if name not in _EXPERIMENTS:
-        near = difflib.get_close_matches(name, _EXPERIMENTS, 3) or [n for n in names() if name and name in n][:3]
+    if name not in _RECIPES:
+        near = difflib.get_close_matches(name, _RECIPES, 3) or [n for n in names() if name and name in n][:3]
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise ValueError(
-            f"there is no recipe {name!r}; {hint}`jobs/train.py --list` shows all {len(_EXPERIMENTS)}; your own is "
+            f"there is no recipe {name!r}; {hint}`jobs/train.py --list` shows all {len(_RECIPES)}; your own is "
             "package.module:function"
         )
-    return _EXPERIMENTS[name].recipe
+    return _RECIPES[name].recipe
 
 
 def build(name: str, options: Mapping[str, Any]) -> RunConfig:
@@ -132,7 +132,8 @@ def listing() -> str:
     """All recipes as a table, one a line."""
     head = ("recipe", "paper", "shows", "data", "network", "epochs", "cost")
     rows = [
-        (e.name, e.paper, e.shows, e.data, e.network, str(e.epochs), _operations(e.operations)) for e in experiments()
+        (e.name, e.paper, e.shows, e.data, e.network, str(e.epochs), _operations(e.operations))
+        for e in registered_recipes()
     ]
     return aligned(head, rows)
 

@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 from torch import nn
 
-from raycurv.models.salera import m0, m2, m2b, m4b
-from raycurv.recipes.pieces import CIFAR, MNIST, rows_of
+from raycurv.models.salera_networks import m0, m2, m2b, m4b
+from raycurv.recipes.datasets import CIFAR, MNIST, rows_of
 from raycurv.recipes.registry import experiment
 from raycurv.recipes.scale import Scale, Scaling
-from raycurv.train.config import Component, RunConfig, Setting
+from raycurv.train.configuration import Component, RunConfig, Setting
 
 # Mean and deviation of each channel on the training set.
 MNIST_PIXELS: dict[str, Setting] = {"mean": (0.1307,), "std": (0.3081,)}

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raycurv.recipes import registry, sweeps
-from raycurv.recipes.sweeps import Trial
-from raycurv.train.config import RunConfig, Setting
-from raycurv.train.outcomes import Outcome
+from raycurv.recipes import registry, search
+from raycurv.recipes.search import Trial
+from raycurv.results.outcomes import Outcome
+from raycurv.train.configuration import RunConfig, Setting
 
 Axes = Mapping[str, Sequence[Setting]]
 NETWORK = "architecture"  # the recipe's option that draws a network
@@ -24,7 +24,7 @@ _RUN_FIELDS = ("batch_size", "l2", "validation", "evaluate_training", "average_w
 
 
 @dataclass(frozen=True)
-class Member:
+class StudyRun:
     """One run of a study.
 
     Attributes:
@@ -60,7 +60,7 @@ class Study:
         run: values of fields of the run (batch_size, l2, …), combined with all of these.
         options: values of arguments of the recipes, combined likewise.
         tuned: optimizers whose settings are searched first, name → the grid; one final run of every winner and seed.
-        rule: how the search chooses, a name of :data:`raycurv.recipes.sweeps.RULES`.
+        rule: how the search chooses, a name of :data:`raycurv.recipes.search.RULES`.
         seeds: runs of every point.
     """
 
@@ -84,7 +84,7 @@ class Study:
             raise ValueError(
                 f"study {self.name!r} has no run: {', '.join(empty) or 'recipes, optimizers or seeds'} empty"
             )
-        sweeps.rule(self.rule)
+        search.rule(self.rule)
 
     def __len__(self) -> int:
         """How many runs it takes, those of the search included."""
@@ -129,7 +129,7 @@ class Study:
             seeds=self.seeds if seeds is None else seeds,
         )
 
-    def members(self, **options: Any) -> list[Member]:
+    def members(self, **options: Any) -> list[StudyRun]:
         """The runs of the optimizers that are not searched.
 
         Args:
@@ -145,11 +145,11 @@ class Study:
             for point, changes in itertools.product(_points(axes), _points(self.run))
         ]
 
-    def search(self, **options: Any) -> list[Member]:
+    def search(self, **options: Any) -> list[StudyRun]:
         """The points of the grids: one seed, for the rule's share of the epochs."""
         return [member for group in self._searches(options) for member in group]
 
-    def winners(self, outcomes: Mapping[str, Outcome], **options: Any) -> list[Member]:
+    def winners(self, outcomes: Mapping[str, Outcome], **options: Any) -> list[StudyRun]:
         """The final runs of the tuned optimizers: for every grid the point that the rule chooses, over the seeds.
 
         Args:
@@ -159,7 +159,7 @@ class Study:
         found = []
         for base, group in zip(self._search_bases(options), self._searches(options), strict=True):
             ended = [(m, outcomes[m.config.digest]) for m in group if m.config.digest in outcomes]
-            best = sweeps.rule(self.rule).best(outcome for _, outcome in ended)
+            best = search.rule(self.rule).best(outcome for _, outcome in ended)
             for member in [m for m, outcome in ended if outcome is best][:1]:
                 optimizer, axes = member.config.optimizer, self.tuned[member.config.optimizer]
                 point = {name: member.keys[name] for name in axes}
@@ -177,7 +177,7 @@ class Study:
             raise ValueError(f"every optimizer of study {self.name!r} is searched first: use jobs/papers.py")
         return [dataclasses.replace(m.config, name=self._name(m)) for m in self.members(**options)]
 
-    def _name(self, member: Member) -> str:
+    def _name(self, member: StudyRun) -> str:
         name = _name(member.config.name, member.config.optimizer, member.setting)
         return f"{name[:120]}-s{member.keys['seed']}" if self.seeds > 1 else name
 
@@ -189,8 +189,8 @@ class Study:
         grids = len(self.tuned) * len(_points(self.run))
         return [base for base in self._bases(options) for _ in range(grids)]
 
-    def _searches(self, options: Mapping[str, Any]) -> Iterable[list[Member]]:
-        share = sweeps.rule(self.rule).share
+    def _searches(self, options: Mapping[str, Any]) -> Iterable[list[StudyRun]]:
+        share = search.rule(self.rule).share
         for keys, config in self._bases(options):
             short = dataclasses.replace(config, epochs=max(1, round(share * config.epochs)))
             for (optimizer, axes), changes in itertools.product(self.tuned.items(), _points(self.run)):
@@ -201,7 +201,7 @@ class Study:
     def _member(
         self, base: tuple[Mapping[str, Setting], RunConfig], optimizer: str, point: Mapping[str, Setting],
         changes: Mapping[str, Setting], seed: int, stage: str = "final",
-    ) -> Member:  # fmt: skip
+    ) -> StudyRun:  # fmt: skip
         keys, config = base
         own = config.optimizer_settings if optimizer == config.optimizer else {}
         changed: dict[str, Any] = {
@@ -213,7 +213,7 @@ class Study:
         axes = {name: keys[name] for name in self.options} | {**point, **changes}
         axes.pop("evaluate_training", None)  # what is measured, not what is trained
         known = {"recipe": keys["recipe"], "optimizer": optimizer, "seed": seed, **axes}
-        return Member(dataclasses.replace(config, **changed), known, axes, stage)
+        return StudyRun(dataclasses.replace(config, **changed), known, axes, stage)
 
 
 def _changed(axes: Axes, new: Axes) -> dict[str, Sequence[Setting]]:

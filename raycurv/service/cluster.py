@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from raycurv.tracking.settings import default_runs, default_tracking_uri
+
 REMOTE = ("s3://", "gs://", "gcs://", "file://")
-
-
-def default_runs() -> str:
-    """The folder of all runs: ``RAYCURV_RUNS``, or ``~/raycurv-runs``; Ray may own the working directory."""
-    return os.environ.get("RAYCURV_RUNS") or str(Path.home() / "raycurv-runs")
 
 
 def default_storage() -> str | None:
     """``RAYCURV_STORAGE`` of the environment."""
     return os.environ.get("RAYCURV_STORAGE") or None
-
-
-def default_tracking_uri() -> str | None:
-    """``MLFLOW_TRACKING_URI`` of the environment."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:
@@ -117,8 +108,3 @@ class Cluster:
     def resources(self) -> dict[str, float]:
         """What Ray reserves for every worker."""
         return {"CPU": self.cpus_per_worker} | ({"GPU": 1.0} if self.use_gpu else {})
-
-
-def hostname() -> str:
-    """The name of this machine, as written beside runs."""
-    return socket.gethostname()

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from raycurv.recipes import Overrides
 from raycurv.service.cluster import Cluster
-from raycurv.service.failures import reported
-from raycurv.train.config import RunConfig
+from raycurv.service.errors import reported
+from raycurv.train.configuration import RunConfig
 
 T = TypeVar("T")
 

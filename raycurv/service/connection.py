@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from raycurv.service.cluster import Cluster
-from raycurv.service.local import LOOPBACK_ONLY
+from raycurv.service.local_ray import LOOPBACK_ONLY
 
 JOINING_SECONDS = 20.0  # for nodes that are on their way, where no autoscaler will make new ones
 

@@ -11,14 +11,14 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from raycurv.train.checkpoint import Store
+from raycurv.train.checkpoint import CheckpointStore
 from raycurv.train.records import Record
 
 KEPT = 500  # records in a checkpoint: more than a driver has on its way at a time
 KEY = "journal"
 
 
-class Post(Protocol):
+class RecordSink(Protocol):
     """Where records go."""
 
     def send(self, records: Sequence[Record]) -> None:
@@ -28,16 +28,16 @@ class Post(Protocol):
         """Wait until everything has arrived."""
 
 
-class JournalStore(Store):
+class JournaledCheckpoints(CheckpointStore):
     """The checkpoints of a run, with the newest of its records in each.
 
     Args:
-        uri: as of :class:`raycurv.train.checkpoint.Store`.
+        uri: as of :class:`raycurv.train.checkpoint.CheckpointStore`.
         keep: likewise.
         post: takes the records.
     """
 
-    def __init__(self, uri: str, keep: int, post: Post) -> None:
+    def __init__(self, uri: str, keep: int, post: RecordSink) -> None:
         super().__init__(uri, keep)
         self._post = post
         self._recent: deque[Record] = deque(maxlen=KEPT)

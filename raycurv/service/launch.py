@@ -13,17 +13,17 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from raycurv.service import labels, provenance
+from raycurv.service.artifact_writer import ArtifactWriter
 from raycurv.service.cluster import Cluster
-from raycurv.service.failures import LaunchError, Stopped, describe
-from raycurv.service.progress import Progress, table
-from raycurv.service.shelf import Shelf
+from raycurv.service.errors import LaunchError, Stopped, describe
+from raycurv.service.terminal import TerminalProgress, table
+from raycurv.tracking import provenance, run_names
 
 if TYPE_CHECKING:
-    from raycurv.service.plan import Plan
-    from raycurv.service.tracking import TrackedRun, Tracking
-    from raycurv.train.config import RunConfig
-    from raycurv.train.outcomes import Status
+    from raycurv.results.outcomes import Status
+    from raycurv.service.plan import LaunchPlan
+    from raycurv.tracking.client import TrackedRun, Tracking
+    from raycurv.train.configuration import RunConfig
     from raycurv.train.records import Result
 
 POLL_SECONDS = 0.25
@@ -61,7 +61,7 @@ def launch(runs: Sequence[RunConfig], cluster: Cluster) -> list[Result]:
     from raycurv.service.plan import plan
 
     planned = plan(runs, cluster)
-    progress = Progress()
+    progress = TerminalProgress()
     with _tracked(planned, cluster, progress.say) as tracking:
         from raycurv.service.connection import connected, require_capacity, warn_of_private_storage
 
@@ -74,8 +74,8 @@ def launch(runs: Sequence[RunConfig], cluster: Cluster) -> list[Result]:
 
 
 class _Launch:
-    def __init__(self, plan: Plan, cluster: Cluster, tracking: Tracking, progress: Progress) -> None:
-        from raycurv.service.mailbox import Mailbox
+    def __init__(self, plan: LaunchPlan, cluster: Cluster, tracking: Tracking, progress: TerminalProgress) -> None:
+        from raycurv.service.messages import Mailbox
 
         self.plan, self.cluster, self.tracking, self.progress = plan, cluster, tracking, progress
         self.results: dict[int, Result] = {}
@@ -114,7 +114,7 @@ class _Launch:
         parent = None
         if len(self.plan.runs) > 1:
             recipes, optimizers = zip(*((run.recipe, run.config.optimizer) for run in self.plan.runs), strict=True)
-            label = labels.of_group(recipes, optimizers, f"{len(recipes)} runs")
+            label = run_names.of_group(recipes, optimizers, f"{len(recipes)} runs")
             parent = self.tracking.parent(self.plan.name, common, cluster.resume, label)
         tracked = []
         for planned in self.plan.runs:
@@ -128,13 +128,15 @@ class _Launch:
 
     def _keep_pictures(self, parent: TrackedRun, why: str) -> None:
         """The runs side by side, as artifacts of the one that gathers them."""
-        from raycurv.figures import comparison
-        from raycurv.figures.report import About
-        from raycurv.service import pictures
-        from raycurv.service.launched import lost, outcome_of
-        from raycurv.service.tracking import flat
+        from raycurv.figures.report import ReportContext
+        from raycurv.results import comparison
+        from raycurv.service import report_artifacts
+        from raycurv.service.run_outcomes import lost, outcome_of
+        from raycurv.tracking.client import flat
 
-        shelf = Shelf(self.plan.name, Path(self.cluster.runs) / "launches" / self.plan.name, parent, self.progress.say)
+        shelf = ArtifactWriter(
+            self.plan.name, Path(self.cluster.runs) / "launches" / self.plan.name, parent, self.progress.say
+        )
         outcomes = [
             outcome_of(run, self.results[i]) if i in self.results else lost(run, *self.failed.get(i, ("failed", why)))
             for i, run in enumerate(self.plan.runs)
@@ -142,7 +144,7 @@ class _Launch:
         settings = {run.config.name: flat(json.loads(run.config.to_json())) for run in self.plan.runs}
         try:
             comparison.keep(comparison.decide(outcomes), shelf.artifact)
-            pictures.keep(shelf, outcomes, About(settings=settings))
+            report_artifacts.keep(shelf, outcomes, ReportContext(settings=settings))
         except Exception as error:  # of a drawing: the runs are worth more
             shelf.say(f"the runs could not be drawn: {describe(type(error).__name__, str(error))}")
 
@@ -182,10 +184,10 @@ class _Launch:
     def _read_mail(self) -> None:
         import ray
 
-        from raycurv.service.mailbox import Letter
+        from raycurv.service.messages import Message
 
         for sealed in ray.get(self.mailbox.take.remote(), timeout=MAILBOX_SECONDS):
-            letter = Letter.open(sealed)
+            letter = Message.open(sealed)
             getattr(self, f"_on_{letter.kind}")(letter.run, letter.values)
 
     def _on_workers(self, run: int, values: dict[str, Any]) -> None:
@@ -257,10 +259,10 @@ class _Launch:
         return LaunchError(f"Ray Train failed: {str(error).strip().splitlines()[0]}; then {resume}", str(error))
 
     def _trainer(self) -> Any:
-        from raycurv.service.trainer import trainer
-        from raycurv.service.worker import Task
+        from raycurv.service.ray_trainer import trainer
+        from raycurv.service.worker import WorkerTask
 
-        tasks = [Task(i, run.config.to_json(), run.checkpoints) for i, run in enumerate(self.plan.runs)]
+        tasks = [WorkerTask(i, run.config.to_json(), run.checkpoints) for i, run in enumerate(self.plan.runs)]
         return trainer(tasks, self.mailbox, self.cluster)
 
 
@@ -280,7 +282,7 @@ class _Fit(threading.Thread):
 
 
 @contextlib.contextmanager
-def _tracked(plan: Plan, cluster: Cluster, say: Callable[[str], None]) -> Iterator[Tracking]:
+def _tracked(plan: LaunchPlan, cluster: Cluster, say: Callable[[str], None]) -> Iterator[Tracking]:
     """MLflow, with the tidying up that belongs to every start, and everything delivered at the end.
 
     Yields:
@@ -292,7 +294,7 @@ def _tracked(plan: Plan, cluster: Cluster, say: Callable[[str], None]) -> Iterat
     defaults = {**RAY_TRAIN, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(cluster.worker_timeout)}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    from raycurv.service.tracking import Tracking, TrackingError, open_command
+    from raycurv.tracking.client import Tracking, TrackingError, open_command
 
     tracking = Tracking(cluster, say)
     if count := tracking.send_unsent():
@@ -335,7 +337,7 @@ def _device(cluster: Cluster) -> str:
     return "gpu" if cluster.use_gpu else "cpu"
 
 
-def _summary(plan: Plan, results: Sequence[Result]) -> str:
+def _summary(plan: LaunchPlan, results: Sequence[Result]) -> str:
     rows = [(run.label, run.config.optimizer, result) for run, result in zip(plan.runs, results, strict=True)]
     return table(rows)
 

@@ -1,39 +1,5 @@
-"""A trained network as a folder of three files, which is what is logged as a model. Nothing in it is ever unpickled."""
+"""Trained networks by their former name, for models that versions before 0.2 logged in MLflow."""
 
-from __future__ import annotations
+from raycurv.tracking.model_files import load, save
 
-import json
-from pathlib import Path
-
-import torch
-from torch import nn
-
-from raycurv.train.config import RunConfig
-from raycurv.train.run import build_model
-from raycurv.train.trained import Trained, trained_as
-
-CONFIG, SHAPE, WEIGHTS = "config.json", "shape.json", "weights.pt"
-
-
-def save(folder: Path, trained: Trained) -> Path:
-    """Write what :func:`load` reads, and say where."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shape = {
-        "input_shape": list(trained.input_shape),
-        "num_classes": trained.num_classes,
-        "classes": trained.classes,
-        "step": trained.step,
-    }
-    (folder / CONFIG).write_text(trained.config.to_json())
-    (folder / SHAPE).write_text(json.dumps(shape, indent=2))
-    torch.save(trained.model.state_dict(), folder / WEIGHTS)
-    return folder
-
-
-def load(folder: Path) -> Trained:
-    """The network of a folder that :func:`save` wrote, in evaluation mode on the CPU."""
-    config = RunConfig.from_json((folder / CONFIG).read_text())
-    shape = json.loads((folder / SHAPE).read_text())
-    model: nn.Module = build_model(config, shape)
-    model.load_state_dict(torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True))
-    return trained_as(model, config, shape["step"], shape)
+__all__ = ["load", "save"]

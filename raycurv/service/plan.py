@@ -9,16 +9,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raycurv import storage
+from raycurv.data import storage
 from raycurv.service.cluster import Cluster
-from raycurv.train.check import check
-from raycurv.train.checkpoint import Store
-from raycurv.train.config import RunConfig
-from raycurv.train.session import require_startable
+from raycurv.train.checkpoint import CheckpointStore
+from raycurv.train.configuration import RunConfig
+from raycurv.train.configuration_check import check
+from raycurv.train.resume import require_startable
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """One run of a launch.
 
     Attributes:
@@ -35,7 +35,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LaunchPlan:
     """The runs of a launch.
 
     Attributes:
@@ -44,10 +44,10 @@ class Plan:
     """
 
     name: str
-    runs: tuple[Planned, ...]
+    runs: tuple[PlannedRun, ...]
 
 
-def plan(runs: Sequence[RunConfig], cluster: Cluster) -> Plan:
+def plan(runs: Sequence[RunConfig], cluster: Cluster) -> LaunchPlan:
     """Name the runs, and check everything about them.
 
     A launch of one run has the name of that run; the runs of a larger one have it as a prefix.
@@ -67,14 +67,14 @@ def plan(runs: Sequence[RunConfig], cluster: Cluster) -> Plan:
         full = name if len(runs) == 1 else f"{name}-{own}"
         named = dataclasses.replace(config, name=full)
         planned.append(
-            Planned(named, config.name, own if len(runs) > 1 else full, storage.join(cluster.checkpoints, full))
+            PlannedRun(named, config.name, own if len(runs) > 1 else full, storage.join(cluster.checkpoints, full))
         )
-    stores = [(run, Store(run.checkpoints)) for run in planned]
+    stores = [(run, CheckpointStore(run.checkpoints)) for run in planned]
     # Of a launch that was stopped early, only the first runs are there to go on with.
     begun = any(store.exists() for _, store in stores)
     for run, store in stores:
         require_startable(run.config, store, ("auto" if begun else "must") if cluster.resume else "never")
-    return Plan(name, tuple(planned))
+    return LaunchPlan(name, tuple(planned))
 
 
 def unique_name(runs: Sequence[RunConfig]) -> str:

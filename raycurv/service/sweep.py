@@ -17,19 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from raycurv import storage
-from raycurv.recipes.sweeps import Trial
-from raycurv.service import labels, provenance
+from raycurv.data import storage
+from raycurv.recipes.search import Trial
+from raycurv.results.outcomes import Outcome
+from raycurv.service.artifact_writer import ArtifactWriter
 from raycurv.service.cluster import Cluster
-from raycurv.service.failures import LaunchError, Stopped
-from raycurv.service.shelf import Shelf
-from raycurv.train.check import check
-from raycurv.train.config import RunConfig
-from raycurv.train.outcomes import Outcome
+from raycurv.service.errors import LaunchError, Stopped
+from raycurv.tracking import provenance, run_names
+from raycurv.train.configuration import RunConfig
+from raycurv.train.configuration_check import check
 from raycurv.train.records import Record
 
 if TYPE_CHECKING:
-    from raycurv.service.tracking import TrackedRun, Tracking
+    from raycurv.tracking.client import TrackedRun, Tracking
 
 RETRY_SECONDS = 20.0  # before an MLflow that could not take a trial is asked again
 RAY_TUNE = {
@@ -82,7 +82,7 @@ def sweeping(name: str, trials: Sequence[Trial], cluster: Cluster, limits: Limit
     """
     _check(trials)
     full = cluster.run_name or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    ledger = Ledger(Path(cluster.runs) / "sweeps" / full / "outcomes.jsonl")
+    ledger = OutcomeLog(Path(cluster.runs) / "sweeps" / full / "outcomes.jsonl")
     if ledger.path.exists() and not cluster.resume:
         raise ValueError(
             f"there is a sweep named {full!r} already: add --resume to go on, or choose another --run-name"
@@ -91,17 +91,17 @@ def sweeping(name: str, trials: Sequence[Trial], cluster: Cluster, limits: Limit
         os.environ.setdefault(variable, value)
     from raycurv.service.connection import connected, require_capacity
     from raycurv.service.launch import RAY_TRAIN
-    from raycurv.service.progress import Progress
-    from raycurv.service.tracking import Tracking, open_command
+    from raycurv.service.terminal import TerminalProgress
+    from raycurv.tracking.client import Tracking, open_command
 
     for variable, value in RAY_TRAIN.items():
         os.environ.setdefault(variable, value)
-    say = Progress().say
+    say = TerminalProgress().say
     tracking = Tracking(cluster, say)
     tracking.send_unsent()
     tracking.reap()
     recipes, optimizers = zip(*((trial.config.name, trial.config.optimizer) for trial in trials), strict=True)
-    label = labels.of_group(recipes, optimizers, f"sweep {full}")
+    label = run_names.of_group(recipes, optimizers, f"sweep {full}")
     parent = tracking.parent(full, {**provenance.commit(), "sweep": full}, cluster.resume, label)
     status = "FAILED"
     try:
@@ -134,7 +134,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class Ledger:
+class OutcomeLog:
     """What is done, one line each, on disk before anybody counts on it.
 
     Args:
@@ -178,12 +178,12 @@ class Sweep:
     """Runs trials; :func:`sweeping` makes it."""
 
     def __init__(
-        self, name: str, cluster: Cluster, limits: Limits, ledger: Ledger, tracking: Tracking, parent: TrackedRun,
+        self, name: str, cluster: Cluster, limits: Limits, ledger: OutcomeLog, tracking: Tracking, parent: TrackedRun,
         say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.name, self.cluster, self.limits, self.ledger = name, cluster, limits, ledger
         self.tracking, self.parent, self.say = tracking, parent, say
-        self.shelf = Shelf(name, ledger.path.parent, parent, say)
+        self.shelf = ArtifactWriter(name, ledger.path.parent, parent, say)
         self._shared: dict[str, Any] = {}
         self._late: deque[tuple[Outcome, Sequence[Record], str]] = deque()  # what MLflow has not been told
         self._next_try = 0.0
@@ -231,15 +231,15 @@ class Sweep:
     def _tune(self, waiting: Sequence[tuple[Trial, Outcome]]) -> None:
         from ray import tune
 
-        from raycurv.service.books import Books
-        from raycurv.service.trial import Conditions, Task, run_trial
+        from raycurv.service.trial import TrialSettings, TrialTask, run_trial
+        from raycurv.service.tune_callback import SweepCallback
 
         tasks = []
         for trial, outcome in waiting:
             named = dataclasses.replace(trial.config, name=_run_name(outcome.name))
             where = storage.join(self.cluster.checkpoints, named.name)
-            tasks.append(Task(outcome, named.to_json(), where, self._share(trial.config)))
-        conditions = Conditions(
+            tasks.append(TrialTask(outcome, named.to_json(), where, self._share(trial.config)))
+        conditions = TrialSettings(
             threads=self.cluster.threads_per_worker,
             device="cuda" if self.cluster.use_gpu else "cpu",
             seconds=self.limits.time_limit,
@@ -257,7 +257,7 @@ class Sweep:
             run_config=tune.RunConfig(
                 name=f"sweep-{time.time_ns()}",
                 storage_path=tempfile.mkdtemp(prefix="raycurv-tune-"),
-                callbacks=[Books(self, tasks)],
+                callbacks=[SweepCallback(self, tasks)],
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=self.cluster.max_failures),
             ),
@@ -270,7 +270,7 @@ class Sweep:
 
     def _mend(self, trials: Sequence[Trial], begun: Sequence[Outcome]) -> None:
         """Tell MLflow what was on its way when an earlier driver died, or what it could not take then."""
-        from raycurv.service.tracking.known import names_of
+        from raycurv.tracking.finished_runs import names_of
 
         torn = self.tracking.torn("sweep", self.name)
         there = names_of(self.tracking.uri, self.tracking.experiment, self.name)
@@ -288,7 +288,7 @@ class Sweep:
         self.ledger.add(outcome)
 
     def _log_late(self) -> None:
-        from raycurv.service.tracking import TrackingError
+        from raycurv.tracking.client import TrackingError
 
         while self._late:
             try:
@@ -303,7 +303,7 @@ class Sweep:
             self._late.popleft()
 
     def _log(self, outcome: Outcome, records: Sequence[Record], config: str) -> None:
-        from raycurv.service.tracking import explained
+        from raycurv.tracking.client import explained
 
         run_config = RunConfig.from_json(config)
         tags = {**provenance.commit(), "sweep": self.name, "recipe": outcome.recipe, "optimizer": outcome.optimizer}
@@ -326,7 +326,7 @@ class Sweep:
         """Key of the data; the first time, a task decodes them into Ray's object store, for all processes of a node."""
         key = json.dumps(dataclasses.asdict(config.data), sort_keys=True, default=str)
         if key not in self._shared and self.cluster.workers == 1:
-            from raycurv.service.sharing import share
+            from raycurv.service.shared_data import share
 
             self._shared[key] = share(config.data)
         return key

@@ -17,16 +17,16 @@ import ray
 import torch
 from ray import tune
 
-from raycurv.collectives import Local
 from raycurv.data import Data
+from raycurv.objective.collectives import Local
+from raycurv.results.outcomes import SCALARS, EvaluationPoint, Outcome, Status
 from raycurv.service.cluster import Cluster
-from raycurv.service.failures import describe
-from raycurv.service.live import Live
-from raycurv.service.trainer import train_on_workers
-from raycurv.train import NonFiniteLoss, Store, train
-from raycurv.train.config import RunConfig
+from raycurv.service.errors import describe
+from raycurv.service.ray_metrics import RayMetrics
+from raycurv.service.ray_trainer import train_on_workers
+from raycurv.train import CheckpointStore, NonFiniteLoss, train
+from raycurv.train.configuration import RunConfig
 from raycurv.train.operations import operations_per_step
-from raycurv.train.outcomes import SCALARS, Outcome, Point, Status
 from raycurv.train.records import Record
 
 MOST_RECORDS = 200  # of single steps, kept for the curves of one trial
@@ -35,7 +35,7 @@ EARLY: Status = "stopped early"
 
 
 @dataclass(frozen=True)
-class Task:
+class TrialTask:
     """A trial as the processes of Ray Tune get it.
 
     Attributes:
@@ -52,7 +52,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Conditions:
+class TrialSettings:
     """What holds for all trials of a sweep.
 
     Attributes:
@@ -69,18 +69,18 @@ class Conditions:
 
 
 @dataclass
-class _Told:
+class _TrialReporter:
     """What a trial has told so far."""
 
-    task: Task
+    task: TrialTask
     began: float
-    points: list[Point] = field(default_factory=list)
+    points: list[EvaluationPoint] = field(default_factory=list)
     steps: list[Record] = field(default_factory=list)
     newest: dict[str, float] = field(default_factory=dict)  # scalars of the last step
     scalars: dict[int, dict[str, float]] = field(default_factory=dict)  # the same at the steps of the evaluations
 
     def __post_init__(self) -> None:
-        self.live = Live(self.task.outcome.recipe, self.task.outcome.optimizer)
+        self.live = RayMetrics(self.task.outcome.recipe, self.task.outcome.optimizer)
 
     def emit(self, records: list[Record]) -> None:
         self.live.show(records)
@@ -95,9 +95,9 @@ class _Told:
         if any(record.kind == "evaluation" for record in records):
             self.report(EARLY, "a scheduler found others more promising")
 
-    def point(self, record: Record) -> Point:
+    def point(self, record: Record) -> EvaluationPoint:
         values = {**record.values, **self.scalars.get(record.step, {})}
-        return Point(record.epoch, record.step, record.time - self.began, values)
+        return EvaluationPoint(record.epoch, record.step, record.time - self.began, values)
 
     def report(self, status: Status, reason: str = "", **found: Any) -> None:
         """Tell Ray Tune; the last thing that was told is how the trial ended."""
@@ -109,7 +109,9 @@ class _Told:
         tune.report({**values, **told})
 
 
-def run_trial(chosen: dict[str, int], tasks: list[Task], shared: Mapping[str, Any], conditions: Conditions) -> None:
+def run_trial(
+    chosen: dict[str, int], tasks: list[TrialTask], shared: Mapping[str, Any], conditions: TrialSettings
+) -> None:
     """What Ray Tune calls. What goes wrong in a trial is how it ended; only the death of its process is tried again.
 
     Args:
@@ -119,7 +121,7 @@ def run_trial(chosen: dict[str, int], tasks: list[Task], shared: Mapping[str, An
         conditions: of the sweep.
     """
     task = tasks[chosen["trial"]]
-    told = _Told(task, _first_start(task.checkpoints))
+    told = _TrialReporter(task, _first_start(task.checkpoints))
     hung = Path(task.checkpoints) / "hung"
     if hung.exists():
         told.report("out of time", f"it hung for {conditions.seconds} s and was ended")
@@ -138,7 +140,9 @@ def run_trial(chosen: dict[str, int], tasks: list[Task], shared: Mapping[str, An
         shutil.rmtree(task.checkpoints, ignore_errors=True)  # a sweep of hundreds would fill the disk
 
 
-def _trained(task: Task, told: _Told, shared: Mapping[str, Any], conditions: Conditions) -> tuple[Status, str]:
+def _trained(
+    task: TrialTask, told: _TrialReporter, shared: Mapping[str, Any], conditions: TrialSettings
+) -> tuple[Status, str]:
     """Train it, and say how it ended and why."""
     if conditions.cluster is not None:
         records, result = train_on_workers(task.config, task.checkpoints, conditions.cluster)
@@ -150,7 +154,7 @@ def _trained(task: Task, told: _Told, shared: Mapping[str, Any], conditions: Con
         RunConfig.from_json(task.config),
         collectives=Local(),
         device=conditions.device,
-        store=Store(task.checkpoints),
+        store=CheckpointStore(task.checkpoints),
         emit=told.emit,
         resume="auto",
         stop=lambda: deadline is not None and time.monotonic() > deadline,
@@ -166,7 +170,7 @@ _COUNTED: dict[str, float] = {}  # operations of a step, by everything that they
 _BUILT: dict[str, Data] = {}  # data of this process
 
 
-def _data(task: Task, shared: Mapping[str, Any]) -> Data | None:
+def _data(task: TrialTask, shared: Mapping[str, Any]) -> Data | None:
     """The data that all processes of this node share, or None if each opens them itself."""
     reference = shared.get(task.shared)
     if reference is None:
@@ -177,7 +181,7 @@ def _data(task: Task, shared: Mapping[str, Any]) -> Data | None:
     return _BUILT[task.shared]
 
 
-def _counted(task: Task, told: _Told, shared: Mapping[str, Any]) -> dict[str, Any]:
+def _counted(task: TrialTask, told: _TrialReporter, shared: Mapping[str, Any]) -> dict[str, Any]:
     """Steps and floating-point operations of a trial that came to its end."""
     config = RunConfig.from_json(task.config)
     steps = max([record.step for record in told.steps] + [point.step for point in told.points], default=0)

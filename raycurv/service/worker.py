@@ -14,19 +14,19 @@ import ray.train.torch
 import torch
 import torch.distributed
 
-from raycurv.collectives import Collectives, Local, ProcessGroup
-from raycurv.service.journal import JournalStore
-from raycurv.service.live import Live
-from raycurv.service.mailbox import Letter
+from raycurv.objective.collectives import Collectives, Local, ProcessGroup
+from raycurv.service.journal import JournaledCheckpoints
+from raycurv.service.messages import Message
+from raycurv.service.ray_metrics import RayMetrics
 from raycurv.train import train
-from raycurv.train.config import RunConfig
+from raycurv.train.configuration import RunConfig
 from raycurv.train.records import Record, Result
 
 SEND_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Task:
+class WorkerTask:
     """What the driver gives to every worker.
 
     Attributes:
@@ -53,7 +53,7 @@ class Sender:
         if self._rank != 0:
             return
         self.flush()
-        self._pending = self._mailbox.put.remote(Letter(self._run, kind, values).seal())
+        self._pending = self._mailbox.put.remote(Message(self._run, kind, values).seal())
 
     def send(self, records: Sequence[Record]) -> None:
         """Send records if there are any."""
@@ -93,18 +93,18 @@ def work(settings: dict[str, Any]) -> None:
             result = _work_on(task, mailbox, collectives, device)
         except BaseException as error:
             if not _another_worker_died(error):
-                letter = Letter(task.run, "failed", _described(error, rank))
+                letter = Message(task.run, "failed", _described(error, rank))
                 ray.get(mailbox.put.remote(letter.seal(), failed=True), timeout=SEND_SECONDS)
             raise
         if result.stopped:
             return
 
 
-def _work_on(task: Task, mailbox: Any, collectives: Collectives, device: torch.device) -> Result:
+def _work_on(task: WorkerTask, mailbox: Any, collectives: Collectives, device: torch.device) -> Result:
     config = RunConfig.from_json(task.config)
     sender = Sender(mailbox, task.run, collectives.rank)
-    store = JournalStore(task.checkpoints, config.keep_checkpoints, sender)
-    live = Live(config.name, config.optimizer)
+    store = JournaledCheckpoints(task.checkpoints, config.keep_checkpoints, sender)
+    live = RayMetrics(config.name, config.optimizer)
 
     def emit(records: list[Record]) -> None:
         live.show(records)

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
-from raycurv.train.config import RunConfig
-from raycurv.train.folder import PARTIAL, open_folder
+from raycurv.train.configuration import RunConfig
+from raycurv.train.folders import PARTIAL, open_folder
 from raycurv.train.records import Result
 
 CONFIG, MANIFEST, RESULT = "config.json", "manifest.json", "result.json"
@@ -45,7 +45,7 @@ class CheckpointError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Entry:
+class ManifestEntry:
     """One complete checkpoint in the manifest."""
 
     step: int
@@ -54,7 +54,7 @@ class Entry:
     sha256: str
 
 
-class Store:
+class CheckpointStore:
     """The checkpoints of one run.
 
     Args:
@@ -67,7 +67,7 @@ class Store:
 
     def __init__(self, uri: str | os.PathLike[str], keep: int = 2) -> None:
         if keep < 1:
-            raise ValueError(f"Store.keep is {keep}; it must be at least 1")
+            raise ValueError(f"CheckpointStore.keep is {keep}; it must be at least 1")
         self.uri = os.fspath(uri)
         self.keep = keep
         self._folder = open_folder(uri)
@@ -193,7 +193,7 @@ class Store:
                 "make room or mend the access, and go on with --resume"
             ) from error
 
-    def _write_checkpoint(self, file: str, state: Mapping[str, Any]) -> Entry:
+    def _write_checkpoint(self, file: str, state: Mapping[str, Any]) -> ManifestEntry:
         summed: list[_Summing] = []
 
         def fill(target: BinaryIO) -> None:
@@ -202,19 +202,19 @@ class Store:
             summed[0].check()
 
         self._write_file(file, fill)
-        return Entry(int(state["step"]), file, summed[0].size, summed[0].sha256.hexdigest())
+        return ManifestEntry(int(state["step"]), file, summed[0].size, summed[0].sha256.hexdigest())
 
-    def _entries(self) -> list[Entry]:
+    def _entries(self) -> list[ManifestEntry]:
         content = self._read(MANIFEST)
         if content is None:
             return []
         try:
-            entries = [Entry(**entry) for entry in json.loads(content)["checkpoints"]]
+            entries = [ManifestEntry(**entry) for entry in json.loads(content)["checkpoints"]]
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{self._folder.uri(MANIFEST)} is no manifest of checkpoints: {error}") from error
         return sorted(entries, key=lambda entry: entry.step)
 
-    def _load(self, entry: Entry) -> dict[str, Any]:
+    def _load(self, entry: ManifestEntry) -> dict[str, Any]:
         where = self._folder.uri(entry.file)
         content = self._read(entry.file)
         if content is None:

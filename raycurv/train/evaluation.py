@@ -8,13 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from raycurv.collectives import Collectives, Local
-from raycurv.curvature.losses import Loss, LossFunction
 from raycurv.data import Loader, Source
-from raycurv.train.config import Precision
+from raycurv.data.loader import LoadedBatch
+from raycurv.objective.collectives import Collectives, Local
+from raycurv.objective.losses import Loss, LossFunction
+from raycurv.train.configuration import Precision
 from raycurv.train.precision import computing, dtype_of
-
-Batch = tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
@@ -88,7 +87,7 @@ def _sums(outputs: Tensor, targets: Tensor, loss: Loss, weights: Callable[[Tenso
 
 
 @contextmanager
-def reading(loader: Loader, epoch: int, start: int = 0) -> Iterator[Iterator[Batch]]:
+def reading(loader: Loader, epoch: int, start: int = 0) -> Iterator[Iterator[LoadedBatch]]:
     """The batches of an epoch; the threads that read ahead end with the block, even if not all was read.
 
     Yields:

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raycurv.collectives import Collectives
 from raycurv.data import Data
 from raycurv.objective import Batch
-from raycurv.objective.parts import curved_parts
-from raycurv.train.agreement import require_equal, require_equal_parameters
-from raycurv.train.checkpoint import Store
-from raycurv.train.config import RunConfig
+from raycurv.objective.collectives import Collectives
+from raycurv.objective.micro_batches import curvature_samples
+from raycurv.train.batch_norm import evaluated_weights, renew_statistics
+from raycurv.train.checkpoint import CheckpointStore
+from raycurv.train.configuration import RunConfig
+from raycurv.train.distributed import require_equal, require_equal_parameters
 from raycurv.train.evaluation import evaluate, reading
-from raycurv.train.ledger import Ledger, NonFiniteLoss
+from raycurv.train.metrics import MetricBuffer, NonFiniteLoss
 from raycurv.train.precision import computing
 from raycurv.train.records import Kind, Record, Result
-from raycurv.train.renewal import evaluated_weights, renew_statistics
+from raycurv.train.resume import Resume, open_run
 from raycurv.train.run import Run
-from raycurv.train.session import Resume, open_run
 
 Emit = Callable[[list[Record]], None]
 
@@ -38,7 +38,7 @@ def train(
     *,
     collectives: Collectives,
     device: torch.device | str = "cpu",
-    store: Store,
+    store: CheckpointStore,
     emit: Emit,
     resume: Resume = "never",
     stop: Callable[[], bool] = never,
@@ -82,10 +82,10 @@ def train(
 
 
 class _Trainer:
-    def __init__(self, run: Run, store: Store, emit: Emit, stop: Callable[[], bool]) -> None:
+    def __init__(self, run: Run, store: CheckpointStore, emit: Emit, stop: Callable[[], bool]) -> None:
         self.run, self.store, self.stop = run, store, stop
         self.emit = emit if run.collectives.rank == 0 else _nobody
-        self.ledger = Ledger(run.collectives, run.device)
+        self.ledger = MetricBuffer(run.collectives, run.device)
         self.saved_at = run.progress.step
         self.interval_samples = 0
         self.mark = time.perf_counter()
@@ -275,7 +275,7 @@ def _nobody(records: list[Record]) -> None:
 def _observed(config: RunConfig, batch: Batch, fraction: float) -> dict[str, Tensor]:
     """What a run asks of a batch beside what its optimizer does; the batch is divided as the optimizer wants it."""
     if fraction < 1 and (config.batch_error or config.gradient_norm):
-        curved_parts(batch, fraction)  # afterwards it could not be
+        curvature_samples(batch, fraction)  # afterwards it could not be
     found = {"train/batch_error": batch.error()} if config.batch_error else {}
     return {**found, "train/gradient_norm": _norm(batch.gradient())} if config.gradient_norm else found
 

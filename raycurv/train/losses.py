@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raycurv.curvature.losses import LossAt, closed_form, softmax_hessian
+from raycurv.objective.losses import LossAt, closed_form, softmax_hessian
 
 PADDING = 0  # the word number that stands for nothing
 

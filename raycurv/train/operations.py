@@ -7,9 +7,9 @@ import dataclasses
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from raycurv.collectives import Local
 from raycurv.data import Data
-from raycurv.train.config import RunConfig
+from raycurv.objective.collectives import Local
+from raycurv.train.configuration import RunConfig
 from raycurv.train.run import Run
 
 PERIOD = 5  # steps: CurveBall checks λ once in so many

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from raycurv.train.config import Precision
+from raycurv.train.configuration import Precision
 
 
 def dtype_of(precision: Precision) -> torch.dtype:

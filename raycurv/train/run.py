@@ -10,21 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from raycurv import Objective, optim
-from raycurv.collectives import Collectives
 from raycurv.data import Data, Loader, Source
-from raycurv.train import randomness
+from raycurv.objective.collectives import Collectives
+from raycurv.train import random_state
 from raycurv.train.averaging import AveragedWeights
 from raycurv.train.checkpoint import CheckpointError
-from raycurv.train.config import Component, RunConfig
+from raycurv.train.configuration import Component, RunConfig
+from raycurv.train.holdout import ValidationBatches, hold_out
 from raycurv.train.precision import dtype_of
 from raycurv.train.records import Record
-from raycurv.train.validation import Validation, hold_out
 
 VERSION = 2  # of the state in a checkpoint
 
 
 @dataclass
-class Progress:
+class TrainingPosition:
     """Where a run is.
 
     Attributes:
@@ -46,7 +46,7 @@ class Progress:
     evaluations: list[Record] = field(default_factory=list)
 
     @classmethod
-    def of(cls, values: dict[str, Any]) -> Progress:
+    def of(cls, values: dict[str, Any]) -> TrainingPosition:
         """Read what `dataclasses.asdict` wrote."""
         return cls(**{**values, "evaluations": [Record(**record) for record in values["evaluations"]]})
 
@@ -75,7 +75,7 @@ class Run:
         self.model = build_model(config, self.shape).to(device)
         self.loss, self.weights = resolve_loss(config.loss), resolve_weights(config.weights)
         self.loader = self._loader(self.training)
-        self.validation = None if self.held_out is None else Validation(self._loader(self.held_out))
+        self.validation = None if self.held_out is None else ValidationBatches(self._loader(self.held_out))
         self.horizon = optim.Horizon(
             epochs=config.epochs, steps_per_epoch=self.loader.steps_per_epoch, training_samples=len(self.training)
         )
@@ -85,11 +85,11 @@ class Run:
         self.average = None if decay is None else AveragedWeights(self.model, decay)
         # Running statistics of the weights that the optimizer evaluates, where these are not those that it trains.
         self.evaluation_buffers: list[Tensor] = []
-        self.progress = Progress()
+        self.progress = TrainingPosition()
         # This worker's sums over the epoch so far: of what its samples count for times the batch's loss, and of what
         # they count for.
         self.epoch_sums = torch.zeros(2, dtype=torch.float64, device=device)
-        torch.manual_seed(randomness.derive(config.seed, "dropout", collectives.rank))
+        torch.manual_seed(random_state.derive(config.seed, "dropout", collectives.rank))
 
     def _loader(self, source: Source) -> Loader:
         return Loader(
@@ -148,7 +148,7 @@ class Run:
             "epoch_sums": self.global_sums(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": randomness.states(self.collectives, self.device),
+            "random": random_state.states(self.collectives, self.device),
             "workers": f"{self.collectives.size} on {self.device.type}",
             "config": self.config.to_json(),
             "data": self.shape,
@@ -177,14 +177,14 @@ class Run:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.evaluation_buffers = [tensor.to(self.device) for tensor in state["evaluation_buffers"]]
-        self.progress = Progress.of(state["progress"])
+        self.progress = TrainingPosition.of(state["progress"])
         self.epoch_sums.copy_(state["epoch_sums"] if self.collectives.rank == 0 else torch.zeros(2))
         where = f"goes on at step {self.progress.step}, epoch {self.epochs_done:.3f}"
-        if randomness.restore(state["random"], self.collectives, self.device):
+        if random_state.restore(state["random"], self.collectives, self.device):
             return where
         workers = self.collectives
         torch.manual_seed(
-            randomness.derive(self.config.seed, "dropout", workers.rank, workers.size, self.progress.step)
+            random_state.derive(self.config.seed, "dropout", workers.rank, workers.size, self.progress.step)
         )
         now = f"{workers.size} on {self.device.type}"
         return f"{where}; the workers are {now} and were {state['workers']}, so dropout masks are drawn anew"

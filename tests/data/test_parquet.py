@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from raycurv.data import DataError, Loader, locate, parquet_images, tensors
-from raycurv.data.decoded import decoded
+from raycurv.data.decoded_images import decoded
 from raycurv.data.digits import write_digits
 from tests.data.cases import image, numbered, write, write_raw
 
@@ -129,7 +129,7 @@ def test_statistics(tmp_path):
 
 
 def test_settings_are_a_component():
-    from raycurv.train.config import Component
+    from raycurv.train.configuration import Component
 
     component = Component.of(parquet_images, path="cifar10", augmentation="crop_flip")
     assert component.target == "raycurv.data.parquet:parquet_images"

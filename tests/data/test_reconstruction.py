@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from raycurv.data import Loader, images, reconstructions
+from raycurv.data import Loader, image_transforms, reconstructions
 from tests.data import cases
 
 
@@ -31,10 +31,10 @@ def test_targets_are_the_images_between_zero_and_one(memory_limit: int, tmp_path
 def test_images_are_turned_about_their_middle() -> None:
     batch = torch.zeros(200, 9, 9, 1, dtype=torch.uint8)
     batch[:, 4, 4], batch[:, 4, 8] = 255, 255
-    keys = images.sample_keys(0, 0, np.arange(200))
-    turned = images.rotate(batch, keys, 15.0)
+    keys = image_transforms.sample_keys(0, 0, np.arange(200))
+    turned = image_transforms.rotate(batch, keys, 15.0)
     assert (turned[:, 4, 4] > 250).all()
-    torch.testing.assert_close(turned, images.rotate(batch, keys, 15.0))
+    torch.testing.assert_close(turned, image_transforms.rotate(batch, keys, 15.0))
     edge = turned[:, :, 7:, 0].double()
     rows = (edge.sum(2) * torch.arange(9)).sum(1) / edge.sum((1, 2)) - 4  # where the mark at the edge went
     angles = torch.atan2(rows, torch.tensor(4.0)).rad2deg()
@@ -45,4 +45,4 @@ def test_images_are_turned_about_their_middle() -> None:
 
 def test_no_turn_changes_nothing() -> None:
     batch = torch.randint(256, (5, 8, 6, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(images.rotate(batch, images.sample_keys(0, 0, np.arange(5)), 0.0), batch)
+    assert torch.equal(image_transforms.rotate(batch, image_transforms.sample_keys(0, 0, np.arange(5)), 0.0), batch)

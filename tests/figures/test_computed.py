@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from torch import nn
 
+from raycurv.benchmarks import memory as recordings
+from raycurv.benchmarks import step_cost
+from raycurv.benchmarks import trajectories as ways
+from raycurv.benchmarks.step_cost import MeasuredOptimizer, PeakMemory
 from raycurv.figures import convergence, memory, trajectories
-from raycurv.recipes import memory as recordings
-from raycurv.recipes import step_cost
-from raycurv.recipes import trajectories as ways
-from raycurv.recipes.small_problems import RosenbrockProblem
-from raycurv.recipes.step_cost import PeakMemory, Subject
+from raycurv.models.small_problems import RosenbrockProblem
 
 
 def rows(text):
@@ -55,7 +55,7 @@ def test_the_region_is_drawn_with_its_numbers(tmp_path):
 
 
 def test_ways_on_rosenbrock_end_at_the_minimum_or_say_that_they_do_not(tmp_path):
-    subjects = [Subject("curveball", {"damping": 1.0}), Subject("sgd", {"learning_rate": 1e-5})]
+    subjects = [MeasuredOptimizer("curveball", {"damping": 1.0}), MeasuredOptimizer("sgd", {"learning_rate": 1e-5})]
     found = [ways.follow(RosenbrockProblem(), subject, seed=3, limit=60) for subject in subjects]
     solved, slow = found
     assert solved.solved
@@ -78,9 +78,9 @@ def small():
 
 def test_the_memory_of_a_step_is_followed_up_to_its_peak_and_back(monkeypatch, tmp_path):
     monkeypatch.setitem(step_cost.WORKLOADS, "small", step_cost.images(small, 32, 3, 4, 4))
-    found = recordings.recordings("small", (Subject("curveball"), Subject("red_sgd")))
+    found = recordings.recordings("small", (MeasuredOptimizer("curveball"), MeasuredOptimizer("red_sgd")))
     plain, curveball, _ = found
-    stepper = step_cost.running("small", Subject("curveball"))
+    stepper = step_cost.running("small", MeasuredOptimizer("curveball"))
     stepper.step()
     with PeakMemory() as peak:
         stepper.step()

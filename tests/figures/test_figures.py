@@ -6,13 +6,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from raycurv.figures import curves, profile, report
-from raycurv.train.outcomes import Outcome, Point
+from raycurv.figures import curves, performance_profile, report
+from raycurv.results.outcomes import EvaluationPoint, Outcome
 
 
 def run(optimizer, losses, *, seed=0, seconds=1.0, status="finished", setting="", network=""):
     points = tuple(
-        Point(i + 1.0, i + 1, seconds * (i + 1), {"train/epoch_loss": loss, "test/accuracy": 1 / (1 + loss)})
+        EvaluationPoint(i + 1.0, i + 1, seconds * (i + 1), {"train/epoch_loss": loss, "test/accuracy": 1 / (1 + loss)})
         for i, loss in enumerate(losses)
     )
     labels = {"network": network} if network else {}
@@ -58,7 +58,7 @@ def test_nothing_to_draw_is_said():
     with pytest.raises(ValueError, match="no run has a finite value of 'test/loss'"):
         curves.draw(curves.series(RUNS, "test/loss"), "test/loss")
     with pytest.raises(ValueError, match="no run to draw"):
-        profile.draw([])
+        performance_profile.draw([])
     with pytest.raises(ValueError, match="no run to report on"):
         report.page("x", [], versions={}, command="")
 
@@ -68,15 +68,15 @@ def test_a_profile_counts_problems_within_a_factor_of_the_fastest():
         run("fast", [0.5, 0.1], network="one"), run("slow", [0.5, 0.1], seconds=2.0, network="one"),
         run("fast", [0.5, 0.4], network="two"), run("slow", [0.3, 0.1], network="two"),
     ]  # fmt: skip
-    fast, slow = profile.profiles(outcomes)
+    fast, slow = performance_profile.profiles(outcomes)
     assert fast.ratios == (1.0, math.inf)
     assert slow.ratios == (1.0, 2.0)
     assert (fast.solved(1.0), fast.solved(100.0), slow.solved(1.5), slow.solved(2.0)) == (0.5, 0.5, 0.5, 1.0)
 
 
 def test_more_profiles_than_colours_are_drawn():
-    found = [profile.Profile(f"method {i}", (1.0, 1.0 + i)) for i in range(15)]
-    lines = profile.draw(found).axes[0].lines
+    found = [performance_profile.PerformanceProfile(f"method {i}", (1.0, 1.0 + i)) for i in range(15)]
+    lines = performance_profile.draw(found).axes[0].lines
     assert len({(line.get_color(), line.get_linestyle(), str(line._dash_pattern)) for line in lines}) == 15
 
 
@@ -101,7 +101,11 @@ class Page(HTMLParser):
 def test_the_report_is_one_page_that_needs_no_network_and_hides_nothing():
     links = {RUNS[0].name: "http://127.0.0.1:5000/#/run"}
     text = report.page(
-        "Mine", RUNS, versions={"torch": "2.14"}, command="python jobs/compare.py", about=report.About(links=links)
+        "Mine",
+        RUNS,
+        versions={"torch": "2.14"},
+        command="python jobs/compare.py",
+        about=report.ReportContext(links=links),
     )
     page = Page()
     page.feed(text)
@@ -119,7 +123,7 @@ def test_more_methods_than_colours_are_drawn_with_a_legend_that_hides_nothing():
     runs = [run(f"method{i}", [0.5, 0.1 + i], network="one") for i in range(12)]
     for figure in (
         curves.draw(curves.series(runs, "test/accuracy"), "test/accuracy"),
-        profile.draw(profile.profiles(runs)),
+        performance_profile.draw(performance_profile.profiles(runs)),
     ):
         figure.draw_without_rendering()
         (legend,), (axes,) = figure.legends, figure.axes

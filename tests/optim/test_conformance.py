@@ -10,10 +10,10 @@ from torch import nn
 
 import raycurv
 from raycurv import optim
-from raycurv.collectives import Local, ProcessGroup
+from raycurv.objective.collectives import Local, ProcessGroup
 from raycurv.optim import registry
-from tests import distributed
 from tests.cases import BY_NAME
+from tests.objective import distributed
 
 NAMES = optim.names()
 # Where the paper's own rule diverges at its defaults; the method's file says so, and the tests here hold it to that.

@@ -6,7 +6,7 @@ from torch import nn
 
 import raycurv
 from raycurv import optim
-from raycurv.optim.ntlr import Directions, WindowedRate, additive, multiplicative, newton
+from raycurv.optim.ntlr import WindowDirections, WindowedRate, additive, multiplicative, newton
 from tests.cases import BY_NAME
 from tests.reference.ntlr import Windowed
 
@@ -101,17 +101,17 @@ def test_the_undamped_factor_is_newtons_on_a_parabola():
 
 def test_rates_stay_where_the_denominator_is_not_positive():
     factor = newton(0.33)
-    assert factor(0.1, Directions(cross=2.0, old=1.0, new=4.0)) == 1.0
-    assert factor(0.1, Directions(cross=1.0, old=1.0, new=1.0)) == 1.0
-    assert factor(0.1, Directions(cross=0.0, old=0.0, new=1.0)) == 1.0
+    assert factor(0.1, WindowDirections(cross=2.0, old=1.0, new=4.0)) == 1.0
+    assert factor(0.1, WindowDirections(cross=1.0, old=1.0, new=1.0)) == 1.0
+    assert factor(0.1, WindowDirections(cross=0.0, old=0.0, new=1.0)) == 1.0
 
 
 def test_factors_are_bounded():
-    assert newton(1.0)(0.1, Directions(cross=1.0, old=1 + 1e-9, new=1.0)) == 100.0
-    assert newton(1.0)(0.1, Directions(cross=-1e9, old=1.0, new=1e18)) > 0
-    assert additive(1.0)(0.1, Directions(cross=-5.0, old=1.0, new=25.0)) == 0.01
-    assert multiplicative(5.0)(0.1, Directions(cross=-1.0, old=1.0, new=1.0)) == 0.01
-    assert multiplicative(5.0)(0.1, Directions(cross=0.0, old=0.0, new=1.0)) == 1.0
+    assert newton(1.0)(0.1, WindowDirections(cross=1.0, old=1 + 1e-9, new=1.0)) == 100.0
+    assert newton(1.0)(0.1, WindowDirections(cross=-1e9, old=1.0, new=1e18)) > 0
+    assert additive(1.0)(0.1, WindowDirections(cross=-5.0, old=1.0, new=25.0)) == 0.01
+    assert multiplicative(5.0)(0.1, WindowDirections(cross=-1.0, old=1.0, new=1.0)) == 0.01
+    assert multiplicative(5.0)(0.1, WindowDirections(cross=0.0, old=0.0, new=1.0)) == 1.0
 
 
 class Rosenbrock(nn.Module):

@@ -9,12 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import raycurv
 from raycurv import optim
-from raycurv.collectives import Local, ProcessGroup
-from raycurv.directions import Direction
 from raycurv.models.basic_cnn import basic_cnn
+from raycurv.objective.collectives import Local, ProcessGroup
+from raycurv.objective.direction import Direction
 from raycurv.optim.red import Rescaled, annealing, exponential_decay, rescaling
-from tests import distributed
 from tests.cases import BY_NAME
+from tests.objective import distributed
 from tests.reference.red import NaiveRed
 
 RED, RAN = ("red_sgd", "red_rmsprop", "red_momentum", "red_adam"), ("ran_sgd", "ran_rmsprop")

@@ -5,9 +5,9 @@ import torch
 
 import raycurv
 from raycurv import optim
-from raycurv.collectives import Local, ProcessGroup
-from tests import distributed
+from raycurv.objective.collectives import Local, ProcessGroup
 from tests.cases import BY_NAME
+from tests.objective import distributed
 
 STEPS = 20
 # Settings that move the rates within twenty steps; SALERA and SPALERA meet alarms.

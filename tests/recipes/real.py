@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from raycurv.recipes import Experiment
+from raycurv.recipes import RegisteredRecipe
 
 # CIFAR-100 and ImageNet are read from the same layout as the sets that stand for them.
 STANDS_FOR = {
@@ -23,7 +23,7 @@ SHAPES = {
 }  # fmt: skip
 
 
-def options(experiment: Experiment, folder: Path) -> dict[str, Any]:
+def options(experiment: RegisteredRecipe, folder: Path) -> dict[str, Any]:
     """Arguments for a recipe so that it reads what there is in RAYCURV_DATA; the test is skipped if it lacks it.
 
     Args:
@@ -48,11 +48,11 @@ def options(experiment: Experiment, folder: Path) -> dict[str, Any]:
     return found
 
 
-def placeholder(experiment: Experiment, folder: Path) -> dict[str, Any]:
+def placeholder(experiment: RegisteredRecipe, folder: Path) -> dict[str, Any]:
     """Arguments for a recipe that is only looked at: a path that exists."""
     return {"data": str(folder)} if experiment.data in {*STANDS_FOR, "digits"} else {}
 
 
-def counted(experiment: Experiment) -> bool:
+def counted(experiment: RegisteredRecipe) -> bool:
     """Whether the network's operations are matrix products, which can be counted."""
     return experiment.data in SHAPES

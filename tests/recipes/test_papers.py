@@ -11,22 +11,24 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from raycurv import recipes
-from raycurv.collectives import Local
-from raycurv.recipes import Experiment, Scale
-from raycurv.train import RunConfig, Store, check, train
+from raycurv.objective.collectives import Local
+from raycurv.recipes import RegisteredRecipe, Scale
+from raycurv.train import CheckpointStore, RunConfig, check, train
 from tests.recipes import real
 
-ALL = pytest.mark.parametrize("experiment", recipes.experiments(), ids=lambda experiment: experiment.name)
+ALL = pytest.mark.parametrize("experiment", recipes.registered_recipes(), ids=lambda experiment: experiment.name)
 
 
 @ALL
-def test_two_steps_on_real_data(experiment: Experiment, tmp_path: Path) -> None:
+def test_two_steps_on_real_data(experiment: RegisteredRecipe, tmp_path: Path) -> None:
     """Few rows and narrow layers, and the end of a run with its evaluation."""
     samples = {"ImageNet": 320, "ImageNet-100": 320, "digits": 64}.get(experiment.data, 300)
     scale = Scale(data=min(1.0, samples / experiment.samples), epochs=0.01, width=0.1)
     config = experiment.recipe(**real.options(experiment, tmp_path), scale=scale)
     config = dataclasses.replace(config, max_steps=2, batch_size=min(config.batch_size, 16))
-    result = train(config, collectives=Local(), store=Store(str(tmp_path / "store")), emit=lambda records: None)
+    result = train(
+        config, collectives=Local(), store=CheckpointStore(str(tmp_path / "store")), emit=lambda records: None
+    )
     assert result.steps == min(2, math.ceil(samples / config.batch_size))
     assert all(math.isfinite(value) for value in result.values.values())
     if experiment.data.startswith("ImageNet"):
@@ -37,7 +39,7 @@ def test_two_steps_on_real_data(experiment: Experiment, tmp_path: Path) -> None:
 
 
 @ALL
-def test_the_listing_is_true_of_the_configuration(experiment: Experiment, tmp_path: Path) -> None:
+def test_the_listing_is_true_of_the_configuration(experiment: RegisteredRecipe, tmp_path: Path) -> None:
     config = experiment.recipe(**real.placeholder(experiment, tmp_path))
     check(config)
     assert RunConfig.from_json(config.to_json()) == config
@@ -46,8 +48,10 @@ def test_the_listing_is_true_of_the_configuration(experiment: Experiment, tmp_pa
     assert experiment.name in recipes.listing()
 
 
-@pytest.mark.parametrize("experiment", [e for e in recipes.experiments() if real.counted(e)], ids=lambda e: e.name)
-def test_the_cost_listed_is_that_of_the_network(experiment: Experiment, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "experiment", [e for e in recipes.registered_recipes() if real.counted(e)], ids=lambda e: e.name
+)
+def test_the_cost_listed_is_that_of_the_network(experiment: RegisteredRecipe, tmp_path: Path) -> None:
     config = experiment.recipe(**real.placeholder(experiment, tmp_path))
     input_shape, classes = real.SHAPES[experiment.data]
     kind = torch.int64 if config.weights else torch.float32
@@ -61,7 +65,7 @@ def test_the_cost_listed_is_that_of_the_network(experiment: Experiment, tmp_path
 
 
 @ALL
-def test_a_scale_cuts_data_epochs_and_width(experiment: Experiment, tmp_path: Path) -> None:
+def test_a_scale_cuts_data_epochs_and_width(experiment: RegisteredRecipe, tmp_path: Path) -> None:
     options = real.placeholder(experiment, tmp_path)
     whole, part = experiment.recipe(**options), experiment.recipe(**options, scale=0.25)
     assert whole != part
@@ -114,7 +118,7 @@ def test_variants_differ_in_what_their_name_says(tmp_path: Path) -> None:
 
 
 def test_names_of_whole_runs_are_unique(tmp_path: Path) -> None:
-    found = [e.recipe(**real.placeholder(e, tmp_path)).name for e in recipes.experiments()]
+    found = [e.recipe(**real.placeholder(e, tmp_path)).name for e in recipes.registered_recipes()]
     assert len(set(found)) == len(found)
 
 

@@ -81,7 +81,7 @@ def test_the_job_lists_all_recipes_and_asks_for_one(
     job.main(commandline.parse(job.Job, ["--list"]))
     lines = capsys.readouterr().out.splitlines()
     names = [line.split()[0] for line in lines if line]
-    assert names == ["recipe", *(e.name for e in recipes.experiments()), "study", *studies.STUDIES]
+    assert names == ["recipe", *(e.name for e in recipes.registered_recipes()), "study", *studies.STUDIES]
     with pytest.raises(ValueError, match="name what to train with --recipe"):
         job.main(commandline.parse(job.Job, []))
     with pytest.raises(ValueError, match="--study names its recipes and optimizers itself"):

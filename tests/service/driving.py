@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from raycurv.service import local
+from raycurv.service import local_ray
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 240.0  # enough for a loaded machine
@@ -60,7 +60,7 @@ class Job:
 class Driver:
     """Starts jobs."""
 
-    def __init__(self, head: local.Head, runs: Path) -> None:
+    def __init__(self, head: local_ray.RayHead, runs: Path) -> None:
         self.head, self.runs = head, runs
         self._jobs: list[Job] = []
         self.finished = Finished(-1, "")

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from raycurv.recipes.sweeps import Trial
+from raycurv.recipes.search import Trial
 from raycurv.service.cluster import Cluster
-from raycurv.service.failures import reported
+from raycurv.service.errors import reported
 from raycurv.service.sweep import Limits, sweeping
 from raycurv.train import Component, RunConfig
 from tests.service.problems import points

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from raycurv.results.outcomes import EvaluationPoint, Outcome
 from raycurv.service.cluster import Cluster
-from raycurv.service.failures import LaunchError
-from raycurv.service.sweep import Ledger, Limits, Sweep
-from raycurv.service.tracking import Tracking
-from raycurv.train.outcomes import Outcome, Point
+from raycurv.service.errors import LaunchError
+from raycurv.service.sweep import Limits, OutcomeLog, Sweep
+from raycurv.tracking.client import Tracking
 from tests.service.serving import Server
 from tests.service.sweeping import many
 
@@ -40,16 +40,16 @@ def fill(folder: Path) -> None:
 
 
 def test_a_ledger_without_room_says_what_to_do_and_keeps_what_it_has(small_disk: Path) -> None:
-    ledger = Ledger(small_disk / "outcomes.jsonl")
+    ledger = OutcomeLog(small_disk / "outcomes.jsonl")
     ledger.add(Outcome("one", "r", "sgd"))
     fill(small_disk)
     with pytest.raises(LaunchError, match=r"cannot write down how two ended: .*No space left.*make room"):
         ledger.add(Outcome("two", "r", "sgd", reason="x" * 9000))
     (small_disk / "filler").unlink()
-    again = Ledger(ledger.path)
+    again = OutcomeLog(ledger.path)
     assert set(again.done) == {"one"}
     again.add(Outcome("two", "r", "sgd"))
-    assert set(Ledger(ledger.path).done) == {"one", "two"}
+    assert set(OutcomeLog(ledger.path).done) == {"one", "two"}
 
 
 class Three:
@@ -63,9 +63,9 @@ class Three:
         )
         self.tracking = Tracking(cluster, self.said.append)
         parent = self.tracking.parent("full", {"sweep": "full"}, False)
-        self.ledger = Ledger(runs / "sweeps" / "full" / "outcomes.jsonl")
+        self.ledger = OutcomeLog(runs / "sweeps" / "full" / "outcomes.jsonl")
         self.sweep = Sweep("full", cluster, Limits(), self.ledger, self.tracking, parent, self.said.append)
-        points = (Point(1.0, 4, 0.5, {"train/epoch_loss": 1.0}),)
+        points = (EvaluationPoint(1.0, 4, 0.5, {"train/epoch_loss": 1.0}),)
         self.trials = many(3)
         begun = map(self.sweep._begun, self.trials)
         self.ended = [dataclasses.replace(o, status="finished", points=points, steps=4) for o in begun]
@@ -77,7 +77,7 @@ class Three:
 
     def assert_kept(self, reason: str) -> None:
         """All is in the ledger, and the user knows why MLflow has none of it."""
-        assert set(Ledger(self.ledger.path).done) == {outcome.name for outcome in self.ended}
+        assert set(OutcomeLog(self.ledger.path).done) == {outcome.name for outcome in self.ended}
         (message,) = [line for line in self.said if "MLflow lacks" in line]
         assert reason in message
         assert "--run-name full --resume" in message

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from raycurv.service.journal import KEPT, JournalStore
+from raycurv.service.journal import KEPT, JournaledCheckpoints
 from raycurv.train import Record
 
 
@@ -25,7 +25,7 @@ def record(step: int) -> Record:
 
 def test_records_before_a_checkpoint_have_arrived_before_it_is_written(tmp_path: Path) -> None:
     mail = Mail()
-    store = JournalStore(str(tmp_path), 2, mail)
+    store = JournaledCheckpoints(str(tmp_path), 2, mail)
     store.emit([record(1), record(2)])
     store.save({"step": 2})
 
@@ -33,21 +33,21 @@ def test_records_before_a_checkpoint_have_arrived_before_it_is_written(tmp_path:
 
 
 def test_going_on_from_a_checkpoint_sends_its_records_again(tmp_path: Path) -> None:
-    store = JournalStore(str(tmp_path), 2, Mail())
+    store = JournaledCheckpoints(str(tmp_path), 2, Mail())
     store.emit([record(1), record(2)])
     store.save({"step": 2, "model": {}})
     store.emit([record(3)])  # after the checkpoint: will be made again
 
     mail = Mail()
-    assert JournalStore(str(tmp_path), 2, mail).load() == {"step": 2, "model": {}}
+    assert JournaledCheckpoints(str(tmp_path), 2, mail).load() == {"step": 2, "model": {}}
     assert [(r.step, r.message, r.kind) for r in mail.sent] == [(1, "said", "step"), (2, "said", "step")]
 
 
 def test_a_checkpoint_holds_only_the_newest_records(tmp_path: Path) -> None:
-    store = JournalStore(str(tmp_path), 2, Mail())
+    store = JournaledCheckpoints(str(tmp_path), 2, Mail())
     store.emit([record(step) for step in range(3 * KEPT)])
     store.save({"step": 1})
 
     mail = Mail()
-    JournalStore(str(tmp_path), 2, mail).load()
+    JournaledCheckpoints(str(tmp_path), 2, mail).load()
     assert [r.step for r in mail.sent] == list(range(2 * KEPT, 3 * KEPT))

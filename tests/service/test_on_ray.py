@@ -14,9 +14,9 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from raycurv import storage
+from raycurv.data import storage
 from raycurv.data.digits import write_digits
-from raycurv.train import Store
+from raycurv.train import CheckpointStore
 from tests.service.driving import Driver, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]
@@ -42,7 +42,7 @@ def steps_of(driver: Driver, run: Run, name: str = "train/loss") -> list[int]:
 
 
 def state_of(folder: Path) -> dict[str, Any]:
-    state = Store(str(folder)).load()
+    state = CheckpointStore(str(folder)).load()
     assert state is not None
     return state
 
@@ -151,7 +151,7 @@ def test_workers_import_no_tracking_and_no_plotting(uninterrupted: Driver) -> No
     modules = set((uninterrupted.runs / "modules.txt").read_text().split())
 
     assert "torch" in modules
-    assert not modules & {"mlflow", "matplotlib", "sklearn", "tyro", "raycurv.service.tracking"}
+    assert not modules & {"mlflow", "matplotlib", "sklearn", "tyro", "raycurv.tracking.client"}
 
 
 def test_nothing_listens_beyond_loopback(uninterrupted: Driver) -> None:
@@ -229,7 +229,7 @@ def test_data_and_checkpoints_may_lie_on_s3(s3_server: Callable[[], str], driver
     ).finish()
 
     assert finished.code == 0, finished.output
-    state = Store(f"{bucket}/runs/far").load()
+    state = CheckpointStore(f"{bucket}/runs/far").load()
     assert state is not None
     (run,) = runs_of(driver)
     assert steps_of(driver, run)[-1] == state["step"] == 23

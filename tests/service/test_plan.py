@@ -7,7 +7,7 @@ import pytest
 
 from raycurv.service import Cluster
 from raycurv.service.plan import plan
-from raycurv.train import ResumeError, Store
+from raycurv.train import CheckpointStore, ResumeError
 from tests.service.problems import mine
 
 
@@ -40,7 +40,7 @@ def test_equal_runs_are_numbered(cluster: Cluster) -> None:
 
 def test_a_run_that_exists_is_not_touched_unless_it_is_to_go_on(cluster: Cluster, tmp_path: Path) -> None:
     named = dataclasses.replace(cluster, run_name="trial")
-    Store(str(tmp_path / "checkpoints" / "trial")).begin(dataclasses.replace(mine(), name="trial"))
+    CheckpointStore(str(tmp_path / "checkpoints" / "trial")).begin(dataclasses.replace(mine(), name="trial"))
 
     with pytest.raises(ResumeError, match="--resume"):
         plan([mine()], named)
@@ -53,7 +53,7 @@ def test_resuming_what_is_not_there_is_refused(cluster: Cluster) -> None:
 
 
 def test_resuming_with_another_configuration_is_refused(cluster: Cluster, tmp_path: Path) -> None:
-    Store(str(tmp_path / "checkpoints" / "trial")).begin(dataclasses.replace(mine(), name="trial", seed=5))
+    CheckpointStore(str(tmp_path / "checkpoints" / "trial")).begin(dataclasses.replace(mine(), name="trial", seed=5))
 
     with pytest.raises(ResumeError, match="seed: 5 → 0"):
         plan([mine()], dataclasses.replace(cluster, run_name="trial", resume=True))

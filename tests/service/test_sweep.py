@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from raycurv.recipes.sweeps import Trial
+from raycurv.recipes.search import Trial
+from raycurv.results.outcomes import EvaluationPoint, Outcome
 from raycurv.service.cluster import Cluster
-from raycurv.service.summary import Standing
-from raycurv.service.sweep import Ledger, Limits, sweeping
-from raycurv.train.outcomes import Outcome, Point
+from raycurv.service.sweep import Limits, OutcomeLog, sweeping
+from raycurv.service.sweep_summary import SweepSummary
 from tests.service.driving import Driver, wait_until
 from tests.service.sweeping import config
 
@@ -147,21 +147,23 @@ def test_what_is_not_allowed_is_refused_before_anything_starts(tmp_path: Path) -
 
 
 def test_the_ledger_leaves_out_a_line_that_was_not_finished(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "sweep" / "outcomes.jsonl")
-    ledger.add(Outcome("one", "r", "sgd", points=(Point(1.0, 4, 0.5, {"train/epoch_loss": 1.0}),)))
+    ledger = OutcomeLog(tmp_path / "sweep" / "outcomes.jsonl")
+    ledger.add(Outcome("one", "r", "sgd", points=(EvaluationPoint(1.0, 4, 0.5, {"train/epoch_loss": 1.0}),)))
     with ledger.path.open("a") as file:
         file.write(Outcome("two", "r", "sgd").to_json()[:40])
-    again = Ledger(ledger.path)
+    again = OutcomeLog(ledger.path)
     assert again.done == ledger.done
 
     again.add(Outcome("two", "r", "sgd"))
     again.add(Outcome("three", "r", "sgd"))
-    assert set(Ledger(ledger.path).done) == {"one", "two", "three"}
+    assert set(OutcomeLog(ledger.path).done) == {"one", "two", "three"}
 
 
 def test_where_a_sweep_stands_is_one_line() -> None:
-    standing = Standing(4)
-    standing.add(Outcome("a", "r", "adam", "learning_rate=0.1", points=(Point(1, 4, 1, {"train/epoch_loss": 0.5}),)), 2)
+    standing = SweepSummary(4)
+    standing.add(
+        Outcome("a", "r", "adam", "learning_rate=0.1", points=(EvaluationPoint(1, 4, 1, {"train/epoch_loss": 0.5}),)), 2
+    )
     standing.add(Outcome("b", "r", "sgd", status="diverged"), 1)
     assert "2 of 4 trials done, 1 running, 1 diverged, best adam learning_rate=0.1: training loss 0.5" in str(standing)
 
@@ -175,7 +177,7 @@ def test_limits_out_of_bounds_are_refused() -> None:
 
 def test_outcomes_are_read_as_they_were_written() -> None:
     outcome = Outcome(
-        "a", "r", "adam", points=(Point(1.0, 4, 0.5, {"train/epoch_loss": float("nan")}),), labels={"x": "y"}
+        "a", "r", "adam", points=(EvaluationPoint(1.0, 4, 0.5, {"train/epoch_loss": float("nan")}),), labels={"x": "y"}
     )
     again = Outcome.from_json(outcome.to_json())
     assert again.to_json() == outcome.to_json()

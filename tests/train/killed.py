@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 
-from raycurv.collectives import Local
-from raycurv.train import RunConfig, Store, train
+from raycurv.objective.collectives import Local
+from raycurv.train import CheckpointStore, RunConfig, train
 
 
 def main(folder: str, step: str, config: str) -> None:
@@ -18,7 +18,9 @@ def main(folder: str, step: str, config: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return False
 
-    train(RunConfig.from_json(config), collectives=Local(), store=Store(folder), emit=lambda _: None, stop=stop)
+    train(
+        RunConfig.from_json(config), collectives=Local(), store=CheckpointStore(folder), emit=lambda _: None, stop=stop
+    )
 
 
 if __name__ == "__main__":

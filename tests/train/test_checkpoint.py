@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from raycurv.train import CheckpointError, Record, Result, Store
+from raycurv.train import CheckpointError, CheckpointStore, Record, Result
 from tests.train import problems
 
 
@@ -20,8 +20,8 @@ def state(step: int, size: int = 10) -> dict[str, Any]:
     return {"step": step, "model": {"weight": torch.full((size,), float(step), dtype=torch.float64)}, "note": "text"}
 
 
-def filled(folder: Path, *steps: int, keep: int = 2) -> Store:
-    store = Store(str(folder), keep)
+def filled(folder: Path, *steps: int, keep: int = 2) -> CheckpointStore:
+    store = CheckpointStore(str(folder), keep)
     for step in steps:
         store.save(state(step))
     return store
@@ -42,7 +42,7 @@ def test_newest_checkpoint_comes_back_and_old_ones_are_removed(tmp_path: Path) -
 
 
 def test_empty_folder_has_no_checkpoint_and_is_not_made(tmp_path: Path) -> None:
-    store = Store(str(tmp_path / "run"))
+    store = CheckpointStore(str(tmp_path / "run"))
     assert store.load() is None
     assert store.newest() is None
     assert not store.exists()
@@ -93,7 +93,7 @@ class Evil:
 
 def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVIL", str(tmp_path))
-    store = Store(str(tmp_path / "run"))
+    store = CheckpointStore(str(tmp_path / "run"))
     store.save({"step": 1, "evil": Evil()})
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         store.load()
@@ -161,11 +161,11 @@ def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [0, -1])
 def test_keeping_nothing_is_refused(tmp_path: Path, keep: int) -> None:
     with pytest.raises(ValueError, match=r"Store.keep is .*at least 1"):
-        Store(str(tmp_path), keep)
+        CheckpointStore(str(tmp_path), keep)
 
 
 def test_configuration_and_result_lie_beside(tmp_path: Path) -> None:
-    store, config = Store(f"file://{tmp_path}/run"), problems.config(dropout=0.5)
+    store, config = CheckpointStore(f"file://{tmp_path}/run"), problems.config(dropout=0.5)
     store.begin(config)
     assert store.exists()
     assert store.config() == config
@@ -182,13 +182,13 @@ def test_object_store(s3_server: Callable[[], str], tmp_path: Path) -> None:
     uri = f"{s3_server()}/runs/first"
     store = filled_uri(uri, 5, 10, 15)
     assert store.newest() == f"{uri}/step-000000015.pt"
-    loaded = Store(uri).load()
+    loaded = CheckpointStore(uri).load()
     assert loaded is not None
     assert loaded["step"] == 15
     config = problems.config()
-    assert not Store(f"{uri}-2").exists()
+    assert not CheckpointStore(f"{uri}-2").exists()
     store.begin(config)
-    assert Store(uri).config() == config
+    assert CheckpointStore(uri).config() == config
     entries = json.loads(store._read("manifest.json") or b"")["checkpoints"]
     assert [entry["step"] for entry in entries] == [10, 15]
     store._folder.remove("step-000000015.pt")
@@ -197,8 +197,8 @@ def test_object_store(s3_server: Callable[[], str], tmp_path: Path) -> None:
     assert store._folder.names() == ["config.json", "manifest.json", "step-000000010.pt"]
 
 
-def filled_uri(uri: str, *steps: int) -> Store:
-    store = Store(uri)
+def filled_uri(uri: str, *steps: int) -> CheckpointStore:
+    store = CheckpointStore(uri)
     for step in steps:
         store.save(state(step))
     return store
@@ -207,4 +207,4 @@ def filled_uri(uri: str, *steps: int) -> Store:
 def test_missing_bucket_is_named(s3_server: Callable[[], str]) -> None:
     s3_server()
     with pytest.raises(CheckpointError, match=r"cannot write s3://no-such-bucket/run/step-000000001.pt"):
-        Store("s3://no-such-bucket/run").save(state(1))
+        CheckpointStore("s3://no-such-bucket/run").save(state(1))

@@ -16,15 +16,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raycurv import Objective, optim
-from raycurv.collectives import Local
 from raycurv.data import Loader
-from raycurv.train import CheckpointError, NonFiniteLoss, Result, RunConfig, Store, load_trained, train
+from raycurv.objective.collectives import Local
+from raycurv.train import CheckpointError, CheckpointStore, NonFiniteLoss, Result, RunConfig, load_trained_model, train
 from tests.train.problems import Kept, blobs, config, network
 from tests.train.test_checkpoint import small_files
 
 
 def go(folder: Path, wanted: RunConfig, **options: Any) -> Result:
-    return train(wanted, collectives=Local(), store=Store(str(folder)), **({"emit": Kept()} | options))
+    return train(wanted, collectives=Local(), store=CheckpointStore(str(folder)), **({"emit": Kept()} | options))
 
 
 def by_hand(wanted: RunConfig) -> nn.Module:
@@ -47,7 +47,7 @@ def test_every_optimizer_trains_as_in_plain_pytorch(tmp_path: Path, optimizer: s
     wanted = config(optimizer=optimizer, l2=1e-2)
     result = go(tmp_path, wanted)
     assert (result.steps, result.epochs) == (10, 2.0)
-    trained = load_trained(Store(str(tmp_path))).model
+    trained = load_trained_model(CheckpointStore(str(tmp_path))).model
     for mine, expected in zip(trained.parameters(), by_hand(wanted).parameters(), strict=True):
         torch.testing.assert_close(mine, expected, rtol=0, atol=0)
 
@@ -116,7 +116,7 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(
         go(tmp_path, wanted, emit=records)
     broken = next(r.step for r in records.of("step") if math.isnan(r.values["train/loss"]))
     assert f"step {broken} " in str(e.value)
-    state = Store(str(tmp_path)).load()
+    state = CheckpointStore(str(tmp_path)).load()
     if state is None:
         assert checkpoint_every >= broken
         assert "No checkpoint had been written yet" in str(e.value)
@@ -128,7 +128,7 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(
 
 def test_full_disk_stops_the_run_and_leaves_it_resumable(tmp_path: Path) -> None:
     wanted = config(samples=1600, epochs=1, checkpoint_every=20, precision="fp32")
-    store = Store(str(tmp_path))
+    store = CheckpointStore(str(tmp_path))
     go(tmp_path, wanted, stop=lambda: store.newest() is not None)
     with small_files(4096), pytest.raises(CheckpointError, match=r"cannot write .*step-000000040.pt.*--resume"):
         go(tmp_path, wanted, resume="must")
@@ -136,14 +136,14 @@ def test_full_disk_stops_the_run_and_leaves_it_resumable(tmp_path: Path) -> None
 
 
 def test_average_of_the_weights_is_the_exponential_one(tmp_path: Path) -> None:
-    store = Store(str(tmp_path), keep=100)
+    store = CheckpointStore(str(tmp_path), keep=100)
     wanted = config(average_weights=0.7, checkpoint_every=1, keep_checkpoints=100, norm=True)
     result = train(wanted, collectives=Local(), store=store, emit=Kept())
     average = None
     for entry in store._entries():
         weights = store._load(entry)["model"]["4.weight"]
         average = weights if average is None else 0.7 * average + 0.3 * weights
-    averaged, raw = load_trained(store, averaged=True).model, load_trained(store).model
+    averaged, raw = load_trained_model(store, averaged=True).model, load_trained_model(store).model
     torch.testing.assert_close(averaged[4].weight.detach(), average, rtol=1e-12, atol=1e-14)
     assert {"averaged/test/loss", "averaged/test/accuracy", "test/loss", "test/accuracy"} <= result.values.keys()
     # Its running statistics are plain means over the batches of an epoch, which see every row here.
@@ -158,7 +158,7 @@ def test_averaging_evaluating_and_observing_change_no_step(tmp_path: Path, setti
     watched = {"gradient_norm": True, "batch_error": True, "log_every": 1, "checkpoint_every": 1}
     go(tmp_path / "a", plain)
     go(tmp_path / "b", replace(plain, average_weights=0.9, **watched))
-    a, b = (load_trained(Store(str(tmp_path / name))).model.state_dict() for name in "ab")
+    a, b = (load_trained_model(CheckpointStore(str(tmp_path / name))).model.state_dict() for name in "ab")
     torch.testing.assert_close(dict(a), dict(b), rtol=0, atol=0)
 
 
@@ -169,7 +169,9 @@ def test_bfloat16_trains_with_weights_in_float32(tmp_path: Path, optimizer: str)
     narrow = go(tmp_path / "b", config(precision="bf16", **settings))
     assert narrow.values["train/epoch_loss"] == pytest.approx(wide.values["train/epoch_loss"], rel=0.1)
     assert narrow.values != wide.values
-    assert {p.dtype for p in load_trained(Store(str(tmp_path / "b"))).model.parameters()} == {torch.float32}
+    assert {p.dtype for p in load_trained_model(CheckpointStore(str(tmp_path / "b"))).model.parameters()} == {
+        torch.float32
+    }
 
 
 class Transfers(TorchFunctionMode):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from raycurv.curvature.losses import Loss
+from raycurv.objective.losses import Loss
 from raycurv.train.losses import mean_squared_error, word_cross_entropy, words
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from raycurv.collectives import Local
-from raycurv.train import Result, ResumeError, RunConfig, Store, check, load_trained, train
+from raycurv.objective.collectives import Local
+from raycurv.train import CheckpointStore, Result, ResumeError, RunConfig, check, load_trained_model, train
 from tests.train.problems import Kept, config
 
 
 def go(folder: Path, wanted: RunConfig, **options: Any) -> Result:
-    return train(wanted, collectives=Local(), store=Store(str(folder)), **({"emit": Kept()} | options))
+    return train(wanted, collectives=Local(), store=CheckpointStore(str(folder)), **({"emit": Kept()} | options))
 
 
 def after(calls: int) -> Callable[[], bool]:
@@ -27,7 +27,7 @@ def after(calls: int) -> Callable[[], bool]:
 
 def final(folder: Path) -> dict[str, Any]:
     """The newest checkpoint without times and messages."""
-    loaded = Store(str(folder)).load()
+    loaded = CheckpointStore(str(folder)).load()
     assert loaded is not None
     return {name: loaded[name] for name in ("step", "model", "optimizer", "average", "random", "epoch_sums")}
 
@@ -71,7 +71,7 @@ def test_killed_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
 def test_damaged_newest_checkpoint_costs_steps_but_no_bit(tmp_path: Path) -> None:
     go(tmp_path / "a", WHOLE)
     go(tmp_path / "b", WHOLE, stop=after(17))
-    newest = Path(Store(str(tmp_path / "b")).newest() or "")
+    newest = Path(CheckpointStore(str(tmp_path / "b")).newest() or "")
     newest.write_bytes(newest.read_bytes()[:100])
     with pytest.warns(RuntimeWarning, match=r"Falling back to .*step-000000015.pt"):
         go(tmp_path / "b", WHOLE, resume="must")
@@ -80,10 +80,10 @@ def test_damaged_newest_checkpoint_costs_steps_but_no_bit(tmp_path: Path) -> Non
 
 def test_new_run_refuses_to_touch_an_old_one(tmp_path: Path) -> None:
     go(tmp_path, config(max_steps=2))
-    before = Store(str(tmp_path)).newest()
+    before = CheckpointStore(str(tmp_path)).newest()
     with pytest.raises(ResumeError, match=r"already holds a run: go on with it by --resume, or .*--run-name"):
         go(tmp_path, config(max_steps=3))
-    assert Store(str(tmp_path)).newest() == before
+    assert CheckpointStore(str(tmp_path)).newest() == before
 
 
 def test_nothing_to_resume_is_an_error(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_nothing_to_resume_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("resume", ["auto", "must"])
 def test_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path, resume: str) -> None:
-    Store(str(tmp_path)).begin(config())
+    CheckpointStore(str(tmp_path)).begin(config())
     assert go(tmp_path, config(), resume=resume).steps == 10
 
 
@@ -116,7 +116,7 @@ def test_more_epochs_and_other_intervals_are_not_another_run(tmp_path: Path) -> 
     go(tmp_path / "b", config(max_steps=7))
     longer = config(epochs=3, log_every=5, checkpoint_every=2, keep_checkpoints=5, gradient_norm=True)
     assert go(tmp_path / "b", longer, resume="must").steps == 15
-    a, b = (load_trained(Store(str(tmp_path / name))) for name in "ab")
+    a, b = (load_trained_model(CheckpointStore(str(tmp_path / name))) for name in "ab")
     assert_same(dict(a.model.state_dict()), dict(b.model.state_dict()))
 
 
@@ -128,13 +128,13 @@ def test_finished_run_answers_at_once(tmp_path: Path) -> None:
 
 def test_stopped_run_is_not_finished(tmp_path: Path) -> None:
     go(tmp_path, config(), stop=after(3))
-    assert Store(str(tmp_path)).finished() is None
+    assert CheckpointStore(str(tmp_path)).finished() is None
 
 
 def test_other_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = config(max_steps=2, samples=40)
     go(tmp_path, wanted)
-    store = Store(str(tmp_path))
+    store = CheckpointStore(str(tmp_path))
     state = store.load()
     assert state is not None
     store.save(state | {"step": 3, "data": state["data"] | {"training_samples": 50}})
@@ -145,7 +145,10 @@ def test_other_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_trained_network_comes_out_of_its_checkpoint(tmp_path: Path) -> None:
     check(WHOLE)
     go(tmp_path, WHOLE)
-    raw, averaged = load_trained(Store(str(tmp_path))), load_trained(Store(str(tmp_path)), averaged=True)
+    raw, averaged = (
+        load_trained_model(CheckpointStore(str(tmp_path))),
+        load_trained_model(CheckpointStore(str(tmp_path)), averaged=True),
+    )
     assert (raw.step, raw.input_shape, raw.num_classes, raw.config) == (30, (4,), 3, WHOLE)
     assert not raw.model.training
     state = final(tmp_path)
@@ -155,12 +158,12 @@ def test_trained_network_comes_out_of_its_checkpoint(tmp_path: Path) -> None:
 
 
 def test_run_goes_on_from_an_object_store(s3_server: Callable[[], str], tmp_path: Path) -> None:
-    store = Store(f"{s3_server()}/runs/one")
+    store = CheckpointStore(f"{s3_server()}/runs/one")
     options = {"collectives": Local(), "store": store, "emit": Kept()}
     go(tmp_path, WHOLE)
     assert train(WHOLE, stop=after(17), **options).stopped
     with pytest.raises(ResumeError, match=r"s3://.*already holds a run"):
         train(WHOLE, **options)
     assert train(WHOLE, resume="must", **options).steps == 30
-    one, other = load_trained(store), load_trained(Store(str(tmp_path)))
+    one, other = load_trained_model(store), load_trained_model(CheckpointStore(str(tmp_path)))
     assert_same(dict(one.model.state_dict()), dict(other.model.state_dict()))

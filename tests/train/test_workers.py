@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from raycurv.collectives import Local, ProcessGroup
 from raycurv.models import transformer
-from raycurv.train import Component, ResumeError, RunConfig, Store, WorkersDisagree, load_trained, train
-from raycurv.train.session import open_run
-from tests import distributed
+from raycurv.objective.collectives import Local, ProcessGroup
+from raycurv.train import CheckpointStore, Component, ResumeError, RunConfig, WorkersDisagree, load_trained_model, train
+from raycurv.train.resume import open_run
+from tests.objective import distributed
 from tests.train import threads
 from tests.train.problems import Kept, config, drifting, sentences
 
@@ -39,7 +39,7 @@ RUNS = (
 
 
 def go(folder: str, wanted: RunConfig, collectives: Any, **options: Any) -> Any:
-    store = Store(f"{folder}/{wanted.name}")
+    store = CheckpointStore(f"{folder}/{wanted.name}")
     return train(wanted, collectives=collectives, store=store, **({"emit": Kept()} | options))
 
 
@@ -84,8 +84,8 @@ def test_two_workers_equal_one(together: tuple[Path, list[dict[str, Any]]], want
     assert found[0][wanted.name] == found[1][wanted.name]
     assert found[0][wanted.name] == pytest.approx(dict(alone.values), rel=1e-8)
     for averaged in (False, True):
-        one = load_trained(Store(str(tmp_path / wanted.name)), averaged=averaged).model.state_dict()
-        two = load_trained(Store(str(folder / wanted.name)), averaged=averaged).model.state_dict()
+        one = load_trained_model(CheckpointStore(str(tmp_path / wanted.name)), averaged=averaged).model.state_dict()
+        two = load_trained_model(CheckpointStore(str(folder / wanted.name)), averaged=averaged).model.state_dict()
         torch.testing.assert_close(dict(two), dict(one), rtol=1e-8, atol=1e-10)
 
 
@@ -106,7 +106,7 @@ def test_run_goes_on_mid_epoch_on_another_number_of_workers(together: tuple[Path
 def test_asking_one_worker_stops_all_and_they_go_on_bit_by_bit(together: tuple[Path, list[dict[str, Any]]]) -> None:
     folder, found = together
     assert [one["stopped"] for one in found] == [[True, 2], [True, 2]]
-    a, b = (Store(str(folder / name)).load() for name in ("dropped", "dropped-at-once"))
+    a, b = (CheckpointStore(str(folder / name)).load() for name in ("dropped", "dropped-at-once"))
     assert a is not None
     assert b is not None
     for part in ("model", "optimizer", "random"):
@@ -122,12 +122,12 @@ def test_worker_that_went_astray_stops_all(together: tuple[Path, list[dict[str, 
 def test_workers_that_see_other_checkpoints_do_not_start(tmp_path: Path) -> None:
     wanted = config(max_steps=2)
     for rank in range(2):
-        train(wanted, collectives=Local(), store=Store(str(tmp_path / str(rank))), emit=Kept())
+        train(wanted, collectives=Local(), store=CheckpointStore(str(tmp_path / str(rank))), emit=Kept())
     longer = dataclasses.replace(wanted, max_steps=3 + 2)
     (tmp_path / "1" / "manifest.json").unlink()
 
     def worker(collectives: threads.Threads) -> None:
-        store = Store(str(tmp_path / str(collectives.rank)))
+        store = CheckpointStore(str(tmp_path / str(collectives.rank)))
         with pytest.raises(WorkersDisagree, match=r"do all nodes share this storage.*\[2, -1\]"):
             open_run(longer, store, "must", collectives, torch.device("cpu"))
 
@@ -137,7 +137,7 @@ def test_workers_that_see_other_checkpoints_do_not_start(tmp_path: Path) -> None
 def test_no_worker_starts_before_all_have_looked(tmp_path: Path) -> None:
     def worker(collectives: threads.Threads) -> bool:
         try:
-            open_run(config(), Store(str(tmp_path)), "never", collectives, torch.device("cpu"))
+            open_run(config(), CheckpointStore(str(tmp_path)), "never", collectives, torch.device("cpu"))
         except ResumeError:
             return False
         return True

@@ -1,18 +1,18 @@
-"""CurveBall's tables: Table 1 (small problems), Table 2, figures 2, 3, 7 and 8."""
+"""CurveBall's tables: Table 2, figures 2, 3, 7 and 8."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 
-from raycurv.recipes import measures, sweeps, table1
-from raycurv.recipes.measures import SECONDS, TRAINING_ERROR, TRAINING_LOSS, VALIDATION_ERROR, Statistic
-from raycurv.recipes.papers.printing import Measured, grid
+from raycurv.recipes import search
+from raycurv.recipes.papers.printing import grid
 from raycurv.recipes.study import Axes, Study
-from raycurv.recipes.tables import Entry, Table
+from raycurv.recipes.table import Table
+from raycurv.results import statistics
+from raycurv.results.statistics import SECONDS, TRAINING_ERROR, TRAINING_LOSS, VALIDATION_ERROR, Statistic
 
 PAPER = "CurveBall"
-_POWERS: Axes = {"learning_rate": sweeps.powers(-4, -1)}  # 10⁻ᵏ
+_POWERS: Axes = {"learning_rate": search.powers(-4, -1)}  # 10⁻ᵏ
 _FIRST_ORDER: dict[str, Axes] = {"momentum": _POWERS, "adam": _POWERS}
 _RESCALED: Axes = {"damping_interval": (5, None)}
 _HE: Axes = {"learning_rate": (0.1,), "schedule": ("multi_step",)}  # He et al. 2016: tenths after 1/2 and 3/4
@@ -24,23 +24,9 @@ _NAMES = {
     "cifar10_resnet18_dropout": "ResNet-18, dropout 0.3", "imagenet100_curveball": "VGG-f",
     "imagenet_curveball": "VGG-f, ImageNet", "mnist_tanh_mlp": "MNIST MLP",
 }  # fmt: skip
-_LAST_ERROR = Statistic("training error, %", measures.error(measures.last("training_set/accuracy")), form="{:.2f}")
-_MEDIAN_LOSS = Statistic("training loss", measures.last("train/epoch_loss"), gather="median")
+_LAST_ERROR = Statistic("training error, %", statistics.error(statistics.last("training_set/accuracy")), form="{:.2f}")
+_MEDIAN_LOSS = Statistic("training loss", statistics.last("train/epoch_loss"), gather="median")
 _MEDIAN_ERROR = dataclasses.replace(_LAST_ERROR, gather="median")
-
-
-def _table1(share: float) -> list[Entry]:
-    """Table 1 with this share of its hundred runs."""
-    experiment = table1.Experiment(runs=max(2, round(100 * share)))
-    return [
-        Entry(
-            cell.row, cell.column, cell.mean, cell.mean - cell.deviation, cell.mean + cell.deviation,
-            runs=len(cell.iterations), failed=cell.failed, tried=cell.runs, printed=cell.paper,
-            chosen=" ".join(f"{name}={value:g}" for name, value in cell.settings.items()),
-            form="{:.1f}" if math.isfinite(cell.mean) and cell.mean < 100 else "{:.0f}",
-        )
-        for cell in table1.cells(experiment)
-    ]  # fmt: skip
 
 
 _TABLE_2 = """
@@ -66,11 +52,7 @@ def _table2() -> dict[str, dict[str, str]]:
     }
 
 
-TABLES: tuple[Table | Measured, ...] = (
-    Measured(
-        "curveball_table1", PAPER, "Table 1", _table1,
-        "Iterations to a loss of 1e-4; the scale is a fraction of the 100 runs. jobs/table1.py has more choices.",
-    ),
+TABLES: tuple[Table, ...] = (
     Table(
         "curveball_table2", PAPER, "Table 2",
         studies=(
@@ -110,7 +92,7 @@ TABLES: tuple[Table | Measured, ...] = (
             ),
             Study(
                 "curveball_fig2_mnist", PAPER, "Fig. 2", ("mnist_tanh_mlp",),
-                {"curveball": {}, **_FIRST_ORDER, "kfac": {"learning_rate": sweeps.powers(-3, 0)}}, _WITH_ERROR,
+                {"curveball": {}, **_FIRST_ORDER, "kfac": {"learning_rate": search.powers(-3, 0)}}, _WITH_ERROR,
             ),
         ),
         statistics=(_LAST_ERROR, TRAINING_LOSS),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from raycurv.recipes import measures
-from raycurv.recipes.measures import BEST_TEST_ACCURACY, LEARNING_RATE, TEST_LOSS, TRAINING_LOSS, Statistic
 from raycurv.recipes.study import Axes, Study
-from raycurv.recipes.tables import Table
+from raycurv.recipes.table import Table
+from raycurv.results import statistics
+from raycurv.results.statistics import BEST_TEST_ACCURACY, LEARNING_RATE, TEST_LOSS, TRAINING_LOSS, Statistic
 
 PAPER = "LLR"
 _NAMES = {
@@ -15,8 +15,8 @@ _NAMES = {
     "momentum=0.9": "β = 0.9", "on_validation=True": "on a validation batch",
 }  # fmt: skip
 _SUMMARY = (TRAINING_LOSS, TEST_LOSS, BEST_TEST_ACCURACY, LEARNING_RATE)
-_TO_59 = Statistic("epochs to 59 %", measures.epochs_to("test/accuracy", 0.59, above=True))
-_TO_PLATEAU = Statistic("epochs to 99 % of its best accuracy", measures.epochs_to_share("test/accuracy", 0.99))
+_TO_59 = Statistic("epochs to 59 %", statistics.epochs_to("test/accuracy", 0.59, above=True))
+_TO_PLATEAU = Statistic("epochs to 99 % of its best accuracy", statistics.epochs_to_share("test/accuracy", 0.99))
 _RESNET = "llr_cifar10_resnet18"
 
 

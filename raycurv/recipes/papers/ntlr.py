@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from raycurv.recipes import measures, studies, sweeps
-from raycurv.recipes.measures import BEST_TEST_LOSS, LEARNING_RATE, TEST_ACCURACY, TRAINING_LOSS, Statistic
+from raycurv.recipes import search, studies
 from raycurv.recipes.papers.printing import grid
 from raycurv.recipes.study import Study
-from raycurv.recipes.tables import Table
+from raycurv.recipes.table import Table
+from raycurv.results import statistics
+from raycurv.results.statistics import BEST_TEST_LOSS, LEARNING_RATE, TEST_ACCURACY, TRAINING_LOSS, Statistic
 
 PAPER = "NTLR"
 _NAMES = {
@@ -16,7 +17,7 @@ _NAMES = {
     **{f"meta_rate={10.0**-i:g}": f"η = 1e-{i}" for i in range(1, 6)},
 }  # fmt: skip
 _RATES = {"learning_rate": tuple(10.0**-i for i in range(1, 6))}
-_MOST = Statistic("epochs to 90 % of its best accuracy", measures.epochs_to_share("test/accuracy", 0.9))
+_MOST = Statistic("epochs to 90 % of its best accuracy", statistics.epochs_to_share("test/accuracy", 0.9))
 
 _TABLE_1 = """
           | additive, η = 1e-1 | additive, η = 1e-2 | multiplicative, η = 1e-4 | multiplicative, η = 1e-5 | TLR
@@ -104,7 +105,7 @@ TABLES = (
                 "ntlr_fig5", PAPER, "Fig. 5", ("ntlr_multi30k_transformer",),
                 {
                     "ntlr_sgd": {}, "ntlr_adam": {},
-                    "sgd": {"learning_rate": sweeps.powers(-3, 0)}, "adam": {"learning_rate": sweeps.powers(-5, -2)},
+                    "sgd": {"learning_rate": search.powers(-3, 0)}, "adam": {"learning_rate": search.powers(-5, -2)},
                 },
             ),
         ),

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from raycurv.recipes import measures, studies, sweeps
-from raycurv.recipes.measures import TEST_ACCURACY, TEST_LOSS, TRAINING_LOSS, Statistic
+from raycurv.recipes import search, studies
 from raycurv.recipes.study import Axes, Study
-from raycurv.recipes.tables import Table
+from raycurv.recipes.table import Table
+from raycurv.results import statistics
+from raycurv.results.statistics import TEST_ACCURACY, TEST_LOSS, TRAINING_LOSS, Statistic
 
 PAPER = "RED"
 _STATISTICS = (TRAINING_LOSS, TEST_LOSS, TEST_ACCURACY)
 _DESCENTS = Statistic(
-    "steps that descend, %, at the end", measures.percent(measures.last("optimizer/descent_share")), form="{:.1f}"
+    "steps that descend, %, at the end", statistics.percent(statistics.last("optimizer/descent_share")), form="{:.1f}"
 )
 _FEWEST = Statistic(
-    "steps that descend, %, lowest", measures.percent(measures.smallest("optimizer/descent_share")), form="{:.1f}"
+    "steps that descend, %, lowest", statistics.percent(statistics.smallest("optimizer/descent_share")), form="{:.1f}"
 )
 _CLASSIFIER = "red_mnist_lenet"
 _NAMES = {
@@ -32,7 +33,7 @@ _NAMES = {
 }  # fmt: skip
 _TWO = ("red_cifar10_vgg11", "red_mnist_autoencoder")
 _L2: Axes = {"l2": (1e-7, 1e-4)}
-_RATES = sweeps.GRIDS["red"]["learning_rate"]
+_RATES = search.GRIDS["red"]["learning_rate"]
 
 
 def _searched(optimizers: Sequence[str], decays: Sequence[float]) -> dict[str, Axes]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from raycurv.recipes import halving, sweeps
-from raycurv.recipes.measures import EARLY_TEST_ERROR, FAILED, TEST_ERROR, TEST_LOSS, TRAINING_LOSS
-from raycurv.recipes.papers.printing import Measured, grid
+from raycurv.recipes import search
+from raycurv.recipes.papers.printing import grid
 from raycurv.recipes.study import Axes, Study
-from raycurv.recipes.tables import Table
+from raycurv.recipes.table import Table
+from raycurv.results.statistics import EARLY_TEST_ERROR, FAILED, TEST_ERROR, TEST_LOSS, TRAINING_LOSS
 
 PAPER = "SALERA"
 _RECIPES = tuple(f"salera_{data}_{model}" for data in ("mnist", "cifar10") for model in ("m0", "m2", "m2b", "m4b"))
-_RATES = {"learning_rate": sweeps.powers(-5, 0)}  # η₀, 1e-5 to 1 for all of them
+_RATES = {"learning_rate": search.powers(-5, 0)}  # η₀, 1e-5 to 1 for all of them
 _BATCHES: Axes = {"portion": (0.001, 0.01)}
 _GRID: Axes = {"memory": (0.001, 0.01, 0.1, 0.25), "gain": (3e-8, 3e-7, 3e-6, 3e-5), **_RATES}  # α, C, η₀
 _BASELINES: dict[str, Axes] = {
@@ -75,7 +75,7 @@ CIFAR M4b, 5 ep.  | 27.74 (.48) | 29.34 (.83) | 28.15 (.21) | 28.61 (.50) | 28.6
 CIFAR M4b, 20 ep. | 27.70 (.76) | 28.00 (.72) | 27.46 (.54) | 27.60 (.26) | 27.60 (.26) | 28.05 (.43)
 """
 
-TABLES: tuple[Table | Measured, ...] = (
+TABLES: tuple[Table, ...] = (
     Table(
         "salera_table1", PAPER, "Table 1",
         studies=(
@@ -160,9 +160,5 @@ TABLES: tuple[Table | Measured, ...] = (
         best_of=("learning_rate",),
         names=_NAMES,
         note="The paper: first, second and third in test error; training error near 0 at the end for ALeRA and SALeRA.",
-    ),
-    Measured(
-        "salera_appendix_c", PAPER, "Fig. 3, appendix C", halving.entries,
-        "The factor ζ by which an alarm divides the learning rates: where eq. 12's cost J(ζ) is the smallest.",
     ),
 )  # fmt: skip

@@ -1,0 +1,99 @@
+"""All of the papers' tables and figures by name: those of tracked runs, and those computed at once."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from raycurv.benchmarks import learning_rate_halving, table1
+from raycurv.recipes import papers, registry
+from raycurv.recipes.study import Axes
+from raycurv.recipes.table import Table, TableEntry
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A table that is computed at once, without runs that MLflow follows.
+
+    Attributes:
+        name: what it is called.
+        paper: where it comes from.
+        shows: table or figure.
+        measure: the entries, from the scale's number.
+        note: what the reader must know.
+    """
+
+    name: str
+    paper: str
+    shows: str
+    measure: Callable[[float], list[TableEntry]]
+    note: str = ""
+
+    def only(
+        self, recipes: Sequence[str] = (), optimizers: Sequence[str] = (), axes: Axes | None = None,
+        seeds: int | None = None,
+    ) -> Measured:  # fmt: skip
+        """The whole of it.
+
+        Raises:
+            ValueError: a part was asked for.
+        """
+        if recipes or optimizers or axes or seeds is not None:
+            raise ValueError(f"table {self.name!r} is computed as a whole; leave recipes, optimizers, axes, seeds out")
+        return self
+
+
+def _table1(share: float) -> list[TableEntry]:
+    """Table 1 with this share of its hundred runs."""
+    experiment = table1.Table1Settings(runs=max(2, round(100 * share)))
+    return [
+        TableEntry(
+            cell.row, cell.column, cell.mean, cell.mean - cell.deviation, cell.mean + cell.deviation,
+            runs=len(cell.iterations), failed=cell.failed, tried=cell.runs, printed=cell.paper,
+            chosen=" ".join(f"{name}={value:g}" for name, value in cell.settings.items()),
+            form="{:.1f}" if math.isfinite(cell.mean) and cell.mean < 100 else "{:.0f}",
+        )
+        for cell in table1.cells(experiment)
+    ]  # fmt: skip
+
+
+MEASURED = (
+    Measured(
+        "curveball_table1", "CurveBall", "Table 1", _table1,
+        "Iterations to a loss of 1e-4; the scale is a fraction of the 100 runs. jobs/table1.py has more choices.",
+    ),
+    Measured(
+        "salera_appendix_c", "SALERA", "Fig. 3, appendix C", learning_rate_halving.entries,
+        "The factor ζ by which an alarm divides the learning rates: where eq. 12's cost J(ζ) is the smallest.",
+    ),
+)  # fmt: skip
+TABLES: dict[str, Table | Measured] = {**papers.TABLES, **{table.name: table for table in MEASURED}}
+
+
+def get(name: str) -> Table | Measured:
+    """The table called `name`.
+
+    Raises:
+        ValueError: there is none; the message has the nearest names.
+    """
+    if name not in TABLES:
+        near = difflib.get_close_matches(name, TABLES, 3) or [n for n in TABLES if name and name in n][:3]
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise ValueError(f"there is no table {name!r}; {hint}all of them: {', '.join(TABLES)}")
+    return TABLES[name]
+
+
+def listing() -> str:
+    """All tables with paper, number, runs and what is trained, one a line."""
+    head = ("table", "paper", "shows", "runs", "printed", "recipes")
+    return registry.aligned(head, [_line(table) for table in TABLES.values()])
+
+
+def _line(table: Table | Measured) -> tuple[str, ...]:
+    if isinstance(table, Measured):
+        return table.name, table.paper, table.shows, "–", "yes", "computed at once"
+    printed = sum(map(len, table.printed.values()))
+    shown = f"{printed} entries" if printed else "–"
+    return table.name, table.paper, table.shows, str(len(table)), shown, " ".join(table.recipes)

@@ -1,0 +1,305 @@
+"""A figure of several panels, declared in a few lines: views of metrics as rows, recipes or methods as columns.
+
+What is drawn says under itself what its lines and bands are, how many runs there are, and how many failed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from raycurv.figures import curves, style
+from raycurv.figures.curves import DECAY, Series, View
+from raycurv.figures.rendered import RenderedFigure
+from raycurv.results.histories import RunHistory
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Columns = Literal["recipe", "optimizer", "method"]
+WIDEST = 4  # columns of one file
+MOST_METHODS = 14  # in one column: more lines cannot be told apart
+MOST_NAMES = 16  # in the legend of one file with several columns
+MOST_MARKS = 25  # lines in one panel; more become strokes at its top
+_WIDTH, _HEIGHT = 4.2, 2.7  # inches of a panel
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """What a figure shows, of whatever runs there are.
+
+    Attributes:
+        name: of its files.
+        source: paper and figure.
+        title: what it shows.
+        views: one row each; those that no run knows are left out.
+        columns: what each column is about.
+        needs: metrics without which a run is not shown.
+        choose: the runs to show, out of those that have what it needs; by default all.
+        one_seed: of every method only the run with the lowest seed.
+        stages: of the runs.
+        ordered: methods have an order, that of the numbers in their settings, and colours go from dark to bright.
+        marks: a metric whose rises are marked by vertical lines.
+        marked: what such a line means.
+        hint: how to come by the runs that it needs.
+    """
+
+    name: str
+    source: str
+    title: str
+    views: tuple[View, ...]
+    columns: Columns = "recipe"
+    needs: tuple[str, ...] = ()
+    choose: Callable[[list[RunHistory]], list[RunHistory]] = list
+    one_seed: bool = False
+    stages: tuple[str, ...] = ("final",)
+    ordered: bool = False
+    marks: str = ""
+    marked: str = ""
+    hint: str = ""
+
+    def runs(self, found: Sequence[RunHistory]) -> list[RunHistory]:
+        """Those that it shows; none if it has nothing to show."""
+        able = [run for run in found if run.outcome.stage in self.stages and all(map(run.matching, self.needs))]
+        chosen = self.choose(able)
+        if self.one_seed:
+            firsts: dict[tuple[str, str], RunHistory] = {}
+            for run in sorted(chosen, key=lambda run: run.outcome.seed):
+                firsts.setdefault((run.outcome.recipe, run.method), run)
+            chosen = [run for run in chosen if firsts[run.outcome.recipe, run.method] is run]
+        return chosen if any(run.matching(view.metric) for run in chosen for view in self.views) else []
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One panel: the lines of a view in a column."""
+
+    column: str
+    view: View
+    lines: tuple[Series, ...]
+    marks: tuple[float, ...]
+
+
+def draw(plate: FigureSpec, found: Sequence[RunHistory]) -> Iterator[RenderedFigure]:
+    """The figure, in several parts where there are more columns than fit beside each other.
+
+    Yields:
+        Every part; none if there is no run to show.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    runs = plate.runs(found)
+    columns: dict[str, list[RunHistory]] = {}
+    for run in runs:
+        columns.setdefault(_column(plate, run), []).append(run)
+    parts = _parts({column: len(curves.by_method(some)) for column, some in columns.items()})
+    for number, part in enumerate(parts, 1):
+        yield _draw(plate, {column: columns[column] for column in part}, f"-{number}" if len(parts) > 1 else "")
+
+
+def _parts(methods: Mapping[str, int]) -> list[list[str]]:
+    """Columns that fit into one file each, with as many names in its legend."""
+    parts: list[list[str]] = []
+    names = 0
+    for column, count in methods.items():
+        names += min(count, MOST_METHODS)
+        if not parts or len(parts[-1]) == WIDEST or names > MOST_NAMES:
+            parts.append([])
+            names = min(count, MOST_METHODS)
+        parts[-1].append(column)
+    return parts
+
+
+def _draw(plate: FigureSpec, columns: Mapping[str, list[RunHistory]], suffix: str) -> RenderedFigure:
+    shown = {column: _best(plate, runs) for column, runs in columns.items()}
+    runs = [run for some in shown.values() for run in some]
+    names = short_names([run.method for run in runs])
+    if plate.columns == "optimizer":  # whose name stands above its column
+        names = {method: name.partition(" ")[2] or name for method, name in names.items()}
+    cells = [[_cell(plate, view, column, some, names) for column, some in shown.items()] for view in plate.views]
+    cells = [row for row in cells if any(line.x for cell in row for line in cell.lines)]
+    looks = _looks(plate, [line for row in cells for cell in row for line in cell.lines if line.x])
+    figure, panels = _grid(cells)
+    cut = False
+    for number, (axes, cell) in enumerate(panels):
+        cut |= _panel(axes, cell, looks, f"p{number}-")
+    if plate.columns != "recipe":
+        _share(panels, len(columns))
+    left_out = sum(map(len, columns.values())) - len(runs)
+    title = f"{plate.title} · {next(iter(columns))}" if len(columns) == 1 else plate.title
+    text = _caption(plate, runs, cells, cut, left_out)
+    handles = _handles(plate, cells, looks)
+    height = figure.get_figheight()
+    return RenderedFigure(plate.name + suffix, title, figure, height, handles, text, tuple(looks), _data(cells))
+
+
+def _cell(plate: FigureSpec, view: View, column: str, runs: Sequence[RunHistory], names: Mapping[str, str]) -> _Cell:
+    lines = [
+        line for method, some in curves.by_method(runs).items() for line in curves.lines(names[method], some, view)
+    ]
+    rises = {round(float(e), 6) for run in runs if plate.marks in run.traces for e in run.traces[plate.marks].rises()}
+    return _Cell(column, view, tuple(lines), tuple(sorted(rises)))
+
+
+def _column(plate: FigureSpec, run: RunHistory) -> str:
+    if plate.columns == "recipe":
+        return run.outcome.recipe
+    return f"{run.outcome.recipe} · {run.method if plate.columns == 'method' else run.outcome.optimizer}"
+
+
+def short_names(methods: Sequence[str]) -> dict[str, str]:
+    """Each method → its name without the settings in which all methods of its optimizer agree."""
+    parts = {method: re.split(r"\s(?=\w+=)", method) for method in dict.fromkeys(methods)}
+    names = {}
+    for method, (optimizer, *settings) in parts.items():
+        others = [set(rest) for name, *rest in parts.values() if name == optimizer]
+        same = set.intersection(*others) if len(others) > 1 else set()
+        names[method] = " ".join([optimizer, *(text for text in settings if text not in same)])
+    return names
+
+
+def _best(plate: FigureSpec, runs: list[RunHistory]) -> list[RunHistory]:
+    """All of them, or those of the methods whose last value of the first view is best."""
+
+    def rank(some: list[RunHistory]) -> float:
+        view = plate.views[0]
+        last = [t.values[-1] for run in some if (t := run.traces.get(view.metric)) is not None and len(t)]
+        value = float(np.mean(last)) if last and np.isfinite(last).all() else float("inf")
+        return -value if "accuracy" in view.metric else value
+
+    groups = curves.by_method(runs)
+    if len(groups) <= MOST_METHODS:
+        return runs
+    kept = sorted(groups, key=lambda name: rank(groups[name]))[:MOST_METHODS]
+    return [run for run in runs if run.method in kept]
+
+
+def _looks(plate: FigureSpec, lines: Sequence[Series]) -> dict[str, dict[str, Any]]:
+    names = list(dict.fromkeys(line.name for line in lines))
+    if not plate.ordered:
+        return {name: style.line(index) for index, name in enumerate(names)}
+    names.sort(key=_numbers)
+    return {name: style.ordered(index, len(names)) for index, name in enumerate(names)}
+
+
+def _numbers(name: str) -> list[float]:
+    """The numbers of a method's settings, by which methods are put in order."""
+    return [float(x) for x in re.findall(r"=(-?\d[\d.]*(?:e[+-]?\d+)?)", name)]
+
+
+def _grid(cells: Sequence[Sequence[_Cell]]) -> tuple[Figure, list[tuple[Axes, _Cell]]]:
+    """One row for each view; a single column is folded."""
+    flat = [cell for row in cells for cell in row]
+    wide = len(cells[0]) if len(cells[0]) > 1 else min(len(flat), 3 if len(flat) == 3 else 2)
+    high = -(-len(flat) // wide)
+    figure = style.figure_of(max(_WIDTH * wide, 6.4), _HEIGHT * high)
+    grid = figure.subplots(high, wide, squeeze=False)
+    for axes in grid.flat[len(flat) :]:
+        axes.set_visible(False)
+    for axes, cell in zip(grid[0], cells[0], strict=False):
+        if len(cells[0]) > 1:
+            axes.set_title(style.wrapped(cell.column, 2.6), fontsize="medium")
+    return figure, list(zip(grid.flat, flat, strict=False))
+
+
+def _panel(axes: Axes, cell: _Cell, looks: curves.Looks, key: str) -> bool:
+    if not any(line.x for line in cell.lines):
+        axes.text(0.5, 0.5, f"{cell.view.label}:\nnot tracked", ha="center", va="center", color=style.INK)
+        axes.set_axis_off()
+        return False
+    cut = curves.plot(axes, cell.lines, cell.view, looks, key)
+    if cell.view.axis == "epoch":
+        if len(cell.marks) <= MOST_MARKS:
+            for place in cell.marks:
+                axes.axvline(place, color=style.INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
+        else:
+            at = [0.985] * len(cell.marks)
+            axes.plot(cell.marks, at, "|", color=style.INK, markersize=6, transform=axes.get_xaxis_transform())
+    return cut
+
+
+def _share(panels: Sequence[tuple[Axes, _Cell]], wide: int) -> None:
+    """One vertical scale for each row."""
+    for start in range(0, len(panels), wide):
+        row = [axes for axes, cell in panels[start : start + wide] if any(line.x for line in cell.lines)]
+        if len({axes.get_yscale() for axes in row}) == 1:
+            low, high = zip(*(axes.get_ylim() for axes in row), strict=True)
+            for axes in row:
+                axes.set_ylim(min(low), max(high))
+
+
+def _handles(plate: FigureSpec, cells: Sequence[Sequence[_Cell]], looks: curves.Looks) -> tuple[Artist, ...]:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], label=name, markersize=3.5, linewidth=1.4, **look) for name, look in looks.items()]
+    if any(line.ends for row in cells for cell in row for line in cell.lines):
+        handles.append(Line2D([], [], color=style.INK, marker="x", linestyle="", label="a run failed here"))
+    if any(cell.marks for row in cells for cell in row):
+        handles.append(Line2D([], [], color=style.INK, linewidth=0.9, linestyle=(0, (1, 2)), label=plate.marked))
+    return tuple(handles)
+
+
+def _caption(
+    plate: FigureSpec, runs: Sequence[RunHistory], cells: Sequence[Sequence[_Cell]], cut: bool, left_out: int
+) -> str:
+    views = [row[0].view for row in cells]
+    lines = [line for row in cells for cell in row for line in cell.lines]
+    several = any(line.runs > 1 for line in lines)
+    texts = [f"After {plate.source}."]
+    if any(view.spread == "quartiles" for view in views):
+        texts.append("Lines are medians over the runs, bands go from quarter to quarter; a run that failed counts as "
+                     "the worst after its end.")  # fmt: skip
+    elif any(view.reduction == "epoch quantiles" for view in views):
+        texts.append("Thick lines are the medians of the steps of each epoch, thin ones their 5 % and 95 % quantiles, "
+                     "bands go from 25 % to 75 %.")  # fmt: skip
+    elif several:
+        texts.append("Lines are means over the seeds that got there, bands go from the smallest to the largest.")
+    else:
+        texts.append("Every line is one run.")
+    for reduction, text in _REDUCTIONS.items():
+        if labels := list(dict.fromkeys(view.label for view in views if view.reduction == reduction)):
+            texts.append(f"{' and '.join(labels).capitalize()}: {text}.")
+    texts.append(curves.counts(run.outcome for run in runs))
+    if plate.marks and (marked := sum(len(cell.marks) for cell in cells[0])):
+        texts.append(f"Dotted lines or strokes: {plate.marked} ({marked}).")
+    if cut:
+        texts.append("Values far off the others lie outside the picture; the data have them.")
+    if left_out:
+        texts.append(f"Of each column the {MOST_METHODS} methods with the best {plate.views[0].label} at the end are "
+                     f"shown; {left_out} more runs are not.")  # fmt: skip
+    return " ".join(texts)
+
+
+_REDUCTIONS = {
+    "moving average": f"moving average, {DECAY:g} for each step",
+    "epoch mean": "mean over the steps of each epoch",
+    "epoch end": "at the end of each epoch",
+}
+
+
+def _data(cells: Sequence[Sequence[_Cell]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["metric", "column", "series", "axis", "x", "q05", "low", "middle", "high", "q95", "runs", "failed"]
+    )
+    for cell in (cell for row in cells for cell in row):
+        for line in cell.lines:
+            outer = [side or [""] * len(line.x) for side in line.outer]
+            for x, bottom, low, middle, high, top in zip(
+                line.x, outer[0], line.low, line.mean, line.high, outer[1], strict=True
+            ):
+                place = [cell.view.label, cell.column, line.name, cell.view.axis, x]
+                writer.writerow([*place, bottom, low, middle, high, top, line.runs, line.failed])
+        for mark in cell.marks:
+            writer.writerow([cell.view.label, cell.column, "mark", "epoch", mark, *[""] * 7])
+    return text.getvalue()

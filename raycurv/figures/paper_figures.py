@@ -1,0 +1,157 @@
+"""The papers' figures, declared: each is drawn for whatever tracked runs have what it shows, of any optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from raycurv.figures import panels
+from raycurv.figures.curves import View
+from raycurv.figures.panels import FigureSpec
+from raycurv.figures.rendered import RenderedFigure
+from raycurv.results.histories import RunHistory
+
+ALARMS, SCALE, TENSORS = "optimizer/alarms", "optimizer/scale", "optimizer/learning_rate/*"
+_SEVERAL = 3  # settings of one optimizer that make a study of them
+
+
+def _networks(runs: list[RunHistory]) -> list[RunHistory]:
+    """Those of sweeps over networks."""
+    return [run for run in runs if run.outcome.labels.get("network")]
+
+
+def _studied(runs: list[RunHistory]) -> list[RunHistory]:
+    """Those of optimizers that a recipe knows with several settings."""
+    settings: dict[tuple[str, str], set[str]] = {}
+    for run in runs:
+        settings.setdefault((run.outcome.recipe, run.outcome.optimizer), set()).add(run.outcome.setting)
+    return [run for run in runs if len(settings[run.outcome.recipe, run.outcome.optimizer]) >= _SEVERAL]
+
+
+def _annealed(runs: list[RunHistory]) -> list[RunHistory]:
+    """All runs of recipes in which ℓ rises in some run."""
+    recipes = {run.outcome.recipe for run in runs if SCALE in run.traces and len(run.traces[SCALE].rises())}
+    return [run for run in runs if run.outcome.recipe in recipes]
+
+
+def _watched(runs: list[RunHistory]) -> list[RunHistory]:
+    """Those that report the rate of each tensor, or that give alarms."""
+    return [run for run in runs if ALARMS in run.traces or any(name.startswith(TENSORS[:-1]) for name in run.traces)]
+
+
+_SMOOTH = (View("train/loss", reduction="moving average"),
+           View("optimizer/learning_rate", reduction="moving average"))  # fmt: skip
+_TRAINING = (*_SMOOTH, View("test/loss"), View("test/accuracy"))
+
+FIGURES = (
+    FigureSpec(
+        "training", "RED, Fig. 1", "Training loss, step size, test loss and test accuracy", _TRAINING,
+        needs=("train/loss",),
+    ),
+    FigureSpec(
+        "quantiles", "RED, appendix D", "Spread of loss and step size among the batches of an epoch",
+        tuple(View(view.metric, reduction="epoch quantiles") for view in _SMOOTH),
+        needs=("train/loss",), one_seed=True,
+    ),
+    FigureSpec(
+        "annealing", "RED, Fig. 3", "Annealing: the loss before, in and after hyper-exploration", _TRAINING,
+        choose=_annealed, marks=SCALE, marked="ℓ rises: hyper-exploration begins",
+        hint="runs of a method whose ℓ (optimizer/scale) goes up again, such as --study red_annealing",
+    ),
+    FigureSpec(
+        "descent", "RED, Fig. 6, 7", "Momentum: how many steps go downhill",
+        (*_TRAINING, View("optimizer/descent_share", reduction="epoch end", title="share of descent directions")),
+        needs=("optimizer/descent_share",),
+        hint="runs of a method that reports optimizer/descent_share, such as --study red_momentum",
+    ),
+    FigureSpec(
+        "time", "CurveBall, Fig. 3 (right), 7", "Loss and error against wall-clock time",
+        (
+            View("train/epoch_loss", axis="seconds"),
+            View("training_set/accuracy", axis="seconds", error=True, title="training error"),
+            View("test/accuracy", axis="seconds", error=True, title="test error"),
+        ),
+    ),
+    FigureSpec(
+        "networks", "CurveBall, Fig. 3 (left)", "Random networks",
+        (
+            View("train/epoch_loss", spread="quartiles"),
+            View("test/accuracy", spread="quartiles", error=True, title="test error"),
+        ),
+        choose=_networks, hint="runs on random networks, as jobs/random_architectures.py makes them",
+    ),
+    FigureSpec(
+        "hyperparameters", "CurveBall, Fig. 5", "Evolution of momentum, learning rate and damping",
+        (
+            View("optimizer/momentum", reduction="epoch mean", title="momentum ρ"),
+            View("optimizer/learning_rate", reduction="epoch mean", title="learning rate β"),
+            View("optimizer/damping", reduction="epoch mean", relative=True, title="damping λ"),
+        ),
+        needs=("optimizer/damping",), hint="runs of a method that reports optimizer/damping, such as curveball",
+    ),
+    FigureSpec(
+        "gradient", "CurveBall, Fig. 6", "Evolution of the gradient",
+        (View("train/gradient_norm", reduction="epoch mean"),),
+        needs=("train/gradient_norm",), hint="runs with --gradient-norm",
+    ),
+    FigureSpec(
+        "rates", "NTLR, Fig. 1, 2", "Loss and learning rate from many settings",
+        (View("train/loss", reduction="moving average"), View("optimizer/learning_rate")),
+        columns="optimizer", choose=_studied, ordered=True, stages=("final", "search"), needs=("train/loss",),
+        hint=f"runs of one optimizer with at least {_SEVERAL} settings, such as --study ntlr_initial_rates",
+    ),
+    FigureSpec(
+        "alarms", "SALERA, Fig. 1", "Catastrophic episodes: test error, mini-batch loss and error, learning rates",
+        (
+            View("test/accuracy", error=True, title="test error"), View("train/loss"),
+            View("train/batch_error", share=True), View(TENSORS),
+        ),
+        columns="method", choose=_watched, one_seed=True, marks=ALARMS, marked="alarm",
+        hint=f"runs that report {TENSORS} or {ALARMS}, such as --optimizer salera --setting rates_by_tensor=true; "
+             "the mini-batch error by --batch-error",
+    ),
+)  # fmt: skip
+
+
+def metrics() -> tuple[str, ...]:
+    """All that the figures show or mark; names that end in ``/*`` stand for all that begin so."""
+    wanted = [*(v.metric for p in FIGURES for v in p.views), *(n for p in FIGURES for n in (*p.needs, p.marks) if n)]
+    return tuple(dict.fromkeys([*wanted, ALARMS, SCALE, "optimizer/learning_rate"]))
+
+
+def draw(found: Sequence[RunHistory], chosen: Iterable[FigureSpec] = FIGURES) -> list[RenderedFigure]:
+    """Every figure that these runs have the data for.
+
+    Raises:
+        ValueError: they have them for none.
+        ImportError: matplotlib is not installed.
+    """
+    drawn = [one for plate in chosen for one in panels.draw(plate, found)]
+    if not drawn:
+        raise ValueError("no run has a metric that a figure shows: there is nothing to draw")
+    return drawn
+
+
+def write(drawn: Sequence[RenderedFigure], folder: Path, chosen: Iterable[FigureSpec] = FIGURES) -> list[Path]:
+    """Figures as PNG, SVG and CSV, and figures.md with all captions, and what is missing for the others.
+
+    Args:
+        drawn: what :func:`draw` has drawn.
+        folder: is made.
+        chosen: what it was to draw.
+    """
+    paths, texts = [], ["# Figures", ""]
+    for one in drawn:
+        paths += one.save(folder)
+        texts += [f"## {one.title}", "", f"![{one.title}]({one.name}.png)", "", one.caption, "",
+                  f"[SVG]({one.name}.svg) · [data]({one.name}.csv)", ""]  # fmt: skip
+    there = {one.name.rstrip("-0123456789") for one in drawn}
+    missing = [
+        f"- {plate.title} (after {plate.source}): needs {plate.hint or 'runs that tell of these'}"
+        for plate in chosen if plate.name not in there
+    ]  # fmt: skip
+    if missing:
+        texts += ["## Not drawn", "", *missing, ""]
+    index = folder / "figures.md"
+    index.write_text("\n".join(texts), encoding="utf-8")
+    return [*paths, index]

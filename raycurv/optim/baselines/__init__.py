@@ -1,0 +1,1 @@
+"""Methods of other papers and packages, as baselines."""

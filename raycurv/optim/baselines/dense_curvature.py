@@ -1,0 +1,138 @@
+"""Curvature as a dense matrix, for networks so tiny that one can afford it.
+
+Methods that factorise a matrix of (number of parameters)² entries share this: the Gauss-Newton matrix from tangents of
+the outputs, the exact Hessian from a second backward pass for each parameter. Everything is global and float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from raycurv.objective import Batch, Objective
+from raycurv.objective.direction import Direction
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """A quadratic model of the objective at the parameters, float64.
+
+    Attributes:
+        loss: 0-d, the objective.
+        gradient: (p,).
+        matrix: (p, p), the Gauss-Newton matrix or the Hessian, with the L2 term.
+    """
+
+    loss: Tensor
+    gradient: Tensor
+    matrix: Tensor
+
+    def finite(self) -> Tensor:
+        """0-d bool: whether every number is finite."""
+        return torch.isfinite(self.loss) & torch.isfinite(self.gradient).all() & torch.isfinite(self.matrix).all()
+
+
+@torch.no_grad()
+def gauss_newton(batch: Batch) -> Quadratic:
+    """J_φ H_L J_φᵀ and the gradient, from one forward pass and a tangent for each parameter."""
+    objective = batch.objective
+    linear = batch.linearise()
+    identity = torch.eye(_size(objective), dtype=objective.dtype, device=objective.device)
+    tangents = [linear.push(Direction(row, objective.parameters)) for row in identity]
+    outputs = torch.stack(tangents).flatten(1).double()  # row i: the outputs' derivative by parameter i
+    curved = torch.stack([linear.hessian(tangent) for tangent in tangents]).flatten(1).double()
+    return _global(batch, linear.means()[0], outputs @ linear.gradient.flatten().double(), outputs @ curved.T)
+
+
+def hessian(batch: Batch) -> Quadratic:
+    """The exact Hessian and the gradient, row by row by plain double backward.
+
+    Vectorising over the rows (``torch.func.jacrev`` twice) gives wrong second derivatives for layer norm in torch 2.14.
+
+    Raises:
+        NotImplementedError: batch normalisation on several workers, whose statistics have no second backward pass.
+    """
+    if batch.objective.collectives.size > 1 and _batch_normalised(batch.objective.model):
+        raise NotImplementedError(
+            "newton cannot differentiate batch normalisation twice across workers: train on one worker, or use "
+            "curveball"
+        )
+    objective, parameters = batch.objective, batch.objective.parameters
+    with torch.enable_grad():
+        total = batch._loss_sum(batch._forward(None))
+        gradient = _flat(torch.autograd.grad(total, parameters, create_graph=True, allow_unused=True), objective)
+        rows = [_row(entry, objective) for entry in gradient]
+    matrix = torch.stack(rows).double()
+    loss = batch._means(total.detach())[0]
+    return _global(batch, loss, gradient.detach().double(), (matrix + matrix.T) / 2)
+
+
+def check_size(name: str, parameters: int, limit: int) -> None:
+    """Refuse a network whose dense matrix nobody wants to factorise.
+
+    Raises:
+        ValueError: there are more parameters than the limit.
+    """
+    if parameters > limit:
+        raise ValueError(
+            f"{name} keeps a dense matrix and takes at most max_parameters={limit} parameters; the model has "
+            f"{parameters}, whose matrix would take {parameters**2 * 8 / 2**30:.3g} GiB and a factorisation every "
+            "step: use curveball, or raise max_parameters if you mean it"
+        )
+
+
+def check_setting(name: str, setting: str, value: float, *, low: float = 0.0, open_low: bool = False) -> None:
+    """Refuse a setting that is not finite or below its bound.
+
+    Raises:
+        ValueError: it is.
+    """
+    holds = math.isfinite(value) and (value > low if open_low else value >= low)
+    if not holds:
+        raise ValueError(
+            f"{name}: {setting} is {value!r}; it must be finite and {'above' if open_low else 'at least'} {low:g}"
+        )
+
+
+def move(objective: Objective, step: Tensor) -> None:
+    """Θ ← Θ + step."""
+    with torch.no_grad():
+        torch._foreach_add_(objective.parameters, list(Direction(step.to(objective.dtype), objective.parameters)))
+
+
+def _global(batch: Batch, loss: Tensor, gradient: Tensor, matrix: Tensor) -> Quadratic:
+    """Local weighted sums to global means, in one all-reduce, with the L2 term on top."""
+    objective, size = batch.objective, len(gradient)
+    packed = torch.cat([matrix.flatten(), gradient, batch.sample_weights.sum().view(1)])
+    packed = objective.collectives.sum(packed)
+    means = packed[:-1] / packed[-1]
+    matrix, gradient = means[: size * size].view(size, size), means[size * size :]
+    if objective.l2:
+        ones = [torch.ones_like(parameter) for parameter in objective.parameters]
+        matrix = matrix + torch.diag(objective.l2_gradient(ones).flat.double())
+        gradient = gradient + objective.l2_gradient(objective.parameters).flat.double()
+        loss = loss + objective.l2_value(objective.parameters)
+    return Quadratic(loss, gradient, matrix)
+
+
+def _batch_normalised(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def _row(entry: Tensor, objective: Objective) -> Tensor:
+    if not entry.requires_grad:
+        return torch.zeros(_size(objective), dtype=objective.dtype, device=objective.device)
+    second = torch.autograd.grad(entry, objective.parameters, retain_graph=True, allow_unused=True)
+    return _flat(second, objective)
+
+
+def _flat(tensors: tuple[Tensor | None, ...], objective: Objective) -> Tensor:
+    pairs = zip(tensors, objective.parameters, strict=True)
+    return torch.cat([(torch.zeros_like(p) if t is None else t).reshape(-1) for t, p in pairs])
+
+
+def _size(objective: Objective) -> int:
+    return sum(parameter.numel() for parameter in objective.parameters)

@@ -1,0 +1,192 @@
+"""Methods that people use today to tune less, each from its authors' own package (the optional extra ``modern``).
+
+| name | paper | package |
+|---|---|---|
+| `schedule_free_sgd`, `schedule_free_adamw` | *The Road Less Scheduled*, Defazio et al. 2024 | schedulefree |
+| `prodigy` | *Prodigy*, Mishchenko and Defazio 2023 | prodigyopt |
+| `dadapt_adam` | *Learning-Rate-Free Learning by D-Adaptation*, Defazio and Mishchenko 2023 | dadaptation |
+| `dog` | *DoG is SGD's Best Friend*, Ivgi, Hinder and Carmon 2023 | dog-optimizer |
+
+They are what they are in their packages, with the packages' defaults. What their authors say about use:
+
+- Schedule-Free SGD wants 10 to 50 times the rate of plain SGD, and a rate that is found by trying.
+- Schedule-Free trains at one point and evaluates at another, the average: ``evaluation_weights()`` puts it in place,
+  and the training point back, bit by bit. Running statistics of batch normalisation belong to the training point; renew
+  them before trusting an evaluation of a network that has them.
+- DoG evaluates its averaged iterate (polynomial decay, from the package). Networks with batch normalisation want
+  ``initial_movement=1e-4``.
+- Prodigy, D-Adaptation and DoG read numbers from the device in every step, and start with a rate of about 1e-6 that
+  grows within some tens of steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from raycurv.objective import Batch
+from raycurv.optim.base import StepReport
+from raycurv.optim.baselines.extras import extra
+from raycurv.optim.baselines.first_order import FirstOrder, baseline
+from raycurv.optim.baselines.schedules import ScheduledRate
+
+
+class ScheduleFree(FirstOrder):
+    """An optimizer of schedulefree: it has a point to train at and another to evaluate at."""
+
+    evaluates_other_weights = True
+
+    def __init__(self, inner: Any, clip_gradient: float | None = None, schedule: ScheduledRate | None = None) -> None:
+        super().__init__(inner, clip_gradient, schedule)
+        self._modes = inner
+        self._modes.train()
+
+    def _rate(self) -> float:
+        return float(self.param_groups[0]["scheduled_lr"])
+
+    @contextlib.contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        """While entered, the model holds the average."""
+        with _restored(self._parameters()):  # the package goes back by interpolation, which rounds
+            self._modes.eval()
+            try:
+                yield
+            finally:
+                self._modes.train()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the state, and go to the point to train at if it was saved at the other."""
+        super().load_state_dict(state_dict)
+        self._modes.train()
+
+
+class EstimatedRate(FirstOrder):
+    """An optimizer that estimates its rate: ``d`` times ``lr``."""
+
+    synchronises = True
+
+    def _rate(self) -> float:
+        return float(self.param_groups[0]["d"]) * float(self.param_groups[0]["lr"])
+
+
+class DistanceOverGradients(FirstOrder):
+    """DoG, with the average of its iterates to evaluate."""
+
+    synchronises = True
+    evaluates_other_weights = True
+
+    def __init__(self, inner: Any, clip_gradient: float | None = None, schedule: ScheduledRate | None = None) -> None:
+        from dog import PolynomialDecayAverager
+
+        super().__init__(inner, clip_gradient, schedule)
+        self.averager = PolynomialDecayAverager(nn.ParameterList(self._parameters()))
+
+    def step(self, batch: Batch, *, validation: Batch | None = None) -> StepReport:  # type: ignore[override]
+        """One step of DoG, and one of the average."""
+        report = super().step(batch)
+        self.averager.step()
+        return report
+
+    def _rate(self) -> Tensor:
+        return cast(Tensor, self.param_groups[0]["eta"][0])
+
+    def state_dict(self) -> dict[str, Any]:
+        """DoG's state and the average."""
+        return {**super().state_dict(), "average": self.averager.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load DoG's state and the average."""
+        super().load_state_dict(state_dict)
+        self.averager.load_state_dict(state_dict["average"])
+
+    @contextlib.contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        """While entered, the model holds the average."""
+        with _restored(self._parameters()) as parameters, torch.no_grad():
+            torch._foreach_copy_(parameters, list(self.averager.averaged_model.parameters()))
+            yield
+
+
+@baseline("schedule_free_sgd", ScheduleFree, scheduled=False)
+def schedule_free_sgd(
+    parameters: list[Any], *, learning_rate: float = 1.0, momentum: float = 0.9, warmup_steps: int = 0
+) -> torch.optim.Optimizer:
+    """Schedule-Free stochastic gradient descent; the rate grows over `warmup_steps` steps."""
+    with extra("modern"):
+        from schedulefree import SGDScheduleFree
+    return SGDScheduleFree(parameters, learning_rate, momentum, warmup_steps=warmup_steps)
+
+
+@baseline("schedule_free_adamw", ScheduleFree, scheduled=False)
+def schedule_free_adamw(
+    parameters: list[Any],
+    *,
+    learning_rate: float = 0.0025,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    weight_decay: float = 0.0,
+    warmup_steps: int = 0,
+) -> torch.optim.Optimizer:
+    """Schedule-Free AdamW; the rate grows over `warmup_steps` steps."""
+    with extra("modern"):
+        from schedulefree import AdamWScheduleFree
+    return AdamWScheduleFree(
+        parameters, learning_rate, (beta1, beta2), weight_decay=weight_decay, warmup_steps=warmup_steps
+    )
+
+
+@baseline("prodigy", EstimatedRate, scheduled=False)
+def prodigy(
+    parameters: list[Any],
+    *,
+    learning_rate: float = 1.0,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    initial_estimate: float = 1e-6,
+) -> torch.optim.Optimizer:
+    """Prodigy around Adam; `learning_rate` multiplies the estimated rate, which starts at `initial_estimate`, d₀."""
+    with extra("modern"):
+        from prodigyopt import Prodigy
+    return Prodigy(parameters, learning_rate, (beta1, beta2), d0=initial_estimate)
+
+
+@baseline("dadapt_adam", EstimatedRate, scheduled=False)
+def dadapt_adam(
+    parameters: list[Any],
+    *,
+    learning_rate: float = 1.0,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    initial_estimate: float = 1e-6,
+) -> torch.optim.Optimizer:
+    """D-Adaptation of Adam; `learning_rate` multiplies the estimated rate, which starts at `initial_estimate`, d₀."""
+    with extra("modern"):
+        from dadaptation import DAdaptAdam
+    return DAdaptAdam(parameters, learning_rate, (beta1, beta2), d0=initial_estimate)
+
+
+@baseline("dog", DistanceOverGradients, scheduled=False)
+def dog(parameters: list[Any], *, initial_movement: float = 1e-6) -> torch.optim.Optimizer:
+    """DoG; its first step has the length `initial_movement` times (1 + ‖x₀‖), r_ε."""
+    with extra("modern"):
+        from dog import DoG
+    return DoG(parameters, reps_rel=initial_movement)
+
+
+@contextlib.contextmanager
+def _restored(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Bring the values back, bit by bit, at the end.
+
+    Yields:
+        The parameters.
+    """
+    kept = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield parameters
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, kept)

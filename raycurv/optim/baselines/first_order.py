@@ -1,0 +1,176 @@
+"""torch's own first-order optimizers behind the step contract, as baselines.
+
+They are what they are in torch; only the call differs, and each can follow a schedule (see `schedules`). A step whose
+loss or gradient is not finite is taken with a gradient of zero (decided on the device) and reported, so that parameters
+stay finite until the loop reads the report. Defaults are torch's, but for the rates of `sgd`, `momentum`, `nesterov`
+(0.01; 1e-3 is far from what anyone uses) and `rmsprop`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raycurv.objective import Batch
+from raycurv.optim.base import Horizon, StepOptimizer, StepReport, check_batch, parameters_of
+from raycurv.optim.baselines.schedules import Schedule, ScheduledRate
+from raycurv.optim.bounds import clip, require_clip
+from raycurv.optim.registry import register
+
+Params = nn.Module | Iterable[Any]
+
+
+class FirstOrder(StepOptimizer):
+    """Any torch optimizer that reads ``.grad``.
+
+    Args:
+        inner: the optimizer; its parameter groups and state are shared.
+        clip_gradient: largest global norm of the gradient, or None.
+        schedule: changes the rates of `inner` from step to step, or None.
+
+    Raises:
+        ValueError: `clip_gradient` is not positive and finite.
+    """
+
+    follows_gradient = True
+
+    def __init__(
+        self,
+        inner: torch.optim.Optimizer,
+        clip_gradient: float | None = None,
+        schedule: ScheduledRate | None = None,
+    ) -> None:
+        require_clip(type(inner).__name__, clip_gradient)
+        super().__init__(inner.param_groups, inner.defaults)
+        self.inner = inner
+        self.clip_gradient, self.schedule = clip_gradient, schedule
+        self._share()
+
+    def _share(self) -> None:
+        self.param_groups, self.state = self.inner.param_groups, self.inner.state
+
+    def _parameters(self) -> list[Any]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    @torch.no_grad()
+    def step(self, batch: Batch, *, validation: Batch | None = None) -> StepReport:  # type: ignore[override]
+        """One gradient of the batch, one step of the inner optimizer."""
+        check_batch(self, batch)
+        loss, gradient = batch.value_and_gradient()
+        norm = torch.linalg.vector_norm(gradient.flat)
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        clip(gradient, self.clip_gradient)
+        for parameter, grad in zip(batch.objective.parameters, gradient.keep_if(finite), strict=True):
+            parameter.grad = grad
+        self.inner.step()
+        for parameter in batch.objective.parameters:
+            parameter.grad = None
+        report = StepReport(loss, self._scalars(loss), finite)
+        if self.schedule is not None:
+            self.schedule.advance()
+        return report
+
+    def _scalars(self, like: Tensor) -> dict[str, Tensor]:
+        rate = self._rate()
+        return {} if rate is None else {"learning_rate": torch.as_tensor(rate, dtype=like.dtype, device=like.device)}
+
+    def _rate(self) -> float | Tensor | None:
+        """The learning rate of this step, of the first parameter group."""
+        return self.param_groups[0].get("lr")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner optimizer's state, with the schedule's position if there is one."""
+        state = self.inner.state_dict()
+        return state if self.schedule is None else {**state, "schedule": self.schedule.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the inner optimizer's state, and the schedule's position.
+
+        Raises:
+            ValueError: the state is of an optimizer with a schedule and this one has none, or the other way round.
+        """
+        if ("schedule" in state_dict) != (self.schedule is not None):
+            raise ValueError(
+                "state_dict comes from an optimizer with another schedule: make the optimizer with the same settings"
+            )
+        self.inner.load_state_dict(state_dict)
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state_dict["schedule"])
+        self._share()
+
+
+def baseline(
+    name: str, wrap: Callable[..., FirstOrder] = FirstOrder, *, scheduled: bool = True
+) -> Callable[[Callable[..., torch.optim.Optimizer]], Callable[..., FirstOrder]]:
+    """Register a function ``(parameters, *, **its own settings)`` that makes an optimizer which reads ``.grad``.
+
+    Registered is a function that also takes what all such methods share: ``horizon``, ``clip_gradient`` and, if
+    `scheduled`, the settings of :class:`raycurv.optim.baselines.schedules.Schedule`. Its signature shows all of them.
+
+    Args:
+        name: in the registry.
+        wrap: makes the method out of the optimizer, ``clip_gradient`` and the schedule at work.
+        scheduled: whether its rate can follow a schedule.
+    """
+
+    def add(make: Callable[..., torch.optim.Optimizer]) -> Callable[..., FirstOrder]:
+        own = list(inspect.signature(make, eval_str=True).parameters.values())[1:]
+        numbers = list(inspect.signature(Schedule, eval_str=True).parameters.values()) if scheduled else []
+
+        def build(model_or_params: Params, *, horizon: Horizon | None = None, **given: Any) -> FirstOrder:
+            clip_gradient = given.pop("clip_gradient", None)
+            schedule = Schedule(**{p.name: given.pop(p.name) for p in numbers if p.name in given})
+            inner = make(parameters_of(model_or_params), **given)
+            return wrap(inner, clip_gradient, schedule.on(inner, horizon))
+
+        shared = list(inspect.signature(build, eval_str=True).parameters.values())[:2]
+        clip = inspect.Parameter("clip_gradient", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=float | None)
+        keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *numbers, clip)]
+        functools.update_wrapper(build, make)
+        vars(build)["__signature__"] = inspect.Signature([*shared, *keywords], return_annotation=FirstOrder)
+        return register(name)(build)
+
+    return add
+
+
+@baseline("sgd")
+def sgd(parameters: list[Any], *, learning_rate: float = 0.01) -> torch.optim.Optimizer:
+    """Stochastic gradient descent."""
+    return torch.optim.SGD(parameters, lr=learning_rate)
+
+
+@baseline("momentum")
+def momentum(parameters: list[Any], *, learning_rate: float = 0.01, momentum: float = 0.9) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with heavy-ball momentum."""
+    return torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum)
+
+
+@baseline("nesterov")
+def nesterov(parameters: list[Any], *, learning_rate: float = 0.01, momentum: float = 0.9) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with Nesterov's momentum."""
+    return torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, nesterov=True)
+
+
+@baseline("adam")
+def adam(
+    parameters: list[Any], *, learning_rate: float = 1e-3, beta1: float = 0.9, beta2: float = 0.999
+) -> torch.optim.Optimizer:
+    """Adam (Kingma and Ba 2014)."""
+    return torch.optim.Adam(parameters, lr=learning_rate, betas=(beta1, beta2))
+
+
+@baseline("rmsprop")
+def rmsprop(parameters: list[Any], *, learning_rate: float = 1e-3, decay: float = 0.99) -> torch.optim.Optimizer:
+    """RMSProp (Tieleman and Hinton 2012); 1e-3 where torch has 1e-2, which overshoots on normalised networks."""
+    return torch.optim.RMSprop(parameters, lr=learning_rate, alpha=decay)
+
+
+@baseline("adagrad")
+def adagrad(parameters: list[Any], *, learning_rate: float = 0.01) -> torch.optim.Optimizer:
+    """Adagrad (Duchi et al. 2011)."""
+    return torch.optim.Adagrad(parameters, lr=learning_rate)

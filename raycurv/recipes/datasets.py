@@ -1,0 +1,44 @@
+"""What recipes share: the sizes of the data sets, and a data component at a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from raycurv.data import Data, locate, parquet_images
+from raycurv.recipes.scale import Scale
+from raycurv.train.configuration import Component, Setting
+
+MNIST, CIFAR, IMAGENET, IMAGENET_100, MULTI30K, BOSTON = 60_000, 50_000, 1_281_167, 128_117, 29_000, 400
+RANDOM_CLASSES = 100  # of ImageNet-100
+
+
+def rows_of(
+    data: str,
+    scale: Scale,
+    samples: int,
+    batch_size: int,
+    *,
+    reader: Callable[..., Data] = parquet_images,
+    settings: Mapping[str, Setting] | None = None,
+) -> Component:
+    """A data set, cut to the scale's fraction of its `samples`.
+
+    Args:
+        data: folder, ``s3://`` or ``gs://`` address, or a name in RAYCURV_DATA.
+        scale: of the run.
+        samples: of the whole training set.
+        batch_size: samples that must be left.
+        reader: what opens it.
+        settings: of the reader.
+
+    Raises:
+        ValueError: less than a batch is left, or there is nothing at `data`.
+    """
+    kept = scale.rows(samples, batch_size)
+    cut: dict[str, Setting] = {} if kept is None else {"max_rows": kept}
+    return Component.of(reader, path=locate(data), **cut, **(settings or {}))
+
+
+def photographs(image_size: int) -> dict[str, Setting]:
+    """Settings of an image set whose pictures differ in size: colour, cut at random, `image_size` pixels a side."""
+    return {"image_size": image_size, "augmentation": "resize_crop_flip", "channels": 3}

@@ -1,0 +1,196 @@
+"""Sweeps: many runs that differ in little, as data. How they are carried out is the service's business."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from raycurv.models.random_cnn import random_cnn
+from raycurv.results.outcomes import Outcome
+from raycurv.train.configuration import Component, RunConfig, Setting
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep.
+
+    Attributes:
+        config: what to train.
+        setting: the numbers that a search is about; empty for an optimizer at its defaults.
+        stage: ``search`` or ``final``.
+        labels: anything else that tells it from others.
+    """
+
+    config: RunConfig
+    setting: Mapping[str, Setting] = field(default_factory=dict)
+    stage: str = "final"
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Tells it from every other trial of its sweep."""
+        numbers = [f"{key}{value:g}" if isinstance(value, float) else f"{key}{value}" for key, value in self.chosen]
+        parts = [self.config.name, *self.labels.values(), self.config.optimizer, *numbers, f"s{self.config.seed}"]
+        return "-".join(_plain(part) for part in (*parts, self.stage))
+
+    @property
+    def chosen(self) -> list[tuple[str, Setting]]:
+        """The setting, sorted by name."""
+        return sorted(self.setting.items())
+
+    @property
+    def described(self) -> str:
+        """The setting as text."""
+        return " ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.chosen)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a search chooses.
+
+    Attributes:
+        metric: of an outcome's last evaluation.
+        smallest: the smallest value wins.
+        share: of the epochs that a trial of the search trains.
+        source: paper and section.
+    """
+
+    metric: str
+    smallest: bool
+    share: float
+    source: str
+
+    def best(self, outcomes: Iterable[Outcome]) -> Outcome | None:
+        """The winner; None if no trial came to an end with a number."""
+        finished = [(o.last(self.metric), o) for o in outcomes if o.status == "finished"]
+        known = [(value, o) for value, o in finished if value is not None and math.isfinite(value)]
+        if not known:
+            return None
+        return (min if self.smallest else max)(known, key=lambda pair: pair[0])[1]
+
+
+RULES: dict[str, Rule] = {
+    "red": Rule("train/epoch_loss", True, 0.2, "RED, section 5: best training loss after 20 % of the epochs"),
+    "full": Rule("train/epoch_loss", True, 1.0, "best training loss at the end, as in CurveBall's figures"),
+    "salera": Rule("test/accuracy", False, 1.0, "SALERA, section 3.2: best test error"),
+}
+
+
+def powers(lowest: int, highest: int, factors: Sequence[float] = (1.0,)) -> tuple[float, ...]:
+    """factor·10ⁿ for every n from `lowest` to `highest`."""
+    return tuple(factor * 10.0**n for n in range(lowest, highest + 1) for factor in factors)
+
+
+GRIDS: dict[str, Mapping[str, Sequence[Setting]]] = {
+    "red": {"learning_rate": powers(-5, 1, (1.0, 5.0))},  # τ₀ ∈ {1, 5}·10ⁿ
+    "curveball": {"learning_rate": powers(-4, 0)},  # 10⁻ᵏ
+    "short": {"learning_rate": powers(-3, 0, (1.0, 3.0))[:-1]},
+}
+
+
+def grid(
+    config: RunConfig, optimizers: Sequence[str], axes: Mapping[str, Sequence[Setting]], rule: Rule
+) -> list[Trial]:
+    """Every combination of `axes` for every optimizer, on one seed and for the rule's share of the epochs.
+
+    Raises:
+        ValueError: an axis has no point.
+    """
+    for name, values in axes.items():
+        if not values:
+            raise ValueError(f"the grid has no point: {name} is empty; give it at least one value")
+    short = dataclasses.replace(config, epochs=max(1, round(rule.share * config.epochs)))
+    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    return [
+        Trial(with_optimizer(short, optimizer, point), point, "search")
+        for optimizer, point in itertools.product(optimizers, points)
+    ]
+
+
+def finals(config: RunConfig, settings: Mapping[str, Mapping[str, Setting]], seeds: int) -> list[Trial]:
+    """Every optimizer with its setting (empty: at its defaults), at full length over the seeds."""
+    return [
+        Trial(dataclasses.replace(with_optimizer(config, optimizer, setting), seed=config.seed + seed), setting)
+        for (optimizer, setting), seed in itertools.product(settings.items(), range(seeds))
+    ]
+
+
+def with_optimizer(config: RunConfig, optimizer: str, settings: Mapping[str, Setting]) -> RunConfig:
+    """The same run with another optimizer; settings of the old one are gone."""
+    return dataclasses.replace(config, optimizer=optimizer, optimizer_settings=dict(settings), clip_gradient=None)
+
+
+def random_architectures(
+    config: RunConfig, count: int, optimizers: Mapping[str, Sequence[Mapping[str, Setting]]], *,
+    seed: int = 0, width: float = 1.0,
+) -> list[Trial]:  # fmt: skip
+    """CurveBall's Fig. 3 left: networks drawn from a seed and held fixed for all optimizers.
+
+    Args:
+        config: data, epochs and batch size; its network is replaced.
+        count: number of networks.
+        optimizers: name → settings to try; ``({},)`` for one at its defaults.
+        seed: of the first network.
+        width: factor of the channels.
+
+    Raises:
+        ValueError: `count` is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count is {count!r}; it must be a whole number of at least 1")
+    trials = []
+    for network in range(seed, seed + count):
+        drawn = dataclasses.replace(config, model=Component.of(random_cnn, seed=network, width=width))
+        for optimizer, settings in optimizers.items():
+            for setting in settings:
+                trial = Trial(with_optimizer(drawn, optimizer, setting), setting, "final", {"network": f"net{network}"})
+                trials.append(trial)
+    return trials
+
+
+def winners(
+    trials: Sequence[Trial], outcomes: Sequence[Outcome], rule: Rule
+) -> tuple[dict[str, Mapping[str, Setting]], list[str]]:
+    """For every optimizer of a search the setting that the rule chooses, and those of which all trials failed."""
+    found: dict[str, Mapping[str, Setting]] = {}
+    lost = []
+    pairs = list(zip(trials, outcomes, strict=True))
+    for optimizer in dict.fromkeys(trial.config.optimizer for trial in trials):
+        mine = [(t, o) for t, o in pairs if t.config.optimizer == optimizer]
+        best = rule.best(o for _, o in mine)
+        if best is None:
+            lost.append(optimizer)
+        else:
+            found[optimizer] = next(trial.setting for trial, outcome in mine if outcome is best)
+    return found, lost
+
+
+def rule(name: str) -> Rule:
+    """A rule by name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in RULES:
+        raise ValueError(f"rule {name!r} is unknown; it is one of {', '.join(RULES)}")
+    return RULES[name]
+
+
+def axes(name: str, rates: Sequence[float] = ()) -> Mapping[str, Sequence[Setting]]:
+    """A grid by name, or of these learning rates.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if rates:
+        return {"learning_rate": tuple(rates)}
+    if name not in GRIDS:
+        raise ValueError(f"grid {name!r} is unknown; it is one of {', '.join(GRIDS)}, or give --rates")
+    return GRIDS[name]
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "._" else "-" for c in str(text).replace("+", "")).strip("-.")

@@ -1,0 +1,251 @@
+"""A paper's table or figure as data: which runs it needs, how they make its entries, and what the paper prints there.
+
+A table turns the members of its studies as a pivot table does: some keys of a run (recipe, optimizer, settings, batch
+size, …) name the row, some the column; over some the best is taken, as the paper took it; what is left (seeds, batch
+sizes) is pooled. Any runs with the same configuration fill it, whoever trained them and when.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from raycurv.recipes.study import Axes, Study, StudyRun
+from raycurv.results.outcomes import Outcome
+from raycurv.results.statistics import Statistic
+from raycurv.train.configuration import Setting
+
+STATISTIC = "statistic"  # the key under which rows or columns name what is measured
+Outcomes = Mapping[str, Outcome]  # digest of a configuration → how its run ended
+Train = Callable[[Sequence[StudyRun]], Sequence[Outcome]]
+
+
+@dataclass(frozen=True)
+class TableEntry:
+    """One entry of a table: ours and the paper's.
+
+    Attributes:
+        row: its label.
+        column: likewise.
+        value: mean or median of the runs; NaN where nothing is known.
+        low: mean minus deviation, or the lower quartile; NaN where there is one run.
+        high: likewise.
+        runs: that the value is of.
+        failed: of all runs behind the entry, those that came to no end.
+        tried: all runs behind the entry, also of settings that were not the best.
+        missing: runs that have not been trained.
+        chosen: the setting that was the best, where one was chosen.
+        printed: the paper's entry; empty if it prints none.
+        form: of the numbers.
+        quartiles: low and high are quartiles.
+    """
+
+    row: str
+    column: str
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    runs: int = 0
+    failed: int = 0
+    tried: int = 0
+    missing: int = 0
+    chosen: str = ""
+    printed: str = ""
+    form: str = "{:.3g}"
+    quartiles: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A paper's table or figure.
+
+    Attributes:
+        name: what it is called.
+        paper: where it comes from.
+        shows: table or figure.
+        studies: the runs.
+        statistics: what is told of them.
+        rows: keys of a run that name its row; ``statistic`` for the statistic.
+        columns: likewise.
+        best_of: keys over which the best mean is taken.
+        printed: row → column → the paper's entry.
+        names: how the paper calls a recipe, an optimizer or a ``setting=value``.
+        note: what the reader must know.
+    """
+
+    name: str
+    paper: str
+    shows: str
+    studies: tuple[Study, ...]
+    statistics: tuple[Statistic, ...]
+    rows: tuple[str, ...]
+    columns: tuple[str, ...] = (STATISTIC,)
+    best_of: tuple[str, ...] = ()
+    printed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.studies or not self.statistics:
+            raise ValueError(f"table {self.name!r} has no study or no statistic; it needs at least one of each")
+        if len(self.statistics) > 1 and STATISTIC not in (*self.rows, *self.columns):
+            raise ValueError(f"table {self.name!r} has several statistics: rows or columns must name {STATISTIC!r}")
+
+    def __len__(self) -> int:
+        """How many runs it takes, those of searches included."""
+        return sum(map(len, self.studies))
+
+    def only(
+        self, recipes: Sequence[str] = (), optimizers: Sequence[str] = (), axes: Axes | None = None,
+        seeds: int | None = None,
+    ) -> Table:  # fmt: skip
+        """A part of it, for a smaller budget.
+
+        Args:
+            recipes: only these; empty for all.
+            optimizers: likewise.
+            axes: other values for what the paper varies, such as fewer learning rates.
+            seeds: runs of every point, in place of the paper's.
+
+        Raises:
+            ValueError: one of them is not in the table.
+        """
+        varied = sorted(set().union(*(study.axes for study in self.studies)))
+        asked = (("recipe", recipes, self.recipes), ("optimizer", optimizers, self.optimizers), ("axis", axes, varied))
+        for kind, given, known in asked:
+            if unknown := [name for name in given or () if name not in known]:
+                raise ValueError(
+                    f"table {self.name!r} has no {kind} {unknown[0]!r}; it has {', '.join(known) or 'none'}"
+                )
+        kept = [
+            study.only(recipes, optimizers, axes, seeds)
+            for study in self.studies
+            if not recipes or set(recipes) & set(study.recipes)
+            if not optimizers or set(optimizers) & {*study.optimizers, *study.tuned}
+        ]
+        if not kept:
+            raise ValueError(f"table {self.name!r} has no run of {', '.join((*recipes, *optimizers))} together")
+        return dataclasses.replace(self, studies=tuple(kept))
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """What is trained."""
+        return tuple(dict.fromkeys(recipe for study in self.studies for recipe in study.recipes))
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        """With what."""
+        return tuple(dict.fromkeys(name for study in self.studies for name in (*study.optimizers, *study.tuned)))
+
+    def first(self, **options: Any) -> list[StudyRun]:
+        """The runs that can be trained at once: all but the final ones of searched baselines.
+
+        Args:
+            **options: for every recipe, such as ``data`` and ``scale``.
+
+        Raises:
+            ValueError: a recipe refuses an option.
+        """
+        return _once(m for study in self.studies for m in (*study.search(**options), *study.members(**options)))
+
+    def entries(self, outcomes: Outcomes, **options: Any) -> list[TableEntry]:
+        """Fill the table from runs that have ended; columns stand in the paper's order where it prints them.
+
+        Raises:
+            ValueError: a recipe refuses an option.
+        """
+        groups: dict[tuple[str, str], tuple[Statistic, list[StudyRun]]] = {}
+        for study in self.studies:
+            for member in (*study.members(**options), *study.winners(outcomes, **options)):
+                for statistic in self.statistics:
+                    place = self.label(self.rows, member, statistic), self.label(self.columns, member, statistic)
+                    groups.setdefault(place, (statistic, []))[1].append(member)
+        rows = dict.fromkeys(row for row, _ in groups)
+        known = dict.fromkeys(column for _, column in groups)
+        ordered = dict.fromkeys(column for cells in self.printed.values() for column in cells if column in known)
+        places = [(row, column) for row in rows for column in ordered | known if (row, column) in groups]
+        return [self._entry(place, *groups[place], outcomes) for place in places]
+
+    def label(self, keys: Sequence[str], member: StudyRun, statistic: Statistic) -> str:
+        """The text that names a row or a column."""
+        return ", ".join(
+            statistic.title if key == STATISTIC else self._text(key, member.keys[key])
+            for key in keys
+            if key == STATISTIC or key in member.keys
+        )
+
+    def _text(self, key: str, value: Setting) -> str:
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+        text = shown if key in ("recipe", "optimizer") else f"{key}={shown}"
+        return self.names.get(text, text)
+
+    def _entry(
+        self, place: tuple[str, str], statistic: Statistic, members: Sequence[StudyRun], outcomes: Outcomes
+    ) -> TableEntry:
+        row, column = place
+        points: dict[str, list[Outcome]] = {}
+        for member in members:
+            chosen = " ".join(self._text(key, member.keys[key]) for key in self.best_of if key in member.keys)
+            ended = outcomes.get(member.config.digest)
+            points.setdefault(chosen, []).extend([] if ended is None else [ended])
+        known = [outcome for found in points.values() for outcome in found]
+        chosen = _best(points, statistic)
+        value, low, high = statistic.summary(points.get(chosen, []))
+        return TableEntry(
+            row, column, value, low, high,
+            runs=len(statistic.values(points.get(chosen, []))),
+            failed=sum(outcome.status != "finished" for outcome in known),
+            tried=len(known),
+            missing=len(members) - len(known),
+            chosen=chosen if self.best_of else "",
+            printed=self.printed.get(row, {}).get(column, ""),
+            form=statistic.form,
+            quartiles=statistic.gather == "median",
+        )  # fmt: skip
+
+
+def complete(table: Table, known: Outcomes, train: Train, **options: Any) -> tuple[list[TableEntry], list[Outcome]]:
+    """Train what is missing, searches first, and fill the table.
+
+    Args:
+        table: what is asked for.
+        known: runs that have been trained before.
+        train: trains runs and says how they ended.
+        **options: for every recipe, such as ``data`` and ``scale``.
+
+    Returns:
+        The entries, and every outcome behind them.
+    """
+    found = dict(known)
+
+    def ensure(members: Sequence[StudyRun]) -> None:
+        left = [m for m in members if m.config.digest not in found]
+        if left:
+            found.update(zip((m.config.digest for m in left), train(left), strict=True))
+
+    first = table.first(**options)
+    ensure(first)
+    last = _once(member for study in table.studies for member in study.winners(found, **options))
+    ensure(last)
+    digests = [member.config.digest for member in (*first, *last)]
+    return table.entries(found, **options), [found[digest] for digest in dict.fromkeys(digests)]
+
+
+def _best(points: Mapping[str, Sequence[Outcome]], statistic: Statistic) -> str:
+    """The point with the best mean; one of which fewer runs failed goes before one of which more did."""
+    known = {chosen: statistic.summary(found)[0] for chosen, found in points.items()}
+    finite = {chosen: value for chosen, value in known.items() if math.isfinite(value)}
+
+    def rank(chosen: str) -> tuple[int, float]:
+        lost = 0 if statistic.every else sum(o.status != "finished" for o in points[chosen])
+        return lost, -finite[chosen] if statistic.larger else finite[chosen]
+
+    return min(finite, key=rank, default="")
+
+
+def _once(items: Iterable[Any]) -> list[Any]:
+    """Each of them once: runs with the same configuration are one run."""
+    return list({(i.config.digest if isinstance(i, StudyRun) else i): i for i in items}.values())

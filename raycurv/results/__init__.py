@@ -1,0 +1,1 @@
+"""What is known of finished runs: outcomes, histories, comparisons, statistics."""

@@ -1,0 +1,92 @@
+"""What a reader must know about runs before believing a comparison of them: what is missing, mixed or not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from raycurv.results.comparison import ACCURACY, LOSS
+from raycurv.results.outcomes import Outcome
+
+NAMED = 5  # runs that are named in one sentence
+# Told by other tables, or different for every run without meaning anything.
+_OTHERWISE = ("name", "seed", "optimizer", "checkpoint_every", "log_every", "keep_checkpoints")
+
+
+def remarks(outcomes: Sequence[Outcome]) -> list[str]:
+    """Sentences about these runs, none if there is nothing to say."""
+    return [*_mixed(outcomes), *_unmeasured(outcomes), *_infinite(outcomes)]
+
+
+def differences(outcomes: Sequence[Outcome], settings: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str, str]]:
+    """Settings in which runs of one recipe differ, but for optimizer and seed.
+
+    Args:
+        outcomes: the runs.
+        settings: name of a run → its configuration, flat.
+
+    Returns:
+        Recipe, setting, and its values with the number of runs that have them.
+    """
+    rows = []
+    for recipe, mine in _by_recipe(outcomes).items():
+        known = [(o, settings[o.name]) for o in mine if o.name in settings]
+        for name in dict.fromkeys(name for _, found in known for name in found):
+            if name in _OTHERWISE or name.startswith("optimizer_settings."):
+                continue
+            values: dict[str, list[Outcome]] = {}
+            for outcome, found in known:
+                values.setdefault(found.get(name, "not set"), []).append(outcome)
+            if len(values) > 1:
+                rows.append((recipe, name, ", ".join(f"{value} ({_who(runs)})" for value, runs in values.items())))
+    return rows
+
+
+def _mixed(outcomes: Sequence[Outcome]) -> list[str]:
+    recipes = list(_by_recipe(outcomes))
+    if len(recipes) < 2:
+        return []
+    return [f"These are runs of {len(recipes)} recipes ({', '.join(recipes)}); each recipe is compared for itself."]
+
+
+def _unmeasured(outcomes: Sequence[Outcome]) -> list[str]:
+    """Runs that came to their end without a number that others of their recipe have."""
+    found = []
+    for recipe, mine in _by_recipe(outcomes).items():
+        finished = [o for o in mine if o.status == "finished"]
+        for metric in (LOSS, ACCURACY):
+            without = [o for o in finished if o.last(metric) is None]
+            if without and (metric == LOSS or len(without) < len(finished)):
+                found.append(f"{recipe}: {metric} was not measured in {_named(without, len(finished))}.")
+    return found
+
+
+def _infinite(outcomes: Sequence[Outcome]) -> list[str]:
+    found = []
+    for recipe, mine in _by_recipe(outcomes).items():
+        for metric in dict.fromkeys(name for o in mine for p in o.points for name in p.values):
+            odd = [o for o in mine if any(not math.isfinite(p.values.get(metric, 0.0)) for p in o.points)]
+            if odd:
+                found.append(
+                    f"{recipe}: {metric} is NaN or infinite at some time in {_named(odd, len(mine))}; such values are "
+                    "neither drawn nor averaged."
+                )
+    return found
+
+
+def _by_recipe(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    groups: dict[str, list[Outcome]] = {}
+    for o in outcomes:
+        groups.setdefault(o.recipe, []).append(o)
+    return groups
+
+
+def _named(some: Sequence[Outcome], count: int) -> str:
+    names = ", ".join(o.name for o in some[:NAMED]) + (", …" if len(some) > NAMED else "")
+    return f"{len(some)} of {count} runs ({names})"
+
+
+def _who(runs: Sequence[Outcome]) -> str:
+    methods = list(dict.fromkeys(o.optimizer for o in runs))
+    shown = ", ".join(methods[:NAMED]) + (", …" if len(methods) > NAMED else "")
+    return f"{len(runs)} run{'s' * (len(runs) != 1)}: {shown}"

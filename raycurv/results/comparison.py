@@ -1,0 +1,299 @@
+"""One table that decides: tuning-free optimizers at their defaults against tuned baselines, search included."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from raycurv.results.outcomes import Outcome
+
+LOSS, ACCURACY = "train/epoch_loss", "test/accuracy"
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One optimizer on one recipe.
+
+    Attributes:
+        recipe: what was trained.
+        optimizer: with what.
+        setting: what its search has found; empty for an optimizer at its defaults.
+        weights: ``raw`` or ``averaged``.
+        loss: training loss at the end, mean over the seeds; NaN if no seed came to its end.
+        spread: standard deviation of the loss over the seeds.
+        accuracy: test accuracy at the end, mean over the seeds.
+        epochs_to_target: mean over the seeds that reach the recipe's target.
+        seconds_to_target: likewise.
+        seconds: of the search and all seeds' mean final run.
+        operations: likewise, floating-point operations.
+        searched: trials of the search.
+        failed: runs that did not come to their end, the search's included.
+        runs: all runs, the search's included.
+    """
+
+    recipe: str
+    optimizer: str
+    setting: str
+    weights: str
+    loss: float
+    spread: float
+    accuracy: float
+    epochs_to_target: float
+    seconds_to_target: float
+    seconds: float
+    operations: float
+    searched: int
+    failed: int
+    runs: int
+
+
+def decide(outcomes: Sequence[Outcome]) -> list[MethodRow]:
+    """A row for every recipe, optimizer, setting and kind of weights that was run to the end of its epochs.
+
+    The target of a recipe is the training loss that the best optimizer found by search reaches at its end (that of the
+    best of all where there was no search): what the others are asked is how much compute they need for it.
+    """
+    rows = []
+    for recipe in dict.fromkeys(o.recipe for o in outcomes):
+        mine = [o for o in outcomes if o.recipe == recipe]
+        target = target_of(mine)
+        finals = [o for o in mine if o.stage == "final"]
+        for optimizer, setting in dict.fromkeys((o.optimizer, o.setting) for o in finals):
+            runs = [o for o in finals if (o.optimizer, o.setting) == (optimizer, setting)]
+            search = [o for o in mine if o.optimizer == optimizer and o.stage == "search"]
+            for prefix in ("", "averaged/"):
+                if not prefix or any(o.last(prefix + ACCURACY) is not None for o in runs):
+                    rows.append(_row(runs, search, target, prefix))
+    return rows
+
+
+def target_of(outcomes: Sequence[Outcome]) -> float:
+    """The training loss that decides (see :func:`decide`); NaN where nothing finished."""
+    finals = [o for o in outcomes if o.stage == "final"]
+    tuned = {o.optimizer for o in outcomes if o.stage == "search"}
+    losses: dict[tuple[str, str], list[float]] = {}
+    for o in finals:
+        if (tuned and o.optimizer not in tuned) or o.status != "finished" or not math.isfinite(_loss(o, LOSS)):
+            continue
+        losses.setdefault((o.optimizer, o.setting), []).append(_loss(o, LOSS))
+    return min((m for m in map(_mean, losses.values()) if math.isfinite(m)), default=math.nan)
+
+
+def headline(rows: Sequence[MethodRow]) -> list[str]:
+    """For each recipe: total compute of the best tuned baseline over one untuned run's, at equal training loss."""
+    lines = []
+    for recipe in dict.fromkeys(row.recipe for row in rows):
+        raw = [row for row in rows if row.recipe == recipe and row.weights == "raw"]
+        tuned = [row for row in raw if row.searched and math.isfinite(row.loss)]
+        free = [row for row in raw if not row.searched and math.isfinite(row.epochs_to_target)]
+        if not tuned:
+            lines.append(f"{recipe}: no tuned baseline came to its end, so there is nothing to compare with.")
+            continue
+        best = min(tuned, key=lambda row: row.loss)
+        if not free:
+            lines.append(
+                f"{recipe}: no untuned optimizer reached the training loss {best.loss:.4g} of tuned {best.optimizer} "
+                f"({best.searched} trials of search)."
+            )
+            continue
+        fastest = min(free, key=lambda row: row.seconds_to_target)
+        lines.append(
+            f"{recipe}: {best.optimizer} and its search of {best.searched} trials took {_times(best, fastest)} that "
+            f"untuned {fastest.optimizer} takes to the same training loss, {best.loss:.4g}."
+        )
+    return lines
+
+
+def _times(best: MethodRow, fastest: MethodRow) -> str:
+    seconds = best.seconds / max(fastest.seconds_to_target, 1e-9)
+    text = f"{seconds:.1f}× the seconds"
+    if not (best.operations and fastest.operations):  # only trials of sweeps count them
+        return text
+    work = best.operations / (fastest.operations * fastest.seconds_to_target / fastest.seconds)
+    return f"{text} and {work:.1f}× the operations"
+
+
+def keep(rows: Sequence[MethodRow], artifact: Callable[[str, str], None]) -> str:
+    """Hand the table over as CSV, Markdown and LaTeX, and return it with its headline as text."""
+    text = "\n".join([*headline(rows), "", markdown(rows)])
+    for name, content in (("md", text), ("csv", comma_separated(rows)), ("tex", latex(rows))):
+        artifact(f"decision.{name}", content)
+    return text
+
+
+COLUMNS = (
+    ("recipe", "recipe"), ("optimizer", "optimizer"), ("setting", "found by search"), ("weights", "weights"),
+    ("loss", "training loss"), ("accuracy", "test accuracy"), ("epochs_to_target", "epochs to target"),
+    ("seconds_to_target", "seconds to target"), ("seconds", "total seconds"), ("operations", "total operations"),
+    ("failed", "failed runs"),
+)  # fmt: skip
+
+
+def markdown(rows: Sequence[MethodRow]) -> str:
+    """The table in Markdown, best loss first within each recipe."""
+    lines = ["| " + " | ".join(title for _, title in COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(cells) + " |" for cells in cells(rows)]
+    return "\n".join(lines)
+
+
+def latex(rows: Sequence[MethodRow]) -> str:
+    """The table for a paper, with booktabs."""
+    body = [" & ".join(cell.replace("%", r"\%").replace("_", r"\_") for cell in cells) for cells in cells(rows)]
+    head = " & ".join(title for _, title in COLUMNS)
+    lines = [rf"\begin{{tabular}}{{{'l' * len(COLUMNS)}}}", r"\toprule", head + r" \\", r"\midrule"]
+    return "\n".join([*lines, *(line + r" \\" for line in body), r"\bottomrule", r"\end{tabular}"])
+
+
+def comma_separated(rows: Sequence[MethodRow]) -> str:
+    """All fields of all rows, as numbers."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = list(MethodRow.__dataclass_fields__)
+    writer.writerow(names)
+    writer.writerows([getattr(row, name) for name in names] for row in rows)
+    return text.getvalue()
+
+
+def header() -> list[str]:
+    """The titles of the columns."""
+    return [title for _, title in COLUMNS]
+
+
+def cells(rows: Sequence[MethodRow]) -> list[list[str]]:
+    """The table as text, best loss first within each recipe."""
+    return list(_cells(rows))
+
+
+def _cells(rows: Sequence[MethodRow]) -> Iterable[list[str]]:
+    order = {recipe: i for i, recipe in enumerate(dict.fromkeys(row.recipe for row in rows))}
+    ranked = sorted(rows, key=lambda r: (order[r.recipe], r.loss if math.isfinite(r.loss) else math.inf))
+    for row in ranked:
+        spread = f" ± {row.spread:.2g}" if math.isfinite(row.spread) else ""
+        found = f"{row.setting or 'defaults'} ({row.searched} trials)" if row.searched else row.setting or "nothing"
+        yield [
+            row.recipe, row.optimizer, found, row.weights, f"{_number(row.loss)}{spread}",
+            _number(row.accuracy, "{:.2%}"), _number(row.epochs_to_target), _number(row.seconds_to_target),
+            _number(row.seconds), _number(row.operations or math.nan, "{:.3g}"), f"{row.failed} of {row.runs}",
+        ]  # fmt: skip
+
+
+def _row(runs: Sequence[Outcome], search: Sequence[Outcome], target: float, prefix: str) -> MethodRow:
+    finished = [o for o in runs if o.status == "finished"]
+    losses = [loss for o in finished if math.isfinite(loss := _loss(o, prefix + LOSS))]
+    reached = [p for p in (_reach(o, prefix + LOSS, target) for o in finished) if p is not None]
+    everything = [*runs, *search]
+    return MethodRow(
+        recipe=runs[0].recipe,
+        optimizer=runs[0].optimizer,
+        setting=runs[0].setting,
+        weights="averaged" if prefix else "raw",
+        loss=_mean(losses),
+        spread=statistics.stdev(losses) if len(losses) > 1 else math.nan,
+        accuracy=_mean([v for o in finished if math.isfinite(v := _loss(o, prefix + ACCURACY))]),
+        epochs_to_target=_mean([epoch for epoch, _ in reached]),
+        seconds_to_target=_mean([seconds for _, seconds in reached]),
+        seconds=_mean([o.seconds for o in runs]) + sum(o.seconds for o in search),
+        operations=_mean([o.operations for o in runs]) + sum(o.operations for o in search),
+        searched=len(search),
+        failed=sum(o.status in ("failed", "diverged", "out of time") for o in everything),
+        runs=len(everything),
+    )
+
+
+def _loss(outcome: Outcome, metric: str) -> float:
+    value = outcome.last(metric)
+    return math.nan if value is None else value
+
+
+def _reach(outcome: Outcome, metric: str, target: float) -> tuple[float, float] | None:
+    """Epochs and seconds to the first evaluation at or below the target."""
+    return next(((p.epoch, p.seconds) for p in outcome.points if p.values.get(metric, math.inf) <= target), None)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else math.nan
+
+
+def _number(value: float, form: str = "{:.4g}") -> str:
+    return form.format(value) if math.isfinite(value) else "–"
+
+
+@dataclass(frozen=True)
+class NetworkQuartiles:
+    """One optimizer over many networks.
+
+    Attributes:
+        optimizer: with what, and its setting.
+        median: of the training loss at the end, over the networks where it came to its end.
+        lower: first quartile.
+        upper: third quartile.
+        accuracy: median of the test accuracy.
+        best_on: networks where its loss is the lowest.
+        failed: networks where it did not come to its end.
+        networks: all of them.
+        seconds: median of a run.
+    """
+
+    optimizer: str
+    median: float
+    lower: float
+    upper: float
+    accuracy: float
+    best_on: int
+    failed: int
+    networks: int
+    seconds: float
+
+
+def over_networks(outcomes: Sequence[Outcome]) -> list[NetworkQuartiles]:
+    """Median and quartiles over the networks of a sweep (CurveBall, Fig. 3 left), failures counted."""
+    networks: dict[str, dict[str, Outcome]] = {}
+    for o in outcomes:
+        networks.setdefault(o.labels["network"], {})[f"{o.optimizer} {o.setting}".strip()] = o
+    wins: dict[str, int] = {}
+    for found in networks.values():
+        losses = {n: v for n, o in found.items() if o.status == "finished" and math.isfinite(v := _loss(o, LOSS))}
+        if losses:
+            best = min(losses, key=lambda name: losses[name])
+            wins[best] = wins.get(best, 0) + 1
+    rows = []
+    for name in dict.fromkeys(name for found in networks.values() for name in found):
+        mine = [found[name] for found in networks.values() if name in found]
+        finished = [o for o in mine if o.status == "finished"]
+        lower, median, upper = _quartiles([_loss(o, LOSS) for o in finished])
+        accuracy = _quartiles([_loss(o, ACCURACY) for o in finished])[1]
+        seconds = _quartiles([o.seconds for o in finished])[1]
+        failed = len(mine) - len(finished)
+        rows.append(
+            NetworkQuartiles(name, median, lower, upper, accuracy, wins.get(name, 0), failed, len(mine), seconds)
+        )
+    return sorted(rows, key=lambda row: row.median if math.isfinite(row.median) else math.inf)
+
+
+def keep_networks(rows: Sequence[NetworkQuartiles], artifact: Callable[[str, str], None]) -> str:
+    """Hand the table of :func:`over_networks` over as Markdown and CSV, and return it as text."""
+    head = "| optimizer | training loss, median [quartiles] | test accuracy, median | best on | failed | seconds |"
+    lines = [head, "|---|---|---|---|---|---|"]
+    for row in rows:
+        loss = f"{_number(row.median)} [{_number(row.lower)}, {_number(row.upper)}]"
+        counts = f"{row.best_on} of {row.networks} | {row.failed}"
+        lines.append(f"| {row.optimizer} | {loss} | {_number(row.accuracy, '{:.2%}')} | {counts} | {row.seconds:.0f} |")
+    names = list(NetworkQuartiles.__dataclass_fields__)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerows([names, *([getattr(row, name) for name in names] for row in rows)])
+    artifact("networks.md", "\n".join(lines))
+    artifact("networks.csv", table.getvalue())
+    return "\n".join(lines)
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    known = [value for value in values if math.isfinite(value)]
+    if len(known) < 2:
+        return (known[0],) * 3 if known else (math.nan,) * 3
+    lower, middle, upper = statistics.quantiles(known, n=4, method="inclusive")
+    return lower, middle, upper

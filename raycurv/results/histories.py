@@ -1,0 +1,139 @@
+"""What a run told while it went on: one trace for each metric, from MLflow, from a sweep or from a run in this process.
+
+Figures are made of histories and of nothing else, whoever trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from raycurv.results.outcomes import Outcome
+from raycurv.train.records import Record
+
+Array = NDArray[np.float64]
+_LONGEST_BLOCK = 1e12  # growth of the weights within one block of a moving average: far from overflow
+
+
+@dataclass(frozen=True)
+class MetricTrace:
+    """One metric of one run, oldest first; all arrays have one length.
+
+    Attributes:
+        steps: updates made.
+        epochs: passes made, with the fraction of the current one.
+        seconds: since the run began.
+        values: finite or not.
+    """
+
+    steps: Array
+    epochs: Array
+    seconds: Array
+    values: Array
+
+    def __post_init__(self) -> None:
+        shapes = {np.shape(getattr(self, name)) for name in ("steps", "epochs", "seconds", "values")}
+        if len(shapes) > 1 or len(next(iter(shapes))) != 1:
+            raise ValueError(f"a MetricTrace takes four arrays of one length, not of the shapes {sorted(shapes)}")
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[float, float, float, float]]) -> MetricTrace:
+        """A trace of rows (step, epoch, seconds, value), sorted by step here; the last of one step counts."""
+        table = np.asarray(list({row[0]: row for row in rows}.values()), dtype=np.float64).reshape(-1, 4)
+        return cls(*table[np.argsort(table[:, 0], kind="stable")].T)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def at(self, index: ArrayLike) -> MetricTrace:
+        """Some of the moments: a mask, or positions."""
+        chosen = np.asarray(index)
+        return MetricTrace(self.steps[chosen], self.epochs[chosen], self.seconds[chosen], self.values[chosen])
+
+    @property
+    def finite(self) -> MetricTrace:
+        """Without values that are NaN or infinite."""
+        return self.at(np.isfinite(self.values))
+
+    def with_values(self, values: Array) -> MetricTrace:
+        """Other values at the same moments."""
+        return MetricTrace(self.steps, self.epochs, self.seconds, values)
+
+    def smoothed(self, decay: float) -> MetricTrace:
+        """The exponential moving average of the finite values, without the bias of its start.
+
+        A value that lies n steps back weighs decayⁿ, so that runs of which only every tenth step is known are smoothed
+        as much as others.
+
+        Raises:
+            ValueError: `decay` is not in (0, 1).
+        """
+        if not 0 < decay < 1:
+            raise ValueError(f"decay is {decay!r}; it must be between 0 and 1 (0.99 is usual)")
+        known = self.finite
+        found = np.empty(len(known))
+        longest = np.log(_LONGEST_BLOCK) / -np.log(decay)  # steps
+        total = weight = 0.0  # Σ decayⁿ·value and Σ decayⁿ up to the step `last`
+        begin, last = 0, known.steps[0] if len(known) else 0.0
+        while begin < len(known):
+            end = max(begin + 1, int(np.searchsorted(known.steps, known.steps[begin] + longest)))
+            ago = decay ** (known.steps[begin:end] - known.steps[begin])
+            fade = decay ** (known.steps[begin] - last)
+            totals = ago * (total * fade + np.cumsum(known.values[begin:end] / ago))
+            weights = ago * (weight * fade + np.cumsum(1 / ago))
+            found[begin:end] = totals / weights
+            total, weight, last, begin = totals[-1], weights[-1], known.steps[end - 1], end
+        return known.with_values(found)
+
+    def rises(self) -> Array:
+        """The epochs at which the value is larger than the one before."""
+        known = self.finite
+        return known.epochs[1:][np.diff(known.values) > 0]
+
+
+@dataclass(frozen=True)
+class RunHistory:
+    """One run.
+
+    Attributes:
+        outcome: what it was, and how it ended.
+        traces: by metric: ``train/loss``, ``test/accuracy``, ``optimizer/learning_rate``, ….
+    """
+
+    outcome: Outcome
+    traces: Mapping[str, MetricTrace] = field(default_factory=dict)
+
+    @property
+    def method(self) -> str:
+        """The optimizer, with its setting: what one line of a figure stands for."""
+        return f"{self.outcome.optimizer} {self.outcome.setting}".strip()
+
+    def matching(self, metric: str) -> list[str]:
+        """The metrics of this name with a finite value; all that begin so if it ends in ``/*`` and there are such."""
+        bare = metric.removesuffix("/*")
+        names = [name for name in self.traces if bare != metric and name.startswith(metric[:-1])]
+        names = names or [name for name in (bare,) if name in self.traces]
+        return [name for name in names if np.isfinite(self.traces[name].values).any()]
+
+
+def of_outcome(outcome: Outcome) -> RunHistory:
+    """What is known of a run by its evaluations alone."""
+    return RunHistory(outcome, _traces((p.step, p.epoch, p.seconds, p.values) for p in outcome.points))
+
+
+def of_records(outcome: Outcome, records: Iterable[Record]) -> RunHistory:
+    """A run that was trained in this process, by what it has emitted."""
+    told = list(records)
+    began = told[0].time if told else 0.0
+    return RunHistory(outcome, _traces((r.step, r.epoch, r.time - began, r.values) for r in told))
+
+
+def _traces(moments: Iterable[tuple[int, float, float, Mapping[str, float]]]) -> dict[str, MetricTrace]:
+    rows: dict[str, list[tuple[float, float, float, float]]] = {}
+    for step, epoch, seconds, values in moments:
+        for name, value in values.items():
+            rows.setdefault(name, []).append((step, epoch, seconds, value))
+    return {name: MetricTrace.of(found) for name, found in rows.items()}

@@ -1,0 +1,143 @@
+"""Numbers that the papers print of a run, and how several runs become one entry of a table."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from raycurv.results.outcomes import Outcome
+
+Of = Callable[[Outcome], float]
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What is told of runs.
+
+    Attributes:
+        title: heads a column, with its unit.
+        of: a run's number; NaN where it has none.
+        gather: ``mean`` with the standard deviation, or ``median`` with the quartiles.
+        larger: the larger number is the better one.
+        form: of the number.
+        every: failed runs have a number too (then it is about them); otherwise they are counted apart.
+    """
+
+    title: str
+    of: Of
+    gather: Literal["mean", "median"] = "mean"
+    larger: bool = False
+    form: str = "{:.3g}"
+    every: bool = False
+
+    def values(self, outcomes: Sequence[Outcome]) -> list[float]:
+        """The finite numbers of the runs that have one."""
+        found = [self.of(o) for o in outcomes if self.every or o.status == "finished"]
+        return [value for value in found if math.isfinite(value)]
+
+    def summary(self, outcomes: Sequence[Outcome]) -> tuple[float, float, float]:
+        """Mean and mean ∓ deviation, or median and quartiles; NaN where nothing is known."""
+        values = self.values(outcomes)
+        if not values:
+            return math.nan, math.nan, math.nan
+        if self.gather == "mean" or len(values) < 2:
+            middle = statistics.fmean(values)
+            spread = statistics.stdev(values) if len(values) > 1 and not self.every else math.nan
+            return middle, middle - spread, middle + spread
+        lower, middle, upper = statistics.quantiles(values, n=4, method="inclusive")
+        return middle, lower, upper
+
+
+def last(metric: str, share: float = 1.0) -> Of:
+    """The value at the end, or after a share of the epochs (5 of 20 are a quarter, also of a run cut short)."""
+
+    def of(outcome: Outcome) -> float:
+        known = [(p.epoch, p.values[metric]) for p in outcome.points if metric in p.values]
+        if not known:
+            return math.nan
+        until = share * known[-1][0]
+        return [value for epoch, value in known if epoch <= until + 1e-9 or epoch == known[0][0]][-1]
+
+    return of
+
+
+def smallest(metric: str) -> Of:
+    """The smallest value that was measured."""
+    return _over_points(metric, min)
+
+
+def largest(metric: str) -> Of:
+    """The largest value that was measured."""
+    return _over_points(metric, max)
+
+
+def error(accuracy: Of) -> Of:
+    """From an accuracy in [0, 1] to the error in per cent."""
+    return lambda outcome: 100 * (1 - accuracy(outcome))
+
+
+def percent(share: Of) -> Of:
+    """From a number in [0, 1] to per cent."""
+    return lambda outcome: 100 * share(outcome)
+
+
+def epochs_to(metric: str, target: float, *, above: bool = False) -> Of:
+    """Epochs until a metric is at or below a target, or `above`; NaN if it never is."""
+
+    def of(outcome: Outcome) -> float:
+        for point in outcome.points:
+            value = point.values.get(metric, math.nan)
+            if value >= target if above else value <= target:
+                return point.epoch
+        return math.nan
+
+    return of
+
+
+def epochs_to_share(metric: str, share: float) -> Of:
+    """Epochs until a metric that should rise is at this share of its largest value in the same run."""
+    best = largest(metric)
+    return lambda outcome: epochs_to(metric, share * best(outcome), above=True)(outcome)
+
+
+def seconds(outcome: Outcome) -> float:
+    """Of the whole run."""
+    return outcome.seconds
+
+
+def failed(worst: float = 0.2) -> Of:
+    """100 for a run without an end or with a test accuracy below `worst` there, else 0, so that the mean is a rate.
+
+    SALERA, section 3.2: test error above 80 % after 20 epochs.
+    """
+    accuracy = last("test/accuracy")
+
+    def of(outcome: Outcome) -> float:
+        return 0.0 if outcome.status == "finished" and accuracy(outcome) >= worst else 100.0
+
+    return of
+
+
+def _over_points(metric: str, choose: Callable[[Sequence[float]], float]) -> Of:
+    def of(outcome: Outcome) -> float:
+        known = [v for p in outcome.points if math.isfinite(v := p.values.get(metric, math.nan))]
+        return choose(known) if known else math.nan
+
+    return of
+
+
+TRAINING_LOSS = Statistic("training loss", last("train/epoch_loss"))
+TEST_LOSS = Statistic("test loss", last("test/loss"))
+BEST_TEST_LOSS = Statistic("best test loss", smallest("test/loss"))
+TEST_ACCURACY = Statistic("test accuracy, %", percent(last("test/accuracy")), larger=True, form="{:.2f}")
+BEST_TEST_ACCURACY = Statistic("best test accuracy, %", percent(largest("test/accuracy")), larger=True, form="{:.2f}")
+TRAINING_ERROR = Statistic("best training error, %", error(largest("training_set/accuracy")), form="{:.2f}")
+VALIDATION_ERROR = Statistic("best validation error, %", error(largest("test/accuracy")), form="{:.2f}")
+FAILED = Statistic("failed runs, %", failed(), form="{:.1f}", every=True)
+SECONDS = Statistic("seconds", seconds)
+EARLY_TEST_ERROR = Statistic("5 ep.", error(last("test/accuracy", 0.25)), form="{:.2f}")
+TEST_ERROR = Statistic("20 ep.", error(last("test/accuracy")), form="{:.2f}")
+LEARNING_RATE = Statistic("learning rate at the end", last("optimizer/learning_rate"))

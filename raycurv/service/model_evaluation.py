@@ -1,0 +1,71 @@
+"""Trained networks, of checkpoints or of MLflow, evaluated on data."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from raycurv.data import locate
+from raycurv.train import CheckpointStore, Precision, TrainedModel, evaluate, load_trained_model
+from raycurv.train.run import described, resolve_loss, resolve_weights
+
+
+def load(model: str, *, averaged: bool, tracking_uri: str | None, runs: str) -> TrainedModel:
+    """A network by the folder or address of its checkpoints, or as ``runs:/ID/model`` or ``models:/NAME/VERSION``.
+
+    Args:
+        model: where it is.
+        averaged: the average of its weights.
+        tracking_uri: MLflow's server or data base; None is the file in `runs`.
+        runs: folder of all runs.
+
+    Raises:
+        ValueError: an average was asked of a logged model.
+    """
+    if not model.startswith(("runs:/", "models:/")):
+        return load_trained_model(CheckpointStore(model), averaged=averaged)
+    if averaged:
+        raise ValueError("--averaged needs a folder of checkpoints: a logged model holds one set of weights")
+    from raycurv.tracking.logged_model import fetch
+
+    return fetch(model, tracking_uri, runs)
+
+
+def measure(
+    trained: TrainedModel, data: str | None, *, batch_size: int, device: str, precision: Precision | None
+) -> dict[str, Any]:
+    """Number of samples, loss and what else is measured on the evaluation set.
+
+    Args:
+        trained: the network.
+        data: another folder than its own, or None.
+        batch_size: samples at a time.
+        device: where.
+        precision: other numbers than its own, or None.
+
+    Raises:
+        ValueError: the data have no evaluation set, or are not of the kind that the network was trained on.
+    """
+    config = trained.config
+    component = config.data
+    if data is not None:
+        component = dataclasses.replace(component, settings={**component.settings, "path": locate(data)})
+    found = component.build()
+    if found.evaluation is None:
+        raise ValueError(f"{component.target!r} has no evaluation set")
+    shape = described(found)
+    if tuple(shape["input_shape"]) != trained.input_shape or shape["num_classes"] != trained.num_classes:
+        raise ValueError(
+            f"the network takes {trained.input_shape} and tells {trained.num_classes} classes apart; the data have "
+            f"{tuple(shape['input_shape'])} and {shape['num_classes']}"
+        )
+    values = evaluate(
+        trained.model.to(device),
+        found.evaluation,
+        loss=resolve_loss(config.loss),
+        weights=resolve_weights(config.weights),
+        batch_size=batch_size,
+        device=device,
+        precision=precision or config.precision,
+    )
+    return {"samples": len(found.evaluation), **values}

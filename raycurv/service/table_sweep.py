@@ -1,0 +1,77 @@
+"""Make a paper's table: what is tracked already stays, what is missing becomes a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raycurv.benchmarks.paper_tables import Measured
+from raycurv.figures import tables
+from raycurv.recipes.scale import Scale
+from raycurv.recipes.study import StudyRun
+from raycurv.recipes.table import Table, complete
+from raycurv.results.outcomes import Outcome
+from raycurv.service import report_artifacts
+from raycurv.service.cluster import Cluster
+from raycurv.service.sweep import Limits, sweeping
+
+
+def make(table: Table, cluster: Cluster, limits: Limits, options: Mapping[str, Any]) -> None:
+    """Train what the experiment lacks, and show the table; the sweep's run has it among its artifacts.
+
+    Args:
+        table: which.
+        cluster: of the sweep.
+        limits: of its trials.
+        options: for every recipe, such as ``data`` and ``scale``.
+
+    Raises:
+        ValueError: a recipe refuses an option, or a run is not allowed.
+        TrackingError: MLflow cannot be used.
+        CapacityError: the cluster can never give what a trial needs.
+        Stopped: the user asked for it; what is done is done.
+    """
+    from raycurv.tracking.finished_runs import by_digest
+    from raycurv.tracking.settings import resolve_uri
+
+    first = table.first(**options)
+    with sweeping(table.name, [member.trial for member in first], cluster, limits) as sweep:
+        known = by_digest(resolve_uri(cluster.tracking_uri, cluster.runs), cluster.experiment)
+        found = sum(member.config.digest in known for member in first)
+        if found:
+            sweep.say(f"{found} of {len(first)} runs are in experiment {cluster.experiment!r} already")
+
+        def train(members: Sequence[StudyRun]) -> list[Outcome]:
+            return sweep.run([member.trial for member in members])
+
+        entries, outcomes = complete(table, known, train, **options)
+        sweep.say("\n" + tables.keep(table.name, title(table), entries, sweep.artifact))
+        report_artifacts.keep(sweep.shelf, outcomes)
+
+
+def show(table: Table | Measured, cluster: Cluster, options: Mapping[str, Any]) -> str:
+    """The table as text, out of what there is: nothing is trained.
+
+    Raises:
+        ValueError: a recipe refuses an option.
+        TrackingError: MLflow cannot be reached.
+    """
+    from raycurv.tracking.finished_runs import by_digest
+    from raycurv.tracking.settings import resolve_uri
+
+    if isinstance(table, Measured):
+        entries = table.measure(Scale.of(options.get("scale", 1.0)).data)
+    else:
+        entries = table.entries(
+            by_digest(resolve_uri(cluster.tracking_uri, cluster.runs), cluster.experiment), **options
+        )
+    return tables.keep(table.name, title(table), entries, _nowhere)
+
+
+def title(table: Table | Measured) -> str:
+    """What stands above it."""
+    return f"{table.paper}, {table.shows}. {table.note}".strip()
+
+
+def _nowhere(name: str, text: str) -> None:
+    """A table that is only shown."""

@@ -1,0 +1,116 @@
+"""What a launch shows while it goes on: a bar that moves on a terminal, and lines everywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TextIO
+
+from raycurv.train.records import Record, Result
+
+WIDTH = 20  # characters of the bar
+LINE_SECONDS = 2.0  # between two lines where nothing can move
+# What is shown of a step: label, metric, format.
+COLUMNS = (
+    ("loss", "train/loss", "{:.4g}"),
+    ("ρ", "optimizer/momentum", "{:.3g}"),
+    ("β", "optimizer/learning_rate", "{:.3g}"),
+    ("λ", "optimizer/damping", "{:.3g}"),
+    ("images/s", "throughput/images_per_second", "{:,.0f}"),
+    ("accuracy", "test/accuracy", "{:.2%}"),
+)
+
+
+class TerminalProgress:
+    """Shows records of the run that is trained now.
+
+    Args:
+        stream: where to; by default the standard output.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._live = self._stream.isatty()
+        self._name, self._epochs = "", 1
+        self._values: dict[str, float] = {}
+        self._epoch = 0.0
+        self._shown_at = 0.0
+        self._unfinished = False
+
+    def begin(self, name: str, epochs: int) -> None:
+        """What comes next is about this run."""
+        self._name, self._epochs, self._values, self._epoch = name, epochs, {}, 0.0
+
+    def show(self, records: Sequence[Record]) -> None:
+        """Take in records, and show where the run is."""
+        for record in records:
+            self._values |= record.values
+            self._epoch = max(self._epoch, record.epoch)
+            if record.kind == "evaluation":
+                self.say(self._evaluated(record))
+            elif record.message and not record.message.startswith("wrote "):
+                self.say(f"{self._name}: {record.message}")
+        measured = any(record.kind != "event" for record in records)
+        if measured and time.monotonic() - self._shown_at >= (0.1 if self._live else LINE_SECONDS):
+            self._draw(self._bar())
+            self._shown_at = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """Write a line that stays."""
+        if self._unfinished:
+            self._stream.write("\r\x1b[K")
+            self._unfinished = False
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def _draw(self, line: str) -> None:
+        if not self._live:
+            self.say(line)
+            return
+        self._stream.write(f"\r\x1b[K{line}")
+        self._stream.flush()
+        self._unfinished = True
+
+    def _bar(self) -> str:
+        share = min(1.0, self._epoch / self._epochs)
+        full = round(share * WIDTH)
+        bar = "█" * full + "░" * (WIDTH - full)
+        return f"{self._name} {bar} epoch {self._epoch:.2f}/{self._epochs}  {_described(self._values)}"
+
+    def _evaluated(self, record: Record) -> str:
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in record.values.items())
+        return f"{self._name}: epoch {record.epoch:g} done: {shown}"
+
+
+def _described(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{label} {form.format(values[name])}" for label, name, form in COLUMNS if name in values)
+
+
+def table(results: Sequence[tuple[str, str, Result]]) -> str:
+    """The runs of a launch side by side.
+
+    Args:
+        results: label of a run, its optimizer, and how it ended.
+    """
+    head = ("run", "optimizer", "steps", "train loss", "test loss", "test accuracy", "images/s", "seconds")
+    rows: list[tuple[str, ...]] = [head]
+    for label, optimizer, result in results:
+        values = result.values
+        numbers = [_number(values.get(name), "{:.4f}") for name in ("train/epoch_loss", "test/loss")]
+        accuracy = _number(values.get("test/accuracy"), "{:.2%}")
+        speed, seconds = f"{result.images_per_second:,.0f}", f"{result.seconds:.1f}"
+        rows.append((label, optimizer, f"{result.steps:,}", *numbers, accuracy, speed, seconds))
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = [_row(row, widths) for row in rows]
+    return "\n".join([lines[0], "  ".join("─" * width for width in widths), *lines[1:]])
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    texts, numbers = cells[:2], cells[2:]
+    left = [cell.ljust(width) for cell, width in zip(texts, widths[:2], strict=True)]
+    return "  ".join(left + [cell.rjust(width) for cell, width in zip(numbers, widths[2:], strict=True)])
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)

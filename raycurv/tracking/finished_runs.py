@@ -1,0 +1,53 @@
+"""Runs that need not be trained again: by the digest of their configuration, whoever made them and when."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from raycurv.results.outcomes import SCALARS, EvaluationPoint, Outcome
+from raycurv.tracking.client import TAG
+from raycurv.tracking.stored_runs import ExperimentRuns, tags_of
+from raycurv.tracking.stores import Values, store_at
+
+# What a paper's table may ask of an epoch's end beside what every comparison does.
+ALSO = ("training_set/loss", "training_set/accuracy", *SCALARS)
+_ENDED = ("finished", "diverged")  # other ends may come out differently next time
+
+
+def by_digest(uri: str, experiment: str) -> dict[str, Outcome]:
+    """The newest run of every configuration that came to its end or diverged; empty if none has ended.
+
+    Raises:
+        TrackingError: there is no such experiment, or MLflow cannot be reached.
+    """
+    tracked = ExperimentRuns(uri, experiment)
+    if not any(run.ended is not None for run in tracked.runs):
+        return {}
+    pairs = [(run, o) for run, o in zip(tracked.ended, tracked.outcomes, strict=True) if o.status in _ENDED]
+    digests = {run.id: tags_of(run).get("config", "") for run, _ in pairs}
+    values = tracked.values(ALSO, [run for run, _ in pairs])
+    where = values.of_run()
+    return {
+        digests[run.id]: dataclasses.replace(outcome, points=_points(outcome, values, where[run.id]))
+        for run, outcome in pairs
+        if digests[run.id]
+    }
+
+
+def names_of(uri: str, experiment: str, sweep: str) -> set[str]:
+    """Names of the runs of a sweep that are in an experiment (its id), whatever their state.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+    """
+    runs = store_at(uri).runs(experiment)
+    return {run.tags[TAG + "run_name"] for run in runs if run.tags.get(TAG + "sweep") == sweep}
+
+
+def _points(outcome: Outcome, values: Values, mine: slice) -> tuple[EvaluationPoint, ...]:
+    """The run's points with what else was measured at their steps."""
+    also: dict[int, dict[str, float]] = {}
+    columns = (getattr(values, name)[mine].tolist() for name in ("name", "step", "value"))
+    for name, step, value in zip(*columns, strict=True):
+        also.setdefault(step, {})[values.names[name]] = value
+    return tuple(dataclasses.replace(p, values={**p.values, **also.get(p.step, {})}) for p in outcome.points)

@@ -1,0 +1,149 @@
+"""Tracked runs as pandas tables: one with a row for every run, and one with a row for every value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from raycurv.tracking.stored_runs import (
+    EPOCH_LOSS,
+    PER_EPOCH,
+    ExperimentRuns,
+    epochs_at,
+    name_of,
+    seconds_of,
+    setting_of,
+    tags_of,
+)
+from raycurv.tracking.stores import StoredRun, Values
+
+_STATUS = {"KILLED": "stopped", "SCHEDULED": "waiting"}
+_RESULTS = {"operations": "result/operations", "images_per_second": "result/images_per_second"}
+_IDENTITY = ("name", "recipe", "optimizer", "setting", "seed", "stage", "status")
+# Tags with a column of their own; the rest of MLflow's and of the driver's are of no use in a table.
+_ORIGIN = ("network", "sweep", "launch", "workers", "device", "commit", "dirty")
+
+
+def runs(tracked: ExperimentRuns) -> pd.DataFrame:
+    """A row for every run, oldest first, also of those that failed or still go on.
+
+    Columns: ``run_id``, ``name``, ``recipe``, ``optimizer``, ``setting``, ``seed``, ``stage``, ``status``, ``reason``,
+    ``started``, ``seconds``, ``steps``, ``epochs``, ``operations``, ``images_per_second``; where the run came from
+    (``network``, ``sweep``, ``launch``, ``workers``, ``device``, ``commit``, ``dirty``); the last value of every metric
+    that is measured once an epoch, and as ``best test/accuracy`` the best of all epochs; every field of the
+    configuration as ``config.batch_size``, ``config.optimizer_settings.learning_rate``, ….
+    """
+    values = tracked.values(PER_EPOCH)
+    where = values.of_run()
+    rows = [_row(run, values, where[run.id]) for run in tracked.runs]
+    table = pd.DataFrame(rows, columns=list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)])))
+    table["started"] = pd.to_datetime(table["started"], unit="s", utc=True)
+    for column in [name for name in table if str(name).startswith("config.")]:
+        table[column] = _as_numbers(table[column])
+    empty = [name for name in table if name not in _ALWAYS and table[name].isna().all()]
+    return table.drop(columns=empty)
+
+
+def metrics(
+    tracked: ExperimentRuns, wanted: Sequence[str] | None = None, chosen: Iterable[str] | None = None
+) -> pd.DataFrame:
+    """A row for every value of some metrics, by run, metric and step.
+
+    Args:
+        tracked: the experiment.
+        wanted: names; by default all but those of the machine.
+        chosen: ids of runs; by default all.
+
+    Returns:
+        Columns ``run_id``, ``name``, ``recipe``, ``optimizer``, ``setting``, ``seed``, ``stage``, ``status``,
+        ``metric`` (categories), ``step``, ``epoch``, ``seconds`` since the run began, ``value``.
+
+    Raises:
+        ValueError: an id or a metric is that of no run.
+    """
+    mine = _chosen(tracked, chosen)
+    known = sorted({name for run in mine for name in run.latest})
+    names = [name for name in known if not name.startswith("system/")] if wanted is None else list(wanted)
+    if missing := [name for name in names if name not in known]:
+        raise ValueError(f"no run has a metric {missing[0]!r}; there are {', '.join(known) or 'none'}")
+    values = tracked.values(names, mine)
+    ends = tracked.values([EPOCH_LOSS], mine)
+    where, evaluated = values.of_run(), ends.of_run()
+    epoch, began = np.empty(len(values.step)), np.empty(len(values.step))
+    for run in mine:
+        epoch[where[run.id]] = epochs_at(run, ends.step[evaluated[run.id]], values.step[where[run.id]])
+        began[where[run.id]] = tracked.began[run.id]
+    identity = {name: pd.Categorical([_identity(run)[name] for run in mine]) for name in _IDENTITY}
+    return pd.DataFrame(
+        {
+            "run_id": pd.Categorical.from_codes(values.run, [run.id for run in mine]),
+            **{name: column[values.run] for name, column in identity.items()},
+            "metric": pd.Categorical.from_codes(values.name, names),
+            "step": values.step,
+            "epoch": epoch,
+            "seconds": values.time - began,
+            "value": values.value,
+        }
+    )
+
+
+def _chosen(tracked: ExperimentRuns, chosen: Iterable[str] | None) -> list[StoredRun]:
+    if chosen is None:
+        return tracked.runs
+    by_id = {run.id: run for run in tracked.runs}
+    wanted = list(chosen)
+    if missing := [run for run in wanted if run not in by_id]:
+        raise ValueError(f"experiment {tracked.experiment!r} has no run with the id {missing[0]!r}")
+    return [by_id[run] for run in wanted]
+
+
+def _row(run: StoredRun, values: Values, mine: slice) -> dict[str, Any]:
+    tags = tags_of(run)
+    row = {"run_id": run.id, **_identity(run), "reason": tags.get("reason", ""), "started": run.began}
+    row |= {"seconds": seconds_of(run), "steps": max(run.last_step.values(), default=0), "epochs": 0.0}
+    row |= {column: run.latest.get(metric, np.nan) for column, metric in _RESULTS.items()}
+    row |= {name: tags[name] for name in _ORIGIN if name in tags}
+    names, found, steps = values.name[mine], values.value[mine], values.step[mine]
+    for index, metric in enumerate(values.names):
+        if (of_metric := found[names == index]).size:
+            row[metric], row[f"best {metric}"] = of_metric[-1], _best(metric, of_metric)
+    if len(ends := steps[names == values.names.index(EPOCH_LOSS)]):
+        row["epochs"] = epochs_at(run, ends, ends[-1:])[0]
+    return row | {f"config.{name}": value for name, value in run.params.items()}
+
+
+def _identity(run: StoredRun) -> dict[str, Any]:
+    tags = tags_of(run)
+    seed = tags.get("seed", "")
+    return {
+        "name": name_of(run),
+        "recipe": tags.get("recipe", "unknown"),
+        "optimizer": tags["optimizer"],
+        "setting": setting_of(run),
+        "seed": int(seed) if seed.isdecimal() else 0,
+        "stage": tags.get("stage", "final"),
+        "status": tags.get("status", _STATUS.get(run.status, run.status.lower())),
+    }
+
+
+def _best(metric: str, values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return float("nan")
+    return float(known.max() if metric.endswith("accuracy") else known.min())
+
+
+def _as_numbers(column: pd.Series) -> pd.Series:
+    try:
+        return pd.to_numeric(column)
+    except ValueError:  # words are among them
+        return column
+
+
+_METRICS = tuple(name for metric in PER_EPOCH for name in (metric, f"best {metric}"))
+_COLUMNS = ("run_id", *_IDENTITY, "reason", "started", "seconds", "steps", "epochs", *_RESULTS, *_ORIGIN, *_METRICS)
+# The others are left out of the table where no run has them.
+_ALWAYS = {name for name in _COLUMNS if name not in _ORIGIN and "averaged/" not in name}

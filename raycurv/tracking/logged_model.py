@@ -1,0 +1,93 @@
+"""Networks as models of MLflow: code in a file, weights beside it, so that loading one unpickles nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sysconfig
+import tempfile
+import warnings
+from pathlib import Path
+
+import mlflow
+import numpy as np
+
+# It advises on hints and examples that the signature makes unnecessary, its own among them.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.")
+
+import mlflow.pyfunc  # noqa: E402
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.models import ModelSignature  # noqa: E402
+from mlflow.types import Schema, TensorSpec  # noqa: E402
+
+from raycurv.tracking import model_files  # noqa: E402
+from raycurv.tracking.settings import resolve_uri  # noqa: E402
+from raycurv.train.checkpoint import CheckpointStore  # noqa: E402
+from raycurv.train.configuration import RunConfig  # noqa: E402
+from raycurv.train.export import TrainedModel, load_trained_model  # noqa: E402
+
+NAME = "model"
+SERVED = Path(__file__).with_name("served.py")
+
+
+def log(run: str, checkpoints: str) -> None:
+    """Log the network of the newest checkpoint as the model of a run.
+
+    Raises:
+        CheckpointError: there is no checkpoint that can be read from here.
+    """
+    trained = load_trained_model(CheckpointStore(checkpoints))
+    if trained.classes is not None:
+        MlflowClient().log_dict(run, {"classes": trained.classes}, "classes.json")  # the draw of ImageNet-100, for one
+    config = trained.config
+    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run, log_system_metrics=False):
+        mlflow.pyfunc.log_model(
+            name=NAME,
+            python_model=str(SERVED),
+            artifacts={"network": str(model_files.save(Path(folder) / "network", trained))},
+            signature=_signature(trained),
+            pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "numpy")],
+            code_paths=_code(config),
+            metadata={"raycurv": importlib.metadata.version("raycurv"), "optimizer": config.optimizer},
+        )
+
+
+def fetch(uri: str, server: str | None, runs: str) -> TrainedModel:
+    """The network of a logged model.
+
+    Args:
+        uri: such as ``runs:/…/model``.
+        server: tracking URI; None is the SQLite file in the folder `runs`.
+        runs: folder of all runs.
+
+    Raises:
+        FileNotFoundError: there is no such model, or it is not one of this package.
+    """
+    mlflow.set_tracking_uri(resolve_uri(server, runs))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            local = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
+        except (MlflowException, OSError) as error:
+            raise FileNotFoundError(f"there is no model at {uri} in {mlflow.get_tracking_uri()}: {error}") from error
+        found = next(iter(sorted(local.rglob(model_files.WEIGHTS))), None)
+        if found is None:
+            raise FileNotFoundError(f"{uri} holds no {model_files.WEIGHTS}: it is no model that this package logged")
+        return model_files.load(found.parent)
+
+
+def _signature(trained: TrainedModel) -> ModelSignature:
+    kind = np.dtype(np.float64 if trained.config.precision == "fp64" else np.float32)
+    outputs = TensorSpec(np.dtype(np.float32), (-1, -1))
+    return ModelSignature(Schema([TensorSpec(kind, (-1, *trained.input_shape))]), Schema([outputs]))
+
+
+def _code(config: RunConfig) -> list[str] | None:
+    """The package or module of a user's own network, unless it is installed where every other process finds it."""
+    name = config.model.target.partition(":")[0].partition(".")[0]
+    spec = importlib.util.find_spec(name)
+    if name == "raycurv" or spec is None or spec.origin is None:
+        return None
+    path = Path(spec.submodule_search_locations[0] if spec.submodule_search_locations else spec.origin)
+    installed = Path(sysconfig.get_paths()["purelib"])
+    return None if installed in path.parents else [str(path)]

@@ -1,0 +1,50 @@
+"""The code of a logged network: MLflow runs this file, which reads the weights and unpickles nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import torch
+from mlflow.pyfunc import PythonModel  # type: ignore[attr-defined]
+
+from raycurv.tracking import model_files
+from raycurv.train.precision import dtype_of
+
+
+class Network:
+    """Takes a batch as an array, and returns the outputs of the network as one.
+
+    A batch is (N, *input_shape) of numbers, as the network takes them: for images (N, channels, height, width),
+    scaled and normalised as in training.
+    """
+
+    def load_context(self, context: Any) -> None:
+        """Build the network out of the files beside this code."""
+        self.trained = model_files.load(Path(context.artifacts["network"]))
+        self.dtype = dtype_of(self.trained.config.precision)
+
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def] # MLflow reads hints as a schema
+        """The outputs, one row a sample.
+
+        Raises:
+            ValueError: the batch has another shape.
+        """
+        inputs = torch.from_numpy(np.ascontiguousarray(model_input))
+        wanted = self.trained.input_shape
+        if tuple(inputs.shape[1:]) != wanted:
+            raise ValueError(
+                f"a batch of shape {tuple(inputs.shape)}; it must be (samples, {', '.join(map(str, wanted))})"
+            )
+        with torch.no_grad():
+            outputs = self.trained.model(inputs.to(self.dtype) if inputs.is_floating_point() else inputs)
+        return np.asarray(outputs.float().numpy())
+
+
+class Served(Network, PythonModel):
+    """The network for MLflow, which would read hints at a ``predict`` defined here as a schema of lists."""
+
+
+mlflow.models.set_model(Served())

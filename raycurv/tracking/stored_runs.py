@@ -1,0 +1,258 @@
+"""Tracked runs back as outcomes, whoever made them and when: an experiment is read by a handful of questions."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from urllib.parse import quote, urlencode
+
+import numpy as np
+
+from raycurv.figures.report import ReportContext
+from raycurv.results.outcomes import EvaluationPoint, Outcome, Status
+from raycurv.tracking.client import TAG, TrackingError
+from raycurv.tracking.settings import default_runs, default_tracking_uri, resolve_uri
+from raycurv.tracking.stores import StoredRun, Values, store_at
+
+EPOCH_LOSS = "train/epoch_loss"
+# What is measured once an epoch, of the raw and of the averaged weights.
+PER_EPOCH = (EPOCH_LOSS, "test/loss", "test/accuracy", "averaged/test/loss", "averaged/test/accuracy")
+SECONDS, OPERATIONS = "result/seconds", "result/operations"
+_STATUS: dict[str, Status] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "failed"}
+COMPARED = 50  # runs on one page of MLflow
+_SETTING = "optimizer_settings."
+
+
+class ExperimentRuns:
+    """One experiment as it is in MLflow now; nothing there is created or changed.
+
+    Args:
+        uri: tracking URI: of a data base, which is read by a few SELECTs, or of a server.
+        experiment: its name.
+
+    Raises:
+        TrackingError: there is no such experiment, or MLflow cannot be reached or read.
+    """
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        self.uri, self.experiment = uri, experiment
+        self._store = store_at(uri)
+        known = self._store.experiments()
+        if experiment not in known:
+            names = ", ".join(sorted(known)) or "none"
+            raise TrackingError(f"MLflow at {uri} has no experiment {experiment!r}; it has: {names}")
+        self.id = known[experiment]
+        self._all = self._store.runs(self.id)
+        self.runs = [run for run in self._all if TAG + "optimizer" in run.tags]
+        """Every run that trains or trained, oldest first; parents of launches and sweeps are not among them."""
+
+    @property
+    def ended(self) -> list[StoredRun]:
+        """The runs that go on no more.
+
+        Raises:
+            TrackingError: there is none.
+        """
+        ended = [run for run in self.runs if run.status in _STATUS]
+        if not ended:
+            going = f"; {len(self.runs)} are still going on" if self.runs else ""
+            raise TrackingError(
+                f"experiment {self.experiment!r} has no run that has ended{going}; train something first"
+            )
+        return ended
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of these runs should know: what was left out, and where the store is not as expected."""
+        others = sum(not any(name.startswith(TAG) for name in run.tags) for run in self._all)
+        going = sum(run.status not in _STATUS for run in self.runs)
+        notes = list(self._store.notes)
+        if others:
+            notes.append(f"Left out: {_runs(others)} that other programs wrote (without the tag {TAG}optimizer).")
+        if going:
+            notes.append(f"Left out: {_runs(going)} that still {'goes' if going == 1 else 'go'} on.")
+        return notes
+
+    def values(self, names: Sequence[str], runs: Sequence[StoredRun] | None = None) -> Values:
+        """All values of some metrics, of all runs or of some."""
+        chosen = self.runs if runs is None else runs
+        return self._store.values(self.id, [run.id for run in chosen], names)
+
+    @cached_property
+    def outcomes(self) -> list[Outcome]:
+        """Every run that has ended."""
+        ended = self.ended
+        values = self.values(PER_EPOCH, ended)
+        where = values.of_run()
+        return [outcome_of(run, list(_points(run, values, where[run.id], self.began[run.id]))) for run in ended]
+
+    @cached_property
+    def began(self) -> dict[str, float]:
+        """Id of every run → the second, since 1970, from which its own clock counts.
+
+        MLflow may hear of a run only at its end: then it says how many seconds it took.
+        """
+        began = {run.id: run.began for run in self.runs}
+        told = self.values([SECONDS], [run for run in self.runs if SECONDS in run.latest])
+        for run, time, value in zip(told.run.tolist(), told.time.tolist(), told.value.tolist(), strict=True):
+            began[told.runs[run]] = time - value
+        return began
+
+    def about(self, server: str | None = None) -> ReportContext:
+        """What a report says of the runs beside their outcomes.
+
+        Args:
+            server: address of the MLflow server that shows them; by default the tracking URI if it is one.
+        """
+        base = self.server(server)
+        places = self._places(base) if base else {}
+        links, settings = self.links(server), self.settings()
+        return ReportContext(self.notes, links, places, settings, self.versions(), self.commands())
+
+    def _places(self, base: str) -> dict[str, str]:
+        # In its usual order MLflow folds the runs into those that gather them, and has nothing to draw.
+        order = {"orderByKey": "tags.`mlflow.runName`", "orderByAsc": "true"}
+        order |= {"searchFilter": f"tags.`{TAG}optimizer` != ''"}
+        runs = f"{base}/#/experiments/{self.id}/runs?{urlencode(order, quote_via=quote)}"
+        places = {"the runs in MLflow": runs, "their charts": f"{runs}&compareRunsMode=CHART"}
+        final = [run.id for run in self.ended if run.tags.get(TAG + "stage", "final") == "final"]
+        if len(final) > 1:
+            text = "side by side" if len(final) <= COMPARED else f"the first {COMPARED} side by side"
+            asked = {"runs": json.dumps(final[:COMPARED]), "experiments": json.dumps([self.id])}
+            places[text] = f"{base}/#/compare-runs?{urlencode(asked, quote_via=quote)}"
+        return places
+
+    def links(self, server: str | None = None) -> dict[str, str]:
+        """Name of every run that has ended → its page.
+
+        Args:
+            server: address of the MLflow server that shows the runs; by default the tracking URI if it is one.
+        """
+        base = self.server(server)
+        return {name_of(run): f"{base}/#/experiments/{self.id}/runs/{run.id}" for run in self.ended} if base else {}
+
+    def server(self, given: str | None = None) -> str | None:
+        """The address of the MLflow server, where one is known."""
+        base = given or (self.uri if self.uri.startswith("http") else None)
+        return base.rstrip("/") if base else None
+
+    def settings(self) -> dict[str, dict[str, str]]:
+        """Name of every run that has ended → its configuration, flat."""
+        return {name_of(run): run.params for run in self.ended}
+
+    def versions(self) -> dict[str, str]:
+        """Packages, and the versions with which the runs were made, each with the number of runs if they differ."""
+        prefix = TAG + "version."
+        found: dict[str, Counter[str]] = {}
+        for run in self.ended:
+            for tag, value in run.tags.items():
+                if tag.startswith(prefix):
+                    found.setdefault(tag.removeprefix(prefix), Counter())[value] += 1
+        return {name: _counted(counter) for name, counter in sorted(found.items())}
+
+    def commands(self) -> dict[str, int]:
+        """Commands that made the runs, with the commit → how many runs they made."""
+        found: Counter[str] = Counter()
+        for run in self.ended:
+            tags = tags_of(run)
+            if "command" in tags:
+                dirty = ", with changes" if tags.get("dirty") == "true" else ""
+                found[f"{tags['command']}    # commit {tags.get('commit', 'unknown')[:12]}{dirty}"] += 1
+        return dict(found)
+
+
+def outcomes(uri: str, experiment: str) -> list[Outcome]:
+    """Every run of an experiment that has ended, oldest first.
+
+    Raises:
+        TrackingError: there is no such experiment, nothing in it has ended, or MLflow cannot be reached.
+    """
+    return ExperimentRuns(uri, experiment).outcomes
+
+
+def default_uri(given: str | None = None) -> str:
+    """The tracking URI that was given, or the one that jobs write to."""
+    return resolve_uri(default_tracking_uri() if given is None else given, default_runs())
+
+
+def tags_of(run: StoredRun) -> dict[str, str]:
+    """The tags in this project's name space."""
+    return {name.removeprefix(TAG): value for name, value in run.tags.items() if name.startswith(TAG)}
+
+
+def name_of(run: StoredRun) -> str:
+    """The name by which the rest of the project knows a run."""
+    return run.tags.get(TAG + "run_name", run.label or run.id)
+
+
+def setting_of(run: StoredRun) -> str:
+    """What was set by hand or by a search; empty for an optimizer at its defaults."""
+    if (told := run.tags.get(TAG + "setting")) is not None:
+        return told
+    given = {k.removeprefix(_SETTING): v for k, v in run.params.items() if k.startswith(_SETTING)}
+    return " ".join(f"{name}={value}" for name, value in sorted(given.items()))
+
+
+def seconds_of(run: StoredRun) -> float:
+    """How long it took; NaN while it goes on."""
+    took = math.nan if run.ended is None else run.ended - run.began
+    return run.latest.get(SECONDS, took)
+
+
+def outcome_of(run: StoredRun, points: Sequence[EvaluationPoint]) -> Outcome:
+    """The outcome of a run that has ended."""
+    tags = tags_of(run)
+    stopped = "it was stopped, or its driver died" if run.status == "KILLED" else ""
+    return Outcome(
+        name=name_of(run),
+        recipe=tags.get("recipe", "unknown"),
+        optimizer=tags["optimizer"],
+        setting=setting_of(run),
+        seed=int(seed) if (seed := tags.get("seed", "0")).isdecimal() else 0,
+        stage=tags.get("stage", "final"),
+        status=tags.get("status", _STATUS[run.status]),  # type: ignore[arg-type]  # a word of Status, by a sweep
+        reason=tags.get("reason", stopped),
+        points=tuple(points),
+        steps=max([*(run.last_step.get(name, 0) for name in (*PER_EPOCH, SECONDS)), *(p.step for p in points)]),
+        seconds=seconds_of(run),
+        operations=run.latest.get(OPERATIONS, 0.0),
+        labels={name: tags[name] for name in ("network", "sweep", "launch") if name in tags},
+    )
+
+
+def epochs_at(run: StoredRun, evaluated: Sequence[int] | np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """The passes made at some steps, from the steps at which epochs ended."""
+    passes = np.arange(1.0, len(evaluated) + 1)
+    if len(evaluated) and run.last_step.get("epoch") == evaluated[-1]:
+        passes[-1] = run.latest["epoch"]  # a run may end within an epoch
+    known_steps, known = np.concatenate([[0], evaluated]), np.concatenate([[0.0], passes])
+    if len(known) == 1:
+        return np.zeros(len(steps))
+    pace = (known[-1] - known[-2]) / max(known_steps[-1] - known_steps[-2], 1)
+    beyond = known[-1] + pace * (steps - known_steps[-1])  # of a run that broke off within an epoch
+    return np.where(steps > known_steps[-1], beyond, np.interp(steps, known_steps, known))
+
+
+def _points(run: StoredRun, values: Values, mine: slice, began: float) -> Iterator[EvaluationPoint]:
+    steps: dict[int, dict[str, float]] = {}
+    at: dict[int, float] = {}
+    columns = (getattr(values, name)[mine].tolist() for name in ("name", "step", "time", "value"))
+    for name, step, time, value in zip(*columns, strict=True):
+        steps.setdefault(step, {})[values.names[name]] = value
+        at[step] = time
+    evaluated = np.array(sorted(steps))
+    for step, epoch in zip(evaluated.tolist(), epochs_at(run, evaluated, evaluated).tolist(), strict=True):
+        yield EvaluationPoint(epoch, step, at[step] - began, steps[step])
+
+
+def _counted(counter: Counter[str]) -> str:
+    if len(counter) == 1:
+        return next(iter(counter))
+    return ", ".join(f"{value} ({_runs(count)})" for value, count in counter.most_common())
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"

@@ -1,0 +1,85 @@
+"""A trained network out of a checkpoint, without its data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from raycurv import optim
+from raycurv.train.averaging import AveragedWeights, overwrite
+from raycurv.train.checkpoint import CheckpointError, CheckpointStore
+from raycurv.train.configuration import RunConfig
+from raycurv.train.run import build_model, build_optimizer
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network with the weights that its run evaluates, in evaluation mode on the CPU.
+
+    Attributes:
+        model: the network.
+        config: of its run.
+        step: updates that had been made.
+        input_shape: of one sample.
+        num_classes: None where the targets are not classes.
+        classes: their names, in the order of the outputs.
+    """
+
+    model: nn.Module
+    config: RunConfig
+    step: int
+    input_shape: tuple[int, ...]
+    num_classes: int | None
+    classes: tuple[str, ...] | None = None
+
+
+def load_trained_model(store: CheckpointStore, *, averaged: bool = False) -> TrainedModel:
+    """Build the network of a run and fill in the weights of its newest checkpoint.
+
+    Args:
+        store: the checkpoints of the run.
+        averaged: the exponential average of the weights in place of the raw ones, with the running statistics that were
+            renewed for it at the last evaluation.
+
+    Raises:
+        CheckpointError: there is no checkpoint, none can be read, or it holds no average.
+        ValueError: the model's component cannot be built here.
+    """
+    state = store.load()
+    if state is None:
+        raise CheckpointError(f"there is no checkpoint in {store.uri}")
+    config = RunConfig.from_json(state["config"])
+    shape = state["data"]
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(config, shape)
+    model.load_state_dict(state["model"])
+    if averaged:
+        _impose_average(model, config, state)
+    else:
+        optimizer = build_optimizer(config, model, optim.Horizon(**state["horizon"]))
+        optimizer.load_state_dict(state["optimizer"])
+        with optimizer.evaluation_weights():
+            weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(weights)
+        if state["evaluation_buffers"]:
+            overwrite(list(model.buffers()), state["evaluation_buffers"])
+    return trained_model(model, config, state["step"], shape)
+
+
+def trained_model(model: nn.Module, config: RunConfig, step: int, shape: dict[str, Any]) -> TrainedModel:
+    """A trained network, with the shape of its data as a checkpoint holds it."""
+    classes = None if shape["classes"] is None else tuple(shape["classes"])
+    return TrainedModel(model.eval(), config, step, tuple(shape["input_shape"]), shape["num_classes"], classes)
+
+
+def _impose_average(model: nn.Module, config: RunConfig, state: dict[str, Any]) -> None:
+    if config.average_weights is None:
+        raise CheckpointError(
+            f"run {config.name!r} did not average its weights; load the raw ones, or set average_weights"
+        )
+    average = AveragedWeights(model, config.average_weights)
+    average.load_state_dict(state["average"])
+    average.impose()

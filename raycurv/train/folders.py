@@ -1,0 +1,139 @@
+"""A folder on a disk or in an object store, in which a file is there as a whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+from urllib.parse import unquote, urlsplit
+
+PARTIAL = ".partial"
+
+
+class Folder(Protocol):
+    """Files by name, without subfolders."""
+
+    def uri(self, name: str) -> str:
+        """Where the file lies, for messages."""
+
+    def names(self) -> list[str]:
+        """The files that are there; none if the folder does not exist."""
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file, None if it is not there."""
+
+    def write(self, name: str, fill: Callable[[BinaryIO], None]) -> None:
+        """Make or replace the file by what `fill` writes; on an error there is what was there before."""
+
+    def remove(self, name: str) -> None:
+        """Remove the file if it is there."""
+
+
+def open_folder(uri: str | os.PathLike[str]) -> Folder:
+    """The folder at a local path or at an ``s3://`` or ``gs://`` address (which needs pyarrow)."""
+    text = os.fspath(uri)
+    if text.startswith("file://"):
+        text = unquote(urlsplit(text).path)
+    return ObjectFolder(text) if "://" in text else LocalFolder(text)
+
+
+class LocalFolder:
+    """A folder of a file system: files are written aside, flushed to the disk, and renamed."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path).expanduser().absolute()
+
+    def uri(self, name: str) -> str:
+        """The absolute path of the file."""
+        return str(self._path / name)
+
+    def names(self) -> list[str]:
+        """The files that are there."""
+        return sorted(entry.name for entry in self._path.iterdir()) if self._path.is_dir() else []
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file, None if it is not there."""
+        try:
+            return (self._path / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, fill: Callable[[BinaryIO], None]) -> None:
+        """Make or replace the file by what `fill` writes."""
+        self._path.mkdir(parents=True, exist_ok=True)
+        aside = self._path / (name + PARTIAL)
+        try:
+            with aside.open("wb") as file:
+                fill(file)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(self._path / name)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        self._flush_names()
+
+    def remove(self, name: str) -> None:
+        """Remove the file if it is there."""
+        (self._path / name).unlink(missing_ok=True)
+
+    def _flush_names(self) -> None:
+        # The rename itself outlives a power cut only once the directory is on the disk.
+        descriptor = os.open(self._path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class ObjectFolder:
+    """A prefix of an object store, where an upload becomes visible as a whole when it is complete."""
+
+    def __init__(self, uri: str) -> None:
+        from raycurv.data import storage  # pyarrow is only needed for addresses that are not local
+
+        self._storage: Any = storage
+        self._uri = uri
+        self._system, self._path = storage.resolve(uri)
+
+    def uri(self, name: str) -> str:
+        """The address of the file."""
+        return str(self._storage.join(self._uri, name))
+
+    def names(self) -> list[str]:
+        """The files that are there."""
+        from pyarrow import fs
+
+        with self._storage.explained(self._uri):
+            found = self._system.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == fs.FileType.File)
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file, None if it is not there."""
+        with self._storage.explained(self.uri(name)):
+            try:
+                with self._system.open_input_stream(f"{self._path}/{name}") as stream:
+                    return bytes(stream.readall())
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, fill: Callable[[BinaryIO], None]) -> None:
+        """Make or replace the file by what `fill` writes."""
+        # In memory first: closing a stream would complete the upload even of a file that lacks its end.
+        content = io.BytesIO()
+        fill(content)
+        with (
+            self._storage.explained(self.uri(name)),
+            self._system.open_output_stream(f"{self._path}/{name}") as stream,
+        ):
+            stream.write(content.getbuffer())
+
+    def remove(self, name: str) -> None:
+        """Remove the file if it is there."""
+        with self._storage.explained(self.uri(name)):
+            try:
+                self._system.delete_file(f"{self._path}/{name}")
+            except FileNotFoundError:
+                return

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raycurv.service.errors import LaunchError, Stopped, reported
+from raycurv.train import NonFiniteLoss
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ValueError("x"), 2), (LaunchError("x"), 1), (KeyError("x"), 1), (Stopped("x"), 130), (KeyboardInterrupt(), 130)],
+)
+def test_every_error_ends_the_process_with_a_code_that_is_not_zero(
+    error: BaseException, code: int, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as caught, reported(str(tmp_path)):
+        raise error
+    assert caught.value.code == code
+
+
+def test_the_message_is_short_and_the_traceback_is_in_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), reported(str(tmp_path)):
+        raise LaunchError("the loss was infinite: lower the rate", details="Traceback of the worker")
+
+    (path,) = (tmp_path / "failures").iterdir()
+    written = capsys.readouterr().err
+    assert written == f"\nerror: the loss was infinite: lower the rate\n(the whole traceback: {path})\n"
+    assert "Traceback of the worker" in path.read_text()
+
+
+def test_a_surprise_is_named_with_its_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), reported(str(tmp_path)):
+        raise ZeroDivisionError("division by zero")
+    assert "error: ZeroDivisionError: division by zero" in capsys.readouterr().err
+
+
+def test_an_explained_error_stands_for_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), reported(str(tmp_path)):
+        raise NonFiniteLoss("step 3 was not finite")
+    assert "error: step 3 was not finite" in capsys.readouterr().err

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import types
+
+import pytest
+
+from raycurv.results.outcomes import Outcome
+from raycurv.service import tune_callback
+from raycurv.service.trial import TrialTask
+
+
+def test_long_trials_are_not_passed_over_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    sweep = types.SimpleNamespace(name="sweep", say=said.append)
+    tasks = [
+        TrialTask(Outcome(n, "vgg", "adam", "learning_rate=0.1", seed), "{}", "", "") for seed, n in enumerate("abc")
+    ]
+    kept = tune_callback.SweepCallback(sweep, tasks)  # type: ignore[arg-type]
+    trials = [
+        types.SimpleNamespace(status="RUNNING", config={"trial": 0}, last_result={"epoch": 2, "train/epoch_loss": 0.5}),
+        types.SimpleNamespace(status="RUNNING", config={"trial": 1}, last_result={}),
+        types.SimpleNamespace(status="PENDING", config={"trial": 2}, last_result={}),
+    ]
+    kept.on_step_end(1, trials)
+    assert not said  # too soon
+    monkeypatch.setattr(tune_callback, "QUIET_SECONDS", 0.0)
+    kept.on_step_end(2, trials)
+    kept.on_step_end(3, trials[2:])
+
+    assert said == [
+        "sweep: 0 of 3 trials done, 2 running"
+        "\n  vgg adam learning_rate=0.1 seed 0: 2 epochs done, training loss 0.5"
+        "\n  vgg adam learning_rate=0.1 seed 1: in its first epoch"
+    ]

@@ -1,0 +1,136 @@
+"""What people look at, in a real browser: MLflow's pages of our runs, and the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from raycurv.figures import curves, report
+from raycurv.service import Cluster
+from raycurv.service.artifact_writer import ArtifactWriter
+from raycurv.tracking.client import Tracking
+from raycurv.tracking.stored_runs import ExperimentRuns
+from raycurv.train import Record
+from tests.service.problems import mine
+from tests.service.serving import Server
+from tests.tracking.browsing import Browser, missing, screenshots
+
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.skipif(bool(missing()), reason=missing())]
+
+# The place on the screen of the third point of the second line.
+WHERE = """
+const [figure] = arguments; figure.scrollIntoView({block: 'center'});
+const [x, y] = JSON.parse(figure.dataset.points)[0].lines[1].at[2];
+const point = new DOMPoint(x, y).matrixTransform(figure.querySelector('svg').getScreenCTM());
+return [Math.round(point.x), Math.round(point.y)];
+"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    browser = Browser(screenshots(tmp_path_factory.mktemp("screenshots")), tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def tracked(server: Server, tmp_path_factory: pytest.TempPathFactory) -> ExperimentRuns:
+    """A launch of three runs, one of which diverged, as a driver writes it."""
+    folder = tmp_path_factory.mktemp("runs")
+    cluster = Cluster(runs=str(folder), tracking_uri=server.uri, experiment="looked at", system_metrics_every=0)
+    tracking = Tracking(cluster, print)
+    parent = tracking.parent("launch", {}, False, "points · curveball, sgd · 3 runs")
+    for optimizer, seed, worst in (("curveball", 0, 0.0), ("curveball", 1, 0.1), ("sgd", 0, 0.3)):
+        tags = {"recipe": "points", "optimizer": optimizer, "seed": str(seed)}
+        config = replace(mine(optimizer=optimizer, seed=seed), name=f"{optimizer}-{seed}")
+        run = tracking.open(config, tags, parent.id, False)
+        for step in range(1, 41):
+            loss = worst + 1 / step
+            values = {"train/loss": loss, "optimizer/learning_rate": 0.1, "optimizer/momentum": 0.9}
+            run.log([Record("step", step, step / 8, time.time(), values)])
+            if step % 8 == 0:
+                found = {"train/epoch_loss": loss, "test/loss": loss + 0.1, "test/accuracy": 1 - loss / 2}
+                run.log([Record("evaluation", step, step / 8, time.time(), found)])
+        failed = optimizer == "sgd"
+        run.tags({"status": "diverged", "reason": "step 41 was not finite"} if failed else {"status": "finished"})
+        run.close("FAILED" if failed else "FINISHED")
+    parent.close("FINISHED")
+    tracking.finish()
+    tracked = ExperimentRuns(server.uri, "looked at")
+    tracking = Tracking(cluster, print)
+    parent = tracking.parent("launch", {}, True)
+    shelf = ArtifactWriter("launch", folder / "shelf", parent, print)
+    lines = curves.series(tracked.outcomes, "test/accuracy")
+    for path in curves.save(lines, "test/accuracy", shelf.folder / "figures"):
+        if path.suffix == ".svg":
+            shelf.artifact("figures/accuracy.svg", path.read_text())
+    shelf.artifact(
+        "report.html", report.page("launch", tracked.outcomes, versions={}, command="", about=tracked.about())
+    )
+    parent.close("FINISHED")
+    tracking.finish()
+    return tracked
+
+
+def test_the_list_of_runs_reads_by_itself(browser: Browser, tracked: ExperimentRuns) -> None:
+    browser.open(tracked.about().places["the runs in MLflow"])
+    names = ["points · curveball · seed 0", "points · curveball · seed 1", "points · sgd · seed 0"]
+    browser.wait(lambda: all(name in browser.text() for name in names), "mlflow-runs")
+    shown = browser.text()
+    assert sorted(names, key=shown.index) == names
+
+
+def test_runs_are_drawn_together_by_metrics_whose_names_speak(browser: Browser, tracked: ExperimentRuns) -> None:
+    browser.open(tracked.about().places["their charts"])
+    names = ("seed 0 (optimizer/learning_rate)", "curveball · seed 1 (test/accuracy)", "sgd · seed 0 (test/accuracy)")
+    browser.wait(lambda: all(name in browser.text() for name in names), "mlflow-charts")
+    assert "No charts in this section" not in browser.text().partition("System metrics")[0]
+
+
+def test_runs_are_compared_by_settings_and_results(browser: Browser, tracked: ExperimentRuns) -> None:
+    browser.open(tracked.about().places["side by side"])
+    browser.wait(lambda: "test/accuracy" in browser.text() and "train/loss" in browser.text(), "mlflow-compare")
+    assert "points · curveball · seed 0" in browser.text()
+
+
+def test_a_figure_among_the_artifacts_is_shown(browser: Browser, server: Server, tracked: ExperimentRuns) -> None:
+    (parent,) = MlflowClient(server.uri).search_runs([tracked.id], "tags.`raycurv.run_name` = 'launch'")
+    place = f"{server.uri}/#/experiments/{tracked.id}/runs/{parent.info.run_id}/artifacts"
+    browser.open(f"{place}/figures/accuracy.svg")
+    drawn = "return [...document.images].some(i => i.src.startsWith('blob:') && i.clientWidth > 300)"
+    browser.wait(lambda: browser.driver.execute_script(drawn), "mlflow-figure")
+    browser.open(f"{place}/report.html")
+    browser.wait(lambda: browser.all("iframe[src^='blob:']"), "mlflow-report")
+
+
+def test_the_report_says_values_hides_lines_and_needs_neither_network_nor_scripts(
+    browser: Browser, tracked: ExperimentRuns, tmp_path: Path
+) -> None:
+    place = tmp_path / "report.html"
+    place.write_text(report.page("Looked at", tracked.outcomes, versions={}, command="", about=tracked.about()))
+    browser.open(place.as_uri())
+    browser.screenshot("report")
+    figure, line = browser.all("figure")[0], browser.all("#recipe0-0-series-1-line")[0]
+    middle = browser.driver.execute_script(WHERE, figure)
+    browser.point(*middle)
+    browser.wait(lambda: browser.all(".tip:not([hidden])"), "report-value")
+    assert browser.all(".tip")[0].text.splitlines() == ["sgd", "epochs 3", "training loss 0.3417"]
+    figure.find_elements("css selector", "input")[1].click()
+    assert not line.is_displayed()
+    assert browser.errors() == []
+
+    browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.open(place.as_uri())
+        browser.screenshot("report-without-scripts")
+        assert not browser.all("input")
+        assert len(browser.all("figure svg")) == len(browser.all("figure")) >= 4
+        assert "step 41 was not finite" in browser.text()
+        assert "sgd-0" in {link.text for link in browser.all("td a")}
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

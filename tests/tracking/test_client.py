@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+from raycurv.objective.collectives import Local
+from raycurv.service import Cluster
+from raycurv.tracking import provenance
+from raycurv.tracking.client import Tracking, TrackingError, open_command
+from raycurv.tracking.outbox import Delivery, write_down
+from raycurv.train import CheckpointStore, Record, train
+from tests.service.problems import mine, perceptron
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # MLflow warns about its own hints when it is imported
+    from raycurv.tracking import logged_model
+
+# The data base and the parsers below MLflow warn about each other.
+pytestmark = pytest.mark.filterwarnings("ignore")
+TAGS = {"recipe": "points", "optimizer": "curveball", "seed": "0"}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, data_base: Path) -> Cluster:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    shutil.copy(data_base, runs / "mlflow.db")
+    return Cluster(runs=str(runs), tracking_uri=None, experiment="test", system_metrics_every=0, tracking_patience=5.0)
+
+
+@pytest.fixture
+def tracking(cluster: Cluster) -> Iterator[Tracking]:
+    tracking = Tracking(cluster, print)
+    yield tracking
+    tracking.finish()
+
+
+def step(number: int, loss: float = 0.5) -> Record:
+    return Record("step", number, number / 10, 1.0 + number, {"train/loss": loss})
+
+
+def steps(tracking: Tracking, run: str, name: str = "train/loss") -> list[int]:
+    return [metric.step for metric in tracking.client.get_metric_history(run, name)]
+
+
+def test_a_run_has_its_configuration_its_tags_and_a_readable_name(tracking: Tracking) -> None:
+    run = tracking.open(mine(), TAGS, None, resume=False)
+    run.text("config.json", mine().to_json())
+    run.log([step(1), Record("event", 1, 0.1, 2.0, {}, "something happened")])
+    run.close("FINISHED")
+    tracking.finish()
+
+    stored = tracking.client.get_run(run.id)
+    assert stored.info.run_name == "points · curveball · seed 0"
+    assert stored.info.status == "FINISHED"
+    assert stored.data.params["model.target"] == "tests.service.problems:perceptron"
+    assert stored.data.params["batch_size"] == "16"
+    assert stored.data.tags["raycurv.run_name"] == "points"
+    assert stored.data.tags["raycurv.event"] == "step 1: something happened"
+    assert stored.data.metrics == {"train/loss": 0.5, "epoch": 0.1}
+    assert mlflow.artifacts.load_text(f"{stored.info.artifact_uri}/config.json") == mine().to_json()
+
+
+def test_the_data_base_and_the_artifacts_lie_in_the_folder_of_runs(cluster: Cluster, tracking: Tracking) -> None:
+    run = tracking.open(mine(), TAGS, None, resume=False)
+
+    assert tracking.uri == f"sqlite:///{cluster.runs}/mlflow.db"
+    assert tracking.client.get_run(run.id).info.artifact_uri.startswith(f"file://{cluster.runs}/artifacts/")
+    assert open_command(tracking.uri).endswith(f"mlflow ui --backend-store-uri sqlite:///{cluster.runs}/mlflow.db")
+
+
+def test_a_resumed_run_is_the_same_one_without_duplicated_steps(cluster: Cluster, tracking: Tracking) -> None:
+    first = tracking.open(mine(), TAGS, None, resume=False)
+    first.log([step(1), step(2), step(3)])
+    tracking.finish()
+
+    again = Tracking(cluster, print)
+    second = again.open(mine(), TAGS, None, resume=True)
+    second.log([step(2), step(3), step(4), step(4), step(5)])
+    again.finish()
+
+    assert second.id == first.id
+    assert steps(again, first.id) == [1, 2, 3, 4, 5]
+
+
+def test_a_name_that_exists_is_refused(tracking: Tracking) -> None:
+    tracking.open(mine(), TAGS, None, resume=False)
+    with pytest.raises(TrackingError, match="--resume to go on with it, or choose another --run-name"):
+        tracking.open(mine(), TAGS, None, resume=False)
+
+
+def test_a_metric_that_is_not_a_number_is_kept(tracking: Tracking) -> None:
+    run = tracking.open(mine(), TAGS, None, resume=False)
+    run.log([step(1, float("nan")), step(2, float("inf")), step(3)])
+    tracking.finish()
+
+    assert steps(tracking, run.id) == [1, 2, 3]
+
+
+def test_many_steps_at_once_arrive_complete(tracking: Tracking) -> None:
+    run = tracking.open(mine(), TAGS, None, resume=False)
+    run.log([step(number) for number in range(1, 3001)])
+    tracking.finish()
+
+    assert steps(tracking, run.id) == list(range(1, 3001))
+
+
+def test_runs_whose_driver_is_gone_are_closed(tracking: Tracking) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    dead = tracking.open(mine(), TAGS, None, resume=False)
+    tracking.client.set_tag(dead.id, "raycurv.pid", str(process.pid))
+    other = tracking.client.create_run(tracking.experiment, run_name="not ours")
+
+    assert tracking.reap() == ["points · curveball · seed 0"]
+    assert tracking.client.get_run(dead.id).info.status == "KILLED"
+    assert tracking.client.get_run(other.info.run_id).info.status == "RUNNING"
+
+
+def test_a_driver_on_another_machine_is_gone_when_its_heart_has_stopped(tracking: Tracking) -> None:
+    run = tracking.open(mine(), TAGS, None, resume=False)
+    tracking.client.set_tag(run.id, "raycurv.host", "elsewhere")
+    assert tracking.reap() == []
+
+    tracking.client.set_tag(run.id, "raycurv.heartbeat", "1000")
+    assert tracking.reap() == ["points · curveball · seed 0"]
+
+
+def test_what_could_not_be_sent_is_sent_by_the_next_start(cluster: Cluster, tracking: Tracking) -> None:
+    run = tracking.open(mine(), TAGS, None, resume=False)
+    tracking.finish()
+    write_down([Delivery("metrics", run.id, metrics=(("train/loss", 0.5, 1000, 7),))], tracking._unsent)
+
+    again = Tracking(cluster, print)
+    assert again.send_unsent() == 1
+    assert steps(again, run.id) == [7]
+    assert again.send_unsent() == 0
+    again.finish()
+
+
+def test_a_server_that_is_not_there_is_named_with_what_to_do(tmp_path: Path) -> None:
+    cluster = Cluster(runs=str(tmp_path), tracking_uri="http://127.0.0.1:9")
+    with pytest.raises(TrackingError, match=r"MLflow at http://127.0.0.1:9 cannot be used: .*--tracking-uri"):
+        Tracking(cluster, print)
+
+
+def test_two_processes_can_start_with_no_data_base_at_a_time(tmp_path: Path) -> None:
+    code = "import sys; from raycurv.service import Cluster; from raycurv.tracking.client import Tracking;"
+    code += "Tracking(Cluster(runs=sys.argv[1]), print).finish()"
+    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=_environment()) for _ in range(2)]
+
+    assert [process.wait(120) for process in both] == [0, 0]
+
+
+def test_a_logged_model_answers_as_the_trained_network_does(cluster: Cluster, tracking: Tracking) -> None:
+    store = CheckpointStore(str(Path(cluster.checkpoints) / "points"))
+    train(mine(epochs=1), collectives=Local(), store=store, emit=lambda records: None)
+    run = tracking.open(mine(epochs=1), TAGS, None, resume=False)
+    run.model(store.uri)
+    run.close("FINISHED")
+    tracking.finish()
+    inputs = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+
+    mlflow.set_tracking_uri(tracking.uri)
+    outputs = mlflow.pyfunc.load_model(f"runs:/{run.id}/model").predict(inputs)
+    fetched = logged_model.fetch(f"runs:/{run.id}/model", tracking.uri, cluster.runs)
+    network = perceptron(3)
+    state: Any = store.load()
+    network.load_state_dict(state["model"])
+
+    with torch.no_grad():
+        expected = network.eval()(torch.from_numpy(inputs)).numpy()
+    np.testing.assert_array_equal(outputs, expected)
+    np.testing.assert_array_equal(fetched.model(torch.from_numpy(inputs)).detach().numpy(), expected)
+    assert fetched.step == 8
+    assert fetched.classes == ("a", "b", "c")
+    files = {path.suffix for path in Path(cluster.runs, "artifacts").rglob("*") if path.is_file()}
+    assert not files & {".pkl", ".pickle", ".joblib"}
+
+
+def test_the_commit_of_a_run_is_known() -> None:
+    assert len(provenance.commit()["commit"]) == 40
+
+
+def test_an_uploaded_folder_may_be_told_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYCURV_COMMIT", "abc-dirty")
+    assert provenance.commit() == {"commit": "abc", "dirty": "true"}
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | {
+        "OMP_NUM_THREADS": "1"
+    }

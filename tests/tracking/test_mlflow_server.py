@@ -1,0 +1,91 @@
+"""A real MLflow server, which goes away and comes back."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from raycurv.service import Cluster
+from raycurv.tracking.client import Tracking
+from raycurv.train import Record
+from tests.service.driving import Driver, wait_until
+from tests.service.problems import mine
+from tests.service.serving import Server
+
+pytestmark = [pytest.mark.filterwarnings("ignore")]
+TAGS = {"recipe": "points", "optimizer": "curveball", "seed": "0"}
+
+
+def test_a_server_that_dies_in_the_middle_loses_nothing_when_it_returns(server: Server, tmp_path: Path) -> None:
+    said: list[str] = []
+    cluster = Cluster(runs=str(tmp_path), tracking_uri=server.uri, experiment="back", system_metrics_every=0)
+    tracking = Tracking(cluster, said.append)
+    run = tracking.open(mine(), TAGS, None, resume=False)
+    run.log([Record("step", step, 0.0, 1.0, {"train/loss": 0.5}) for step in range(50)])
+    time.sleep(2.0)
+    server.stop()
+    began = time.monotonic()
+    run.log([Record("step", step, 0.0, 1.0, {"train/loss": 0.5}) for step in range(50, 100)])
+    assert time.monotonic() - began < 0.5  # nobody waits for a dead server
+    wait_until(lambda: said)
+    server.start()
+    run.close("FINISHED")
+
+    assert tracking.finish() is None
+    assert "does not answer" in said[0]
+    client = MlflowClient(server.uri)
+    assert [m.step for m in client.get_metric_history(run.id, "train/loss")] == list(range(100))
+    assert client.get_run(run.id).info.status == "FINISHED"
+
+
+def test_a_server_that_stays_away_leaves_a_file_that_the_next_start_delivers(server: Server, tmp_path: Path) -> None:
+    cluster = Cluster(
+        runs=str(tmp_path), tracking_uri=server.uri, experiment="away", system_metrics_every=0, tracking_patience=0.5
+    )
+    tracking = Tracking(cluster, print)
+    run = tracking.open(mine(), TAGS, None, resume=False)
+    server.stop()
+    run.log([Record("step", 1, 0.0, 1.0, {"train/loss": 0.5})])
+    run.close("FINISHED")
+    left = tracking.finish()
+    assert left is not None
+    assert left.exists()
+
+    server.start()
+    again = Tracking(cluster, print)
+    assert again.send_unsent() >= 2
+    again.finish()
+    assert again.client.get_run(run.id).info.status == "FINISHED"
+    assert again.client.get_run(run.id).data.metrics["train/loss"] == 0.5
+
+
+@pytest.mark.cluster
+def test_a_job_writes_to_a_server(server: Server, driver: Driver) -> None:
+    finished = driver.run(
+        "jobs/train.py", "--recipe", "tests.service.problems:mine", "--run-name", "served", "--tracking-uri", server.uri
+    )
+
+    assert finished.code == 0, finished.output
+    assert server.uri in finished.output.splitlines()[-1]
+    client = MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name("test")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == list(range(1, 17))
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"config.json"}
+
+
+@pytest.mark.cluster
+def test_a_server_that_is_not_there_stops_a_job_before_it_has_begun(driver: Driver) -> None:
+    finished = driver.run(
+        "jobs/train.py", "--recipe", "tests.service.problems:mine", MLFLOW_TRACKING_URI="http://127.0.0.1:9"
+    )
+
+    assert finished.code == 1
+    assert "MLflow at http://127.0.0.1:9 cannot be used" in finished.output
+    assert "connected to Ray" not in finished.output
+    assert not (driver.runs / "checkpoints").exists()

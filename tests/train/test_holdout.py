@@ -1,0 +1,56 @@
+"""Runs whose optimizer learns from a validation batch at every step."""
+
+import pytest
+import torch
+
+from raycurv import Objective, optim
+from raycurv.data import Loader, tensors
+from raycurv.objective.collectives import Local
+from raycurv.train import CheckpointStore, train
+from raycurv.train.holdout import hold_out
+from raycurv.train.run import Run
+from tests.train.problems import blobs, config
+
+LEARNED = {"optimizer": "llr_second_order", "optimizer_settings": {"on_validation": True}, "validation": 0.25}
+
+
+def weights(folder):
+    return torch.cat([w.flatten() for w in CheckpointStore(str(folder)).load()["model"].values()])
+
+
+def test_a_run_gives_what_a_loop_by_hand_gives(tmp_path):
+    wanted = config(**LEARNED)
+    result = train(wanted, collectives=Local(), store=CheckpointStore(str(tmp_path)), emit=lambda records: None)
+
+    run = Run(wanted, Local(), torch.device("cpu"))
+    training, held_out = hold_out(blobs().train, 0.25, wanted.seed)
+    assert (len(training), len(held_out)) == (30, 10)
+    batches = {"batch_size": 8, "seed": wanted.seed, "dtype": torch.float64}
+    validation = [b for epoch in range(4) for b in Loader(held_out, **batches).epoch(epoch)]
+    objective = Objective(run.model, "cross_entropy", wanted.l2)
+    horizon = optim.Horizon(2, 4, 30)
+    optimizer = optim.create("llr_second_order", run.model, horizon=horizon, on_validation=True)
+    for epoch in range(2):
+        for inputs, targets in Loader(training, **batches).epoch(epoch):
+            optimizer.step(objective.batch(inputs, targets), validation=objective.batch(*validation.pop(0)))
+    torch.testing.assert_close(weights(tmp_path), torch.cat([w.flatten() for w in run.model.state_dict().values()]))
+    assert result.steps == 8
+
+
+def test_it_goes_on_with_the_same_validation_batches(tmp_path):
+    steps = iter(range(100))
+    straight, broken = CheckpointStore(str(tmp_path / "a")), CheckpointStore(str(tmp_path / "b"))
+    train(config(**LEARNED), collectives=Local(), store=straight, emit=lambda records: None)
+    options = {"collectives": Local(), "emit": lambda records: None}
+    assert train(config(**LEARNED), store=broken, stop=lambda: next(steps) >= 4, **options).stopped
+    train(config(**LEARNED), store=broken, resume="must", **options)
+    assert torch.equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_shares_that_cannot_be_held_out_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"RunConfig.validation is 1.0; it must be 0, or a share below 1"):
+        config(validation=1.0)
+    with pytest.raises(ValueError, match="holds out 0 of 3 samples"):
+        hold_out(tensors(torch.zeros(3, 2), torch.zeros(3)).train, 0.1, 0)
+    with pytest.raises(ValueError, match="wants a validation batch at every step: hold out a share"):
+        Run(config(**{**LEARNED, "validation": 0.0}), Local(), torch.device("cpu"))
