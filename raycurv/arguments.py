@@ -1,0 +1,76 @@
+"""Checks of arguments and the text of settings, one form for all rooms."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+
+def require(argument: str, value: object, holds: bool, allowed: str) -> None:
+    """Refuse an argument out of bounds.
+
+    Args:
+        argument: who takes it and its name, such as ``"RunConfig.epochs"`` or ``"curveball: damping"``.
+        value: what was given.
+        holds: whether it is allowed.
+        allowed: what is, as the end of "it must be …".
+
+    Raises:
+        ValueError: `holds` is false.
+    """
+    if not holds:
+        raise ValueError(f"{argument} is {value!r}; it must be {allowed}")
+
+
+def require_positive(argument: str, value: float) -> None:
+    """Refuse what is not a positive finite number.
+
+    Raises:
+        ValueError: it is not.
+    """
+    require(argument, value, 0 < value < math.inf, "a positive finite number")
+
+
+def require_whole(argument: str, value: object, least: int) -> None:
+    """Refuse what is not a whole number of at least `least`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    require(argument, value, whole, f"a whole number of at least {least}")
+
+
+def unknown(kind: str, name: object, known: Collection[str]) -> str:
+    """The message for an unknown name: the nearest ones, then all.
+
+    Args:
+        kind: such as ``"optimizer"``.
+        name: what was asked for.
+        known: all names.
+    """
+    text = str(name)
+    near = difflib.get_close_matches(text, known, 3) or [n for n in known if text and text in n][:3]
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return f"{kind} {name!r} is unknown; {hint}all names: {', '.join(known) or 'none'}"
+
+
+def format_setting(value: Any) -> str:
+    """A setting as text: 1.0 and 1 read alike, and so do a number and its text from MLflow."""
+    if isinstance(value, str):
+        try:
+            return f"{float(value):g}"
+        except ValueError:
+            return value
+    if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool)):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(format_setting, value))}]"
+    return str(value)
+
+
+def format_settings(settings: Mapping[str, Any]) -> str:
+    """Settings as ``name=value`` parted by spaces, in their order."""
+    return " ".join(f"{name}={format_setting(value)}" for name, value in settings.items())

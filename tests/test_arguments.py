@@ -1,0 +1,41 @@
+"""Messages and texts that all rooms share."""
+
+import pytest
+
+from raycurv.arguments import format_setting, format_settings, require_positive, require_whole, unknown
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.0, "1"),
+        (1, "1"),
+        ("1.0", "1"),
+        (True, "True"),
+        (0.001, "0.001"),
+        (None, "None"),
+        ((0.5, 2), "[0.5, 2]"),
+        ("cosine", "cosine"),
+        (100000000, "100000000"),
+    ],
+)
+def test_a_setting_reads_alike_however_it_was_stored(value, text):
+    assert format_setting(value) == text
+
+
+def test_settings_are_name_and_value():
+    assert format_settings({"scale": 1.0, "decay": 0.5}) == "scale=1 decay=0.5"
+
+
+def test_bounds_name_argument_value_and_what_is_allowed():
+    with pytest.raises(ValueError, match="red_sgd: scale is -1; it must be a positive finite number"):
+        require_positive("red_sgd: scale", -1)
+    with pytest.raises(ValueError, match="RunConfig.epochs is True; it must be a whole number of at least 1"):
+        require_whole("RunConfig.epochs", True, 1)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    assert (
+        unknown("optimizer", "adma", ("adam", "sgd"))
+        == "optimizer 'adma' is unknown; did you mean 'adam'? all names: adam, sgd"
+    )
