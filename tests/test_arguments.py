@@ -30,7 +30,7 @@ def test_settings_are_name_and_value():
 def test_bounds_name_argument_value_and_what_is_allowed():
     with pytest.raises(ValueError, match="red_sgd: scale is -1; it must be a positive finite number"):
         require_positive("red_sgd: scale", -1)
-    with pytest.raises(ValueError, match="RunConfig.epochs is True; it must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match=r"RunConfig\.epochs is True; it must be a whole number of at least 1"):
         require_whole("RunConfig.epochs", True, 1)
 
 
