@@ -28,7 +28,7 @@ from raycurv.train.configuration import RunConfig  # noqa: E402
 from raycurv.train.export import TrainedModel, load_trained_model  # noqa: E402
 
 NAME = "model"
-SERVED = Path(__file__).with_name("served.py")
+PYFUNC_CODE = Path(__file__).with_name("pyfunc_model.py")
 
 
 def log(run: str, checkpoints: str) -> None:
@@ -44,7 +44,7 @@ def log(run: str, checkpoints: str) -> None:
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run, log_system_metrics=False):
         mlflow.pyfunc.log_model(
             name=NAME,
-            python_model=str(SERVED),
+            python_model=str(PYFUNC_CODE),
             artifacts={"network": str(model_files.save(Path(folder) / "network", trained))},
             signature=_signature(trained),
             pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "numpy")],
