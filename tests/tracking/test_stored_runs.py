@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from raycurv import tracking
 from raycurv.service import Cluster
-from raycurv.tracking import stores
+from raycurv.tracking import notebook, stores
 from raycurv.tracking.client import Tracking, TrackingError
 from raycurv.tracking.stored_runs import ExperimentRuns
 from raycurv.train import Record
@@ -93,7 +92,7 @@ def test_forty_thousand_values_are_read_in_seconds(runs: Path, uri: str) -> None
     filled(runs, "many", 50, 100)
     began = time.process_time()
     outcomes = ExperimentRuns(uri, "many").outcomes
-    table = tracking.metrics("many", tracking_uri=uri)
+    table = notebook.metrics("many", tracking_uri=uri)
 
     assert time.process_time() - began < 5.0  # half a second; one metric of one run at a time takes tens of them
     assert len(outcomes) == 50
@@ -138,7 +137,7 @@ def test_one_table_has_a_row_for_every_run_and_another_one_for_every_value(runs:
     lost.close("FAILED")
     tracking.finish()
 
-    table = tracking.runs("tidy", uri).set_index("name")
+    table = notebook.runs("tidy", uri).set_index("name")
     row = table.loc["points"]
     assert (row.recipe, row.optimizer, row.setting, row.seed) == ("points", "curveball", "damping=3.0", 0)
     assert (row.status, row.seconds, row.steps, row.epochs, row.operations) == ("finished", 3.0, 10, 2.5, 1e9)
@@ -146,12 +145,12 @@ def test_one_table_has_a_row_for_every_run_and_another_one_for_every_value(runs:
     assert (row["config.batch_size"], row["config.optimizer_settings.damping"], row.commit) == (16, 3.0, "abc")
     assert tuple(table.loc["lost"][["status", "reason", "seed"]]) == ("diverged", "the loss was infinite", 3)
 
-    values = tracking.metrics("tidy", ["train/loss"], runs=table[table.status == "finished"], tracking_uri=uri)
+    values = notebook.metrics("tidy", ["train/loss"], runs=table[table.status == "finished"], tracking_uri=uri)
     assert values.step.tolist() == list(range(1, 11))
     assert values.epoch.tolist() == [step / 4 for step in range(1, 11)]
     assert set(values.name) == {"points"}
     with pytest.raises(ValueError, match="no run has a metric 'train/lost'; there are epoch, result/operations"):
-        tracking.metrics("tidy", ["train/lost"], tracking_uri=uri)
+        notebook.metrics("tidy", ["train/lost"], tracking_uri=uri)
 
 
 def test_a_data_base_of_another_mlflow_is_read_as_it_is_and_not_changed(runs: Path, uri: str) -> None:
@@ -172,7 +171,7 @@ def test_what_cannot_be_read_is_said_with_what_to_do(runs: Path, uri: str, tmp_p
     experiment(runs, "empty").finish()
     with pytest.raises(TrackingError, match=r"experiment 'empty' has no run that has ended; train something first"):
         _ = ExperimentRuns(uri, "empty").outcomes
-    assert len(tracking.runs("empty", uri)) == 0
+    assert len(notebook.runs("empty", uri)) == 0
     with pytest.raises(TrackingError, match=r"has no experiment 'mine'; it has: Default, empty"):
         ExperimentRuns(uri, "mine")
     with pytest.raises(TrackingError, match=r"there is no MLflow data base at .*nothing\.db"):
