@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from raycurv.train.moved_paths import current_path, former_path
+
 Precision = Literal["fp32", "fp64", "bf16"]
 _WITHOUT_EFFECT = ("name", "log_every", "checkpoint_every", "keep_checkpoints",
                    "gradient_norm", "batch_error")  # on what is measured  # fmt: skip
@@ -27,7 +29,7 @@ class Component:
     """A function by its import path, and the keyword arguments to call it with.
 
     Attributes:
-        target: ``"package.module:function"``.
+        target: ``"package.module:function"``; a path of an earlier version becomes the one of today.
         settings: keyword arguments; numbers, strings, booleans, ``None`` or tuples of them.
     """
 
@@ -38,6 +40,7 @@ class Component:
         module, _, name = self.target.partition(":")
         if not module or not name:
             raise ValueError(f"Component.target must read 'package.module:function', not {self.target!r}")
+        object.__setattr__(self, "target", current_path(self.target))
         object.__setattr__(self, "settings", _tuples(self.settings))
         try:
             json.dumps(self.settings, allow_nan=False)
@@ -205,9 +208,9 @@ class RunConfig:
             average is None or 0 < average < 1, "average_weights", average, "None or between 0 and 1 (0.99 is usual)"
         )
         if self.loss not in ("cross_entropy", "squared_error"):
-            Component(self.loss)
+            object.__setattr__(self, "loss", Component(self.loss).target)
         if self.weights is not None:
-            Component(self.weights)
+            object.__setattr__(self, "weights", Component(self.weights).target)
 
     def to_json(self) -> str:
         """The configuration as indented JSON, read back by :meth:`from_json`."""
@@ -215,8 +218,15 @@ class RunConfig:
 
     @property
     def digest(self) -> str:
-        """The same for all runs that measure the same numbers, whatever they are called and how often they log."""
+        """The same for all runs that measure the same numbers, whatever they are called and how often they log.
+
+        It is made of the first path that each function had, so that it is the same in every version.
+        """
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in _WITHOUT_EFFECT}
+        for component in (values["model"], values["data"]):
+            component["target"] = former_path(component["target"])
+        values["loss"] = former_path(self.loss)
+        values["weights"] = None if self.weights is None else former_path(self.weights)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     @classmethod
