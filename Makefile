@@ -1,31 +1,37 @@
-# Every target sets up what it needs. PYTHON names the interpreter that makes .venv.
+# Every target sets up what it needs; `make help` lists them. PYTHON names the interpreter that makes .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Data sets for the tests that want real ones; they skip with a reason when it is absent.
 export RAYCURV_DATA ?= $(abspath ../shared/data)
 
-.PHONY: install test lint demo clean
+.PHONY: help install test test-fast lint demo clean
 
-install: $(VENV)/.installed
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+install: $(VENV)/.installed ## make .venv with the package and everything that its tests need
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-test: install
+test: install ## all tests
 	$(BIN)/python -m pytest -n 2 --dist loadscope --durations 25
 
-lint: install
+test-fast: install ## the tests that take minutes: no Ray, no MLflow server
+	$(BIN)/python -m pytest -n 2 --dist loadscope --durations 10 --ignore tests/service --ignore tests/tracking
+
+lint: install ## style, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Trains on a Ray of its own, which ends with it unless KEEP=1.
-demo: install
+# Ray ends with the demo unless KEEP=1.
+demo: install ## train small images on a local Ray with two workers
 	$(BIN)/python jobs/demo.py
 
-clean:
+clean: ## remove .venv and the runs of the demo
 	rm -rf $(VENV) runs
