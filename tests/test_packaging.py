@@ -24,3 +24,20 @@ assert bool(report.finite)
 
 def test_optimizers_work_with_torch_alone():
     subprocess.run([sys.executable, "-W", "error", "-c", SCRIPT], check=True, timeout=120)
+
+
+LIGHT = """
+import sys
+import raycurv.service, raycurv.train.configuration, raycurv.tracking.settings
+heavy = {"torch", "ray", "mlflow", "pandas", "numpy", "pyarrow"} & set(sys.modules)
+assert not heavy, heavy
+assert raycurv.optim.create and raycurv.Objective and raycurv.train.RunConfig
+assert "torch" in sys.modules and "ray" not in sys.modules
+for package in (raycurv, raycurv.train):
+    assert all(hasattr(package, name) for name in package.__all__)
+    assert not hasattr(package, "no_such_name")
+"""
+
+
+def test_what_a_command_line_needs_imports_neither_torch_nor_ray():
+    subprocess.run([sys.executable, "-W", "error", "-c", LIGHT], check=True, timeout=120)

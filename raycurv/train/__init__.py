@@ -1,15 +1,36 @@
 """The training loop, evaluation and checkpoints: torch alone, on any number of workers."""
 
-from raycurv.train.checkpoint import CheckpointError, CheckpointStore
-from raycurv.train.configuration import Component, Precision, RunConfig
-from raycurv.train.configuration_check import check
-from raycurv.train.distributed import WorkersDisagree
-from raycurv.train.evaluation import evaluate
-from raycurv.train.export import TrainedModel, load_trained_model
-from raycurv.train.loop import train
-from raycurv.train.metrics import NonFiniteLoss
-from raycurv.train.records import Record, Result
-from raycurv.train.resume import Resume, ResumeError, require_startable
+from typing import TYPE_CHECKING
+
+from raycurv.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from raycurv.train.checkpoint import CheckpointError, CheckpointStore
+    from raycurv.train.configuration import Component, Precision, RunConfig
+    from raycurv.train.configuration_check import check
+    from raycurv.train.distributed import WorkersDisagree
+    from raycurv.train.evaluation import evaluate
+    from raycurv.train.export import TrainedModel, load_trained_model
+    from raycurv.train.loop import train
+    from raycurv.train.metrics import NonFiniteLoss
+    from raycurv.train.records import Record, Result
+    from raycurv.train.resume import Resume, ResumeError, require_startable
+else:
+    __getattr__ = lazy_names(
+        __name__,
+        {
+            "checkpoint": ("CheckpointError", "CheckpointStore"),
+            "configuration": ("Component", "Precision", "RunConfig"),
+            "configuration_check": ("check",),
+            "distributed": ("WorkersDisagree",),
+            "evaluation": ("evaluate",),
+            "export": ("TrainedModel", "load_trained_model"),
+            "loop": ("train",),
+            "metrics": ("NonFiniteLoss",),
+            "records": ("Record", "Result"),
+            "resume": ("Resume", "ResumeError", "require_startable"),
+        },
+    )
 
 __all__ = [
     "CheckpointError",
