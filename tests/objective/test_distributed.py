@@ -216,6 +216,7 @@ def test_two_workers_are_one_process(single, two):
         check_equal(found, single)
 
 
+@pytest.mark.slow
 def test_four_workers_are_one_process(single):
     for found in distributed.run(4, everything, 4):
         check_equal(found, single)

@@ -91,6 +91,7 @@ def trajectory(rank: int, workers: int, options: dict, settings: dict) -> dict[s
     return {"losses": torch.stack(losses), "end": torch.cat([p.detach().flatten() for p in model.parameters()])}
 
 
+@pytest.mark.slow
 def test_micro_batches_on_two_workers_equal_one_process():
     one = trajectory(0, 1, {}, {})
     for worker in distributed.run(2, trajectory, 2, {"micro_batch": 4}, {}):
