@@ -287,6 +287,24 @@ def _generator(seed: int, stream: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + stream)
 
 
+# --- Networks of runs that a configuration describes ------------------------------------------------------------------
+
+
+def rosenbrock() -> Rosenbrock:
+    """The two parameters, from a start uniform in [−2, 2]² that torch's global seed decides."""
+    return Rosenbrock(4 * torch.rand(2, dtype=DTYPE) - 2)
+
+
+def two_linear_layers(widths: tuple[int, int, int]) -> nn.Sequential:
+    """x ↦ W₂W₁x.
+
+    Args:
+        widths: numbers of inputs, hidden units and outputs.
+    """
+    inputs, hidden, outputs = widths
+    return nn.Sequential(nn.Linear(inputs, hidden, bias=False), nn.Linear(hidden, outputs, bias=False))
+
+
 def problems() -> tuple[Problem, ...]:
     """The columns of Table 1."""
     rosenbrock = RosenbrockProblem(), RosenbrockProblem(0.0, 1.0), RosenbrockProblem(0.0, 3.0)

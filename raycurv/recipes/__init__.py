@@ -1,10 +1,8 @@
 """Experiments as typed functions that return a :class:`raycurv.train.RunConfig`, ours and the user's."""
 
-# Importing a file of recipes registers them, in the order of the listing.
-from raycurv.recipes import curveball, degenerate, learned_rate, ntlr, red, salera  # noqa: F401
-from raycurv.recipes.curveball import cifar10_basic_cnn, cifar10_resnet18, imagenet_curveball
 from raycurv.recipes.digits import digits
 from raycurv.recipes.overrides import Overrides
+from raycurv.recipes.papers.curveball import cifar10_basic_cnn, cifar10_resnet18, imagenet_curveball
 from raycurv.recipes.registry import (
     Recipe,
     RegisteredRecipe,

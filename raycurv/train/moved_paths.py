@@ -10,6 +10,10 @@ MOVED = {
     "data.images": "data.image_transforms",
     "data.table": "data.csv_table",
     "models.salera": "models.salera_networks",
+    "recipes.degenerate:ill_conditioned": "recipes.papers.curveball:ill_conditioned_map",
+    "recipes.degenerate:noise": "recipes.papers.curveball:rosenbrock_noise",
+    "recipes.degenerate:rosenbrock": "models.small_problems:rosenbrock",
+    "recipes.degenerate:two_linear_layers": "models.small_problems:two_linear_layers",
     "recipes.small_problems": "models.small_problems",
 }
 _FORMER = {current: former for former, current in reversed(MOVED.items())}

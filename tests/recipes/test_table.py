@@ -18,7 +18,7 @@ from raycurv.benchmarks.paper_tables import Measured
 from raycurv.data.digits import write_digits
 from raycurv.figures import tables
 from raycurv.objective.collectives import Local
-from raycurv.recipes.papers.printing import grid
+from raycurv.recipes.printed_table import parse_table
 from raycurv.recipes.study import Study, StudyRun
 from raycurv.recipes.table import Table, TableEntry, complete
 from raycurv.results import statistics
@@ -212,7 +212,7 @@ def test_unknown_and_empty_tables_are_refused() -> None:
     with pytest.raises(ValueError, match="no study or no statistic"):
         dataclasses.replace(TABLE, studies=())
     with pytest.raises(ValueError, match="the printed row 'a' has 1 entries for 2 columns"):
-        grid(" | x | y\na | 1\n")
+        parse_table(" | x | y\na | 1\n")
 
 
 def test_every_table_is_listed() -> None:

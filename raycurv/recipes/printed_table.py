@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 
-def grid(text: str) -> dict[str, dict[str, str]]:
-    """A printed table, row → column → entry, from a line for each row with its cells parted by bars.
+def parse_table(text: str) -> dict[str, dict[str, str]]:
+    """A printed table, row → column → entry, from a line for each row its cells between bars.
 
     Args:
         text: the first line has the columns' titles, every other one a label and as many entries, empty where the
