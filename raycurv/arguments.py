@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import math
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
+
+_EXACT_WHOLE = 1e15  # floats below it hold every whole number
+_SETTING = re.compile(r"(\w+)=(.*?)(?= \w+=|$)")
 
 
 def require(argument: str, value: object, holds: bool, allowed: str) -> None:
@@ -58,19 +63,33 @@ def unknown(kind: str, name: object, known: Collection[str]) -> str:
 
 
 def format_setting(value: Any) -> str:
-    """A setting as text: 1.0 and 1 read alike, and so do a number and its text from MLflow."""
+    """A setting as text: 1.0 and 1 read alike, and so does their text in MLflow."""
     if isinstance(value, str):
-        try:
-            return f"{float(value):g}"
-        except ValueError:
-            return value
-    if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool)):
-        return f"{value:g}" if isinstance(value, float) else str(value)
+        return _format_text(value)
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(map(format_setting, value))}]"
-    return str(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int) or (value.is_integer() and abs(value) < _EXACT_WHOLE):
+        return str(int(value))
+    short = f"{value:g}"
+    return short if math.isclose(float(short), value, rel_tol=1e-9) else f"{value:.12g}"
 
 
 def format_settings(settings: Mapping[str, Any]) -> str:
-    """Settings as ``name=value`` parted by spaces, in their order."""
+    """Settings as ``name=value`` separated by spaces, in their order."""
     return " ".join(f"{name}={format_setting(value)}" for name, value in settings.items())
+
+
+def reformat_settings(text: str) -> str:
+    """Settings that an earlier version wrote as text, in the form of :func:`format_settings`; other text unchanged."""
+    pairs = _SETTING.findall(text)
+    return format_settings(dict(pairs)) if " ".join("=".join(pair) for pair in pairs) == text else text
+
+
+def _format_text(text: str) -> str:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return format_setting(value) if isinstance(value, (int, float, tuple, list)) else text

@@ -2,7 +2,14 @@
 
 import pytest
 
-from raycurv.arguments import format_setting, format_settings, require_positive, require_whole, unknown
+from raycurv.arguments import (
+    format_setting,
+    format_settings,
+    reformat_settings,
+    require_positive,
+    require_whole,
+    unknown,
+)
 
 
 @pytest.mark.parametrize(
@@ -17,6 +24,12 @@ from raycurv.arguments import format_setting, format_settings, require_positive,
         ((0.5, 2), "[0.5, 2]"),
         ("cosine", "cosine"),
         (100000000, "100000000"),
+        (1e8, "100000000"),
+        (3 * 10.0**-1, "0.3"),
+        (0.12345678, "0.12345678"),
+        ("(0.9, 0.999)", "[0.9, 0.999]"),
+        ("None", "None"),
+        (float("inf"), "inf"),
     ],
 )
 def test_a_setting_reads_alike_however_it_was_stored(value, text):
@@ -25,6 +38,19 @@ def test_a_setting_reads_alike_however_it_was_stored(value, text):
 
 def test_settings_are_name_and_value():
     assert format_settings({"scale": 1.0, "decay": 0.5}) == "scale=1 decay=0.5"
+
+
+@pytest.mark.parametrize(
+    ("stored", "text"),
+    [
+        ("decay=0.50 scale=1.0", "decay=0.5 scale=1"),
+        ("betas=(0.9, 1.0) schedule=cosine", "betas=[0.9, 1] schedule=cosine"),
+        ("", ""),
+        ("best of two", "best of two"),
+    ],
+)
+def test_settings_of_an_earlier_version_read_as_those_of_today(stored, text):
+    assert reformat_settings(stored) == text
 
 
 def test_bounds_name_argument_value_and_what_is_allowed():

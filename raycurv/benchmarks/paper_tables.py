@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from raycurv.arguments import format_settings
 from raycurv.benchmarks import learning_rate_halving, table1
 from raycurv.recipes import papers, registry
 from raycurv.recipes.study import Axes
@@ -52,7 +53,7 @@ def _table1(share: float) -> list[TableEntry]:
         TableEntry(
             cell.row, cell.column, cell.mean, cell.mean - cell.deviation, cell.mean + cell.deviation,
             runs=len(cell.iterations), failed=cell.failed, tried=cell.runs, printed=cell.paper,
-            chosen=" ".join(f"{name}={value:g}" for name, value in cell.settings.items()),
+            chosen=format_settings(cell.settings),
             form="{:.1f}" if math.isfinite(cell.mean) and cell.mean < 100 else "{:.0f}",
         )
         for cell in table1.cells(experiment)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raycurv import optim
+from raycurv.arguments import format_settings
 from raycurv.benchmarks import batched_grid_search
 from raycurv.models.small_problems import Problem, RahimiRechtProblem, problems
 
@@ -221,7 +222,7 @@ def to_csv(measured: Sequence[Table1Cell]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["optimizer", "problem", "mean", "deviation", "failed", "runs", "settings", "paper"])
     for cell in measured:
-        settings = " ".join(f"{name}={value:g}" for name, value in cell.settings.items())
+        settings = format_settings(cell.settings)
         numbers = [f"{cell.mean:.4g}", f"{cell.deviation:.4g}", cell.failed, cell.runs]
         writer.writerow([cell.row, cell.column, *numbers, settings, cell.paper])
     return text.getvalue()

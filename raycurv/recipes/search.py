@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from raycurv.arguments import format_settings
 from raycurv.models.random_cnn import random_cnn
 from raycurv.results.outcomes import Outcome
 from raycurv.train.configuration import Component, RunConfig, Setting
@@ -32,7 +33,7 @@ class Trial:
     @property
     def name(self) -> str:
         """Tells it from every other trial of its sweep."""
-        numbers = [f"{key}{value:g}" if isinstance(value, float) else f"{key}{value}" for key, value in self.chosen]
+        numbers = [key + name_part(value) for key, value in self.chosen]
         parts = [self.config.name, *self.labels.values(), self.config.optimizer, *numbers, f"s{self.config.seed}"]
         return "-".join(_plain(part) for part in (*parts, self.stage))
 
@@ -44,7 +45,7 @@ class Trial:
     @property
     def described(self) -> str:
         """The setting as text."""
-        return " ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.chosen)
+        return format_settings(dict(self.chosen))
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,11 @@ def axes(name: str, rates: Sequence[float] = ()) -> Mapping[str, Sequence[Settin
     if name not in GRIDS:
         raise ValueError(f"grid {name!r} is unknown; it is one of {', '.join(GRIDS)}, or give --rates")
     return GRIDS[name]
+
+
+def name_part(value: Setting) -> str:
+    """A setting in the name of a run. Stored runs are found by their names, so this text must never change."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _plain(text: str) -> str:

@@ -225,5 +225,5 @@ def _points(axes: Axes) -> list[dict[str, Any]]:
 
 
 def _name(run: str, optimizer: str, point: Mapping[str, Setting]) -> str:
-    numbers = [f"{name}-{value:g}" if isinstance(value, float) else f"{name}-{value}" for name, value in point.items()]
+    numbers = [f"{name}-{search.name_part(value)}" for name, value in point.items()]
     return re.sub(r"[^\w.-]+", "_", "-".join([run, optimizer, *numbers]), flags=re.ASCII)[:128]

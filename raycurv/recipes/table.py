@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from raycurv.arguments import format_setting
 from raycurv.recipes.study import Axes, Study, StudyRun
 from raycurv.results.outcomes import Outcome
 from raycurv.results.statistics import Statistic
@@ -178,7 +179,7 @@ class Table:
         )
 
     def _text(self, key: str, value: Setting) -> str:
-        shown = f"{value:g}" if isinstance(value, float) else str(value)
+        shown = format_setting(value)
         text = shown if key in ("recipe", "optimizer") else f"{key}={shown}"
         return self.names.get(text, text)
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from raycurv.arguments import reformat_settings
+
 # Of a step: told of the last one before an evaluation too.
 SCALARS = ("optimizer/learning_rate", "optimizer/descent_share")
 Status = Literal["finished", "diverged", "failed", "out of time", "stopped early"]
@@ -63,6 +65,9 @@ class Outcome:
     seconds: float = 0.0
     operations: float = 0.0
     labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "setting", reformat_settings(self.setting))  # scale=1.0 and scale=1 are one method
 
     def last(self, metric: str) -> float | None:
         """The last value of a metric that was measured; None if it never was."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from raycurv.arguments import format_settings
 from raycurv.results.outcomes import EvaluationPoint, Outcome, Status
 
 if TYPE_CHECKING:
@@ -33,4 +34,4 @@ def lost(run: PlannedRun, how: Status, why: str) -> Outcome:
 
 def setting_of(config: RunConfig) -> str:
     """What is set of the optimizer, as text; empty for its defaults."""
-    return " ".join(f"{name}={value}" for name, value in sorted(config.optimizer_settings.items()))
+    return format_settings(dict(sorted(config.optimizer_settings.items())))

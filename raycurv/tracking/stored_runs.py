@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode
 
 import numpy as np
 
+from raycurv.arguments import format_settings, reformat_settings
 from raycurv.figures.report import ReportContext
 from raycurv.results.outcomes import EvaluationPoint, Outcome, Status
 from raycurv.tracking.client import TAG, TrackingError
@@ -190,10 +191,10 @@ def name_of(run: StoredRun) -> str:
 
 def setting_of(run: StoredRun) -> str:
     """What was set by hand or by a search; empty for an optimizer at its defaults."""
-    if (told := run.tags.get(TAG + "setting")) is not None:
-        return told
+    if (tag := run.tags.get(TAG + "setting")) is not None:
+        return reformat_settings(tag)
     given = {k.removeprefix(_SETTING): v for k, v in run.params.items() if k.startswith(_SETTING)}
-    return " ".join(f"{name}={value}" for name, value in sorted(given.items()))
+    return format_settings(dict(sorted(given.items())))
 
 
 def seconds_of(run: StoredRun) -> float:

@@ -46,6 +46,12 @@ def test_the_search_counts_and_the_target_is_what_the_tuned_reach():
     assert math.isnan(adam.epochs_to_target)
 
 
+def test_one_setting_written_as_whole_number_and_as_fraction_is_one_method():
+    outcomes = [run("red_sgd", [0.2], setting="scale=1"), run("red_sgd", [0.4], setting="scale=1.0", seed=1)]
+    (row,) = comparison.decide(outcomes)
+    assert (row.setting, row.runs, row.loss) == ("scale=1", 2, pytest.approx(0.3))
+
+
 def test_averaged_weights_have_rows_of_their_own():
     rows = [row for row in comparison.decide(SEARCHED) if row.weights == "averaged"]
     assert [row.optimizer for row in rows] == ["curveball"]

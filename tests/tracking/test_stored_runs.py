@@ -139,7 +139,7 @@ def test_one_table_has_a_row_for_every_run_and_another_one_for_every_value(runs:
 
     table = notebook.runs("tidy", uri).set_index("name")
     row = table.loc["points"]
-    assert (row.recipe, row.optimizer, row.setting, row.seed) == ("points", "curveball", "damping=3.0", 0)
+    assert (row.recipe, row.optimizer, row.setting, row.seed) == ("points", "curveball", "damping=3", 0)
     assert (row.status, row.seconds, row.steps, row.epochs, row.operations) == ("finished", 3.0, 10, 2.5, 1e9)
     assert (row["train/epoch_loss"], row["best train/epoch_loss"], row["best test/accuracy"]) == (0.3, 0.25, 0.75)
     assert (row["config.batch_size"], row["config.optimizer_settings.damping"], row.commit) == (16, 3.0, "abc")
