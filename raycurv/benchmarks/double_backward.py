@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from raycurv.arguments import require
 from raycurv.objective import Batch
 from raycurv.objective.direction import Direction
 from raycurv.objective.linearisation import Linearisation
@@ -21,41 +22,35 @@ class DoubleBackward(Linearisation):
 
     def __init__(self, batch: Batch, direction: Sequence[Tensor] | None) -> None:
         with torch.enable_grad():
-            self._kept = batch._forward(None)
-        super().__init__(batch, None, self._kept, None)
+            self._outputs = batch.outputs()
+        super().__init__(batch, self._outputs)
         if direction is not None:
             self.tangent = self.push(direction)
 
     def push(self, direction: Sequence[Tensor | None]) -> Tensor:
         """J·z."""
         with torch.enable_grad():
-            v = torch.zeros_like(self._kept, requires_grad=True)
-            pulled = torch.autograd.grad(self._kept, self.batch.objective.parameters, v, create_graph=True)
+            v = torch.zeros_like(self._outputs, requires_grad=True)
+            pulled = torch.autograd.grad(self._outputs, self.batch.objective.parameters, v, create_graph=True)
         return torch.autograd.grad(pulled, v, list(direction))[0]
 
     def pull(self, cotangent: Tensor, *, keep: bool = True) -> Direction:
         """Jᵀ·u / B; the graph stays in any case, for the next tangent."""
         objective = self.batch.objective
         scaled = cotangent / self.batch.sample_weights.sum().to(cotangent.dtype)
-        return objective.direction(torch.autograd.grad(self._kept, objective.parameters, scaled, retain_graph=True))
+        return objective.direction(torch.autograd.grad(self._outputs, objective.parameters, scaled, retain_graph=True))
 
 
 class DoubleBackwardBatch(Batch):
     """A batch that is linearised by :class:`DoubleBackward`."""
 
     def linearise(
-        self,
-        direction: Sequence[Tensor] | None = None,
-        *,
-        points: Sequence[Tensor] | None = None,
-        record: bool = True,
-        fraction: float = 1.0,
+        self, direction: Sequence[Tensor] | None = None, *, record: bool = True, fraction: float = 1.0
     ) -> Linearisation:
-        """As of a batch, at the parameters and for all samples.
+        """One forward pass, for all samples.
 
         Raises:
-            ValueError: other points or a fraction are asked for.
+            ValueError: `fraction` is below 1.
         """
-        if points is not None or fraction != 1:
-            raise ValueError("two reverse passes are made at the parameters and for all samples")
+        require("fraction", fraction, fraction == 1, "1: two reverse passes take all samples")
         return DoubleBackward(self, direction)

@@ -1,30 +1,31 @@
-"""How numbers become global: one process, or the workers of a torch process group. Injected, never looked up."""
+"""How numbers become global: one process, or the workers of a torch process group.
+
+An objective takes its collectives as an argument; nothing here looks for a process group by itself.
+"""
 
 from __future__ import annotations
 
-import inspect
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import torch.distributed
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Collectives(Protocol):
-    """What the objective needs of the other workers.
+    """The collective operation that an objective needs.
 
     Attributes:
-        rank: of this worker, from 0.
+        rank: number of this worker, from 0.
         size: number of workers.
+        group: process group for DistributedDataParallel, used where `size` is above 1; None is the default group.
     """
 
     rank: int
     size: int
+    group: torch.distributed.ProcessGroup | None
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Replace `tensor` on every worker by its sum over the workers, and return it."""
-
-    def wrap(self, module: nn.Module, *, find_unused_parameters: bool) -> nn.Module:
-        """The module whose backward pass leaves the mean over the workers in every ``.grad``."""
 
 
 class Local:
@@ -32,21 +33,18 @@ class Local:
 
     rank = 0
     size = 1
+    group: torch.distributed.ProcessGroup | None = None
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The tensor itself."""
         return tensor
-
-    def wrap(self, module: nn.Module, *, find_unused_parameters: bool) -> nn.Module:
-        """The module itself."""
-        return module
 
 
 class ProcessGroup:
     """The workers of a torch process group (gloo on the CPU, NCCL on GPUs).
 
     Args:
-        group: the group; None is the default group of `torch.distributed`.
+        group: the process group; None is the default group of `torch.distributed`.
 
     Raises:
         RuntimeError: `torch.distributed` has not been initialised.
@@ -66,21 +64,3 @@ class ProcessGroup:
         if self.size > 1:
             torch.distributed.all_reduce(tensor, group=self.group)
         return tensor
-
-    def wrap(self, module: nn.Module, *, find_unused_parameters: bool) -> nn.Module:
-        """DistributedDataParallel, whose gradients are views of its buckets and whose buffers stay local.
-
-        Running statistics are equal on every worker already, because batch statistics are synchronised.
-        """
-        device = next(module.parameters()).device
-        # torch 2.14 renames the option that keeps buffers from being broadcast in every forward pass.
-        known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
-        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return nn.parallel.DistributedDataParallel(
-            module,
-            device_ids=[device] if device.type == "cuda" else None,
-            process_group=self.group,
-            **cast(Any, {option: False}),
-            gradient_as_bucket_view=True,
-            find_unused_parameters=find_unused_parameters,
-        )

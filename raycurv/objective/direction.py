@@ -1,4 +1,4 @@
-"""Directions in parameter space: one flat vector, seen as one tensor for each parameter."""
+"""Directions in parameter space: one flat vector, seen as one tensor per parameter."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from torch import Tensor
 
 
 class Direction(list[Tensor]):
-    """Tensors in the shapes and order of the parameters, all views of one contiguous vector.
+    """Tensors in the shapes and the order of the parameters, all views of one contiguous vector.
 
-    Whole-vector operations (inner products, updates, a gate against NaN) are then single calls.
+    Operations on the whole vector (inner products, updates, a mask against NaN) are then single calls.
+
+    Args:
+        flat: (number of parameters,).
+        parameters: tensors in the shapes of the parameters.
 
     Attributes:
         flat: the vector, (number of parameters,).
@@ -19,12 +23,12 @@ class Direction(list[Tensor]):
 
     def __init__(self, flat: Tensor, parameters: Sequence[Tensor]) -> None:
         self.flat = flat
-        pieces = flat.split([parameter.numel() for parameter in parameters])
-        super().__init__(piece.view(parameter.shape) for piece, parameter in zip(pieces, parameters, strict=True))
+        parts = flat.split([parameter.numel() for parameter in parameters])
+        super().__init__(part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True))
 
     @classmethod
     def of(cls, tensors: Iterable[Tensor | None], parameters: Sequence[Tensor]) -> Direction:
-        """These tensors as a direction, without a copy if they are one already; None is zero.
+        """A direction of these tensors, without a copy if they already are one; None is zero.
 
         Raises:
             ValueError: the number of tensors or a shape differs from the parameters'.
@@ -42,22 +46,21 @@ class Direction(list[Tensor]):
                     f"a direction's tensor has shape {tuple(tensor.shape)} where the parameter has "
                     f"{tuple(parameter.shape)}"
                 )
-        flat = torch.cat(
-            [
-                (parameter.new_zeros(parameter.numel()) if tensor is None else tensor.detach().reshape(-1))
-                for tensor, parameter in zip(given, parameters, strict=True)
-            ]
-        )
-        return cls(flat, parameters)
+        flat = [
+            parameter.new_zeros(parameter.numel()) if tensor is None else tensor.detach().reshape(-1)
+            for tensor, parameter in zip(given, parameters, strict=True)
+        ]
+        return cls(torch.cat(flat), parameters)
 
     def scaled(self, factor: float) -> Direction:
-        """A new direction, `factor` times this one."""
+        """A new direction: `factor` times this one."""
         return Direction(self.flat * factor, self)
 
     def keep_if(self, holds: Tensor) -> Direction:
-        """Zeros in place of everything unless it holds (0-d bool), and in place of what is not finite; in place.
+        """Set non-finite entries to 0, and all entries to 0 unless `holds` (0-d bool) is true; in place.
 
-        A product with 0 needs that; together they take a third of the time of torch.where, which is not vectorised.
+        Non-finite entries come first because NaN · 0 is NaN. Both operations take a third of the time of torch.where,
+        which is not vectorised.
         """
         self.flat.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0).mul_(holds)
         return self

@@ -1,56 +1,65 @@
-"""One forward pass: recorded or not, through DDP or not, with the random numbers and buffers of the first question."""
+"""Forward passes: the model as one function, repeatable random numbers and buffers, the recording tape."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from raycurv.curvature import Tape
-from raycurv.objective.checks import tensor_of
-
-if TYPE_CHECKING:
-    from raycurv.objective.objective import Objective
 
 
-class ForwardModule(nn.Module):
-    """The model as DDP sees it: recorded while a tape is set, with a ticket whose gradient carries the weight."""
+class ModelCall(nn.Module):
+    """The model as a module of one argument that returns one tensor."""
 
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.tape: Tape | None = None
-        self.armed = False  # DDP has seen a forward pass whose backward pass it will reduce
-        wide = objective.dtype if objective.dtype in (torch.float32, torch.float64) else torch.float32
-        self.carrier = nn.Parameter(torch.zeros(1, dtype=wide, device=objective.device))
 
-    def run(self, inputs: Any) -> Tensor:
-        """The model's outputs, one tensor."""
-        return tensor_of(self.model(inputs))
+    def forward(self, inputs: Any) -> Tensor:
+        """The outputs, (B, …)."""
+        return output_tensor(self.model(inputs))
 
-    def forward(self, inputs: Any) -> tuple[Tensor, Tensor]:
-        """Outputs, and the ticket."""
-        with recording(self.tape):
-            outputs = self.run(inputs)
-        # Before DDP passes the outputs on through a function of its own.
-        return finished(self.tape, outputs), self.carrier.clone()
+    def at(self, names: Sequence[str], points: Sequence[Tensor], inputs: Any) -> Tensor:
+        """The outputs with `points` in place of the parameters of these names."""
+        replaced = {f"model.{name}": point for name, point in zip(names, points, strict=True)}
+        return functional_call(self, replaced, (inputs,), tie_weights=True)
 
 
-class Generators:
-    """The state of the random number generators at a batch's first question, to be played again for the others."""
+def output_tensor(outputs: Any) -> Tensor:
+    """The tensor that a model returned.
+
+    Raises:
+        TypeError: the model returned something else than one tensor with the batch as first dimension.
+    """
+    if not isinstance(outputs, Tensor) or outputs.dim() == 0:
+        raise TypeError(
+            f"model must return one tensor with the batch as first dimension, not {type(outputs).__name__}; wrap a "
+            "model that returns more in a module that picks the outputs"
+        )
+    return outputs
+
+
+class RandomState:
+    """State of the random number generators of the CPU and of one device.
+
+    Args:
+        device: device of the model.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device: torch.device | None = device if device.type == "cuda" else None
-        self._at_start = self._get()
+        self._saved = self._get()
 
     @contextlib.contextmanager
     def replayed(self) -> Iterator[None]:
-        """While entered, the generators draw what they drew at the first question."""
+        """Context in which the generators start from the saved state; afterwards they go on where they were."""
         now = self._get()
-        self._set(self._at_start)
+        self._set(self._saved)
         try:
             yield
         finally:
@@ -66,44 +75,30 @@ class Generators:
 
 
 @contextlib.contextmanager
-def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Bring the buffers back at the end, also those that the model replaced by other tensors."""
+def buffers_restored(model: nn.Module) -> Iterator[None]:
+    """Restore all buffers at the end, including those that the model replaced by other tensors."""
     found = [(m, name, buffer) for m in model.modules() for name, buffer in m._buffers.items() if buffer is not None]
-    kept = [buffer.clone() for _, _, buffer in found]
+    saved = [buffer.clone() for _, _, buffer in found]
     try:
         yield
     finally:
-        for (module, name, buffer), value in zip(found, kept, strict=True):
+        for (module, name, buffer), value in zip(found, saved, strict=True):
             buffer.data.copy_(value)  # .data: a graph that waits for its backward pass has saved this buffer
             module._buffers[name] = buffer
 
 
-def leaves_of(outputs: Tensor) -> set[int]:
-    """Identities of the leaves that the graph of `outputs` reaches."""
-    seen, found, stack = set(), set(), [outputs.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        stack.extend(following for following, _ in node.next_functions)
-    return found
-
-
 def recording(tape: Tape | None) -> contextlib.AbstractContextManager[Any]:
-    """The tape as a context, or none."""
+    """The tape as a context, or an empty context."""
     return contextlib.nullcontext() if tape is None else tape
 
 
 def finished(tape: Tape | None, outputs: Tensor) -> Tensor:
-    """The outputs, which the tape now knows as such."""
+    """The outputs, after they are marked as the tape's outputs."""
     if tape is not None:
         tape.finish(outputs)
     return outputs
 
 
 def without_autocast(outputs: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Derivatives are taken in the dtypes that the forward pass has chosen."""
+    """Context without autocast: derivatives are taken in the dtypes that the forward pass has chosen."""
     return torch.autocast(outputs.device.type, enabled=False)

@@ -1,10 +1,10 @@
-"""A forward pass that is kept: J·z, Jᵀ·u and second derivatives on its activations."""
+"""The objective linearised at one point: products with J_φ and H_L, and second derivatives, from one forward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Taylor:
-    """Global means along a direction, 0-d float64 tensors: t ↦ J(Θ + t·direction).
+    """Derivatives of t ↦ J(Θ + t·direction): global means, 0-d float64 tensors.
 
     Attributes:
         value: J.
         slope: dJ/dt.
         curvature: d²J/dt².
-        absolute_curvature: mean over the samples of |d²J_s/dt²|, J_s being a sample's loss with the L2 term.
+        absolute_curvature: mean over the samples of |d²J_s/dt²|, where J_s is the loss of one sample with the L2 term.
     """
 
     value: Tensor
@@ -37,82 +37,78 @@ class Taylor:
 
 
 class Linearisation:
-    """A forward pass that is kept. Vectors in output space are derivatives of this worker's Σ w·ℓ.
+    """One forward pass with its activations, made by :meth:`Batch.linearise`.
+
+    Vectors in output space have the shape of the outputs, (B, …) for the B samples of this worker. They are
+    derivatives of this worker's Σ w·ℓ: neither divided by Σw nor summed over the workers.
+
+    Args:
+        batch: the batch.
+        outputs: outputs of the model, with their graph.
+        tape: tape that has recorded the forward pass; None if nothing will be pushed.
+        weight: with several workers, the copy of DDP's `weight_carrier`
+            (:class:`~raycurv.objective.ddp.DataParallel`).
 
     Attributes:
-        outputs: of this worker's share, detached.
-        tangent: J·z of the direction given to :meth:`Batch.linearise`, or None.
-        partial: the tangents cover a part of the samples
+        outputs: outputs of this worker's share, (B, …), detached.
+        tangent: J·z for the direction given to :meth:`Batch.linearise`, or None.
+        partial: whether tangents cover only some of the samples
             (:class:`~raycurv.objective.micro_batches.MicroBatchedLinearisation`).
     """
 
     partial = False
 
-    def __init__(self, batch: Batch, tape: Tape | None, outputs: Tensor, ticket: Tensor | None) -> None:
+    def __init__(
+        self, batch: Batch, outputs: Tensor, tape: Tape | None = None, *, weight: Tensor | None = None
+    ) -> None:
         self.batch = batch
         self.outputs = outputs.detach()
         self.tangent: Tensor | None = None
-        self._tape, self._ticket = tape, ticket
+        self._tape, self._weight = tape, weight
         self._graph: Tensor | None = outputs
         self._at: LossAt = batch.objective.loss.at(outputs, batch.targets)
         self._by_sample = batch.sample_weights.to(self._at.values.dtype).view(-1, *(1,) * (outputs.dim() - 1))
 
     @property
     def gradient(self) -> Tensor:
-        """J_L: the derivative of Σ w·ℓ by the outputs."""
-        return self._weigh(self._at.gradient)
+        """J_L: the derivative of Σ w·ℓ with respect to the outputs, (B, …)."""
+        return self._times_weights(self._at.gradient)
 
     def hessian(self, u: Tensor) -> Tensor:
-        """H_L·u."""
-        return self._weigh(self._at.hessian(u.to(self._at.gradient.dtype)))
+        """H_L·u: the Hessian of Σ w·ℓ with respect to the outputs times `u`, (B, …)."""
+        return self._times_weights(self._at.hessian(u.to(self._at.gradient.dtype)))
 
     def pull(self, cotangent: Tensor, *, keep: bool = False) -> Direction:
-        """J_φ·u / Σw over all workers: the only gradient-sized all-reduce. The graph is gone afterwards.
+        """J_φ·u / Σw over the samples of all workers: one backward pass, one all-reduce of the gradient's size.
 
         Args:
-            cotangent: u.
-            keep: keep the graph, to pull again; for methods that want many products with the same matrix.
+            cotangent: u, (B, …).
+            keep: keep the graph for further calls; otherwise it is freed.
 
         Raises:
-            RuntimeError: it was pulled before, or a parameter that took part in the first batch did not in this one.
+            RuntimeError: the graph has been freed, or a parameter took part in the first batch and not in this one.
         """
-        objective, collectives = self.batch.objective, self.batch.objective.collectives
-        weight = self.batch.sample_weights.sum()
-        if self._ticket is None:
-            return self.pull_here(cotangent / weight.to(cotangent.dtype), keep=keep)
-        traced = objective._traced
-        armed, traced.armed = traced.armed, False
-        if not armed:
-            # DDP reduces one backward pass after a forward pass; of two passes kept at once, this is the second.
-            pulled = self.pull_here(cotangent, keep=keep)
-            collectives.sum(pulled.flat).div_(collectives.sum(weight.clone()).to(pulled.flat.dtype))
-            return pulled
-        # DDP takes the mean over the workers; the ticket's gradient brings the global weight along.
-        for parameter in (*objective.parameters, objective._traced.carrier):
-            parameter.grad = None
-        graph, size = self._take_graph(keep), collectives.size
-        carried = (weight * size).to(self._ticket.dtype).expand_as(self._ticket)
-        cotangents = [(cotangent * size).to(graph.dtype), carried]
-        torch.autograd.backward([graph, self._ticket], cotangents, retain_graph=keep)
-        _check_reduced(objective)
-        total = cast(Tensor, objective._traced.carrier.grad)
-        pulled = objective.direction([parameter.grad for parameter in objective.parameters])
-        pulled.flat.div_(total.to(pulled.flat.dtype))
-        for parameter in (*objective.parameters, objective._traced.carrier):
-            parameter.grad = None
-        return pulled
+        batch, data_parallel = self.batch, self.batch.objective.data_parallel
+        sum_of_weights = batch.sample_weights.sum()
+        if data_parallel is None or self._weight is None:
+            return self.pull_local(cotangent / sum_of_weights.to(cotangent.dtype), keep=keep)
+        if data_parallel.reduces_next():
+            graph = self._take_graph(keep)
+            return data_parallel.mean_gradient(graph, self._weight, cotangent, sum_of_weights, keep=keep)
+        pulled = self.pull_local(cotangent, keep=keep)
+        return Direction(batch.global_mean(pulled.flat), pulled)
 
-    def pull_here(self, cotangent: Tensor, *, keep: bool = False) -> Direction:
-        """J_φ·u over this worker's samples alone, neither divided nor reduced.
+    def pull_local(self, cotangent: Tensor, *, keep: bool = False) -> Direction:
+        """J_φ·u over the samples of this worker, neither divided nor reduced.
 
         Raises:
-            RuntimeError: it was pulled before.
+            RuntimeError: the graph has been freed.
         """
         objective, graph = self.batch.objective, self._take_graph(keep)
-        grads = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             graph, objective.parameters, cotangent.to(graph.dtype), allow_unused=True, retain_graph=keep
         )
-        return objective.direction(grads)
+        return objective.direction(gradients)
 
     def _take_graph(self, keep: bool) -> Tensor:
         graph = self._graph
@@ -124,7 +120,11 @@ class Linearisation:
         return graph
 
     def push(self, direction: Sequence[Tensor | None]) -> Tensor:
-        """J_φᵀ·z in the paper's notation: the tangent of this worker's outputs along `direction`."""
+        """J·z (the paper's J_φᵀ·z): the tangent of this worker's outputs along `direction`, (B, …).
+
+        Raises:
+            RuntimeError: the forward pass was not recorded.
+        """
         with without_autocast(self.outputs):
             pushed = self._recorded().push(list(direction))
         return torch.zeros_like(self._at.gradient) if pushed is None else pushed.to(self._at.gradient.dtype)
@@ -132,45 +132,49 @@ class Linearisation:
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
         """⟨u, v⟩ over this worker's outputs, 0-d float64; :meth:`means` makes it global.
 
-        Rows of samples without weight do not count.
+        Exact where `u` or `v` is zero for samples of weight 0, as :attr:`gradient` and :meth:`hessian` are.
         """
-        return (u * v).sum(-1).double().sum()  # double from the start takes ten times as long on many outputs
+        return (u * v).sum(-1).double().sum()  # float64 from the start takes ten times as long on many outputs
 
     def means(self, *sums: Tensor) -> Tensor:
-        """Global means, in one all-reduce: of the loss (without the L2 term), then of each of these local sums."""
-        return self.batch._means(self.loss_sum(), *sums)
+        """Global means of the loss without the L2 term and of each local sum, (1 + len(sums),), in one all-reduce."""
+        return self.batch.means(self.loss_sum(), *sums)
 
     def loss_sum(self) -> Tensor:
         """Σ w·ℓ over this worker's samples, 0-d float64."""
-        return self.batch._weighted(self._at.values)
+        return self.batch.weighted_sum(self._at.values)
 
-    def taylor(self, direction: Sequence[Tensor], points: Sequence[Tensor] | None = None) -> Taylor:
-        """Value, slope, curvature and absolute curvature along `direction`, on the kept activations."""
+    def taylor(self, direction: Sequence[Tensor]) -> Taylor:
+        """Value, slope, curvature and absolute curvature along `direction`, without another forward pass.
+
+        Raises:
+            RuntimeError: the forward pass was not recorded.
+        """
         objective = self.batch.objective
-        points = objective.parameters if points is None else points
-        return taylor_of(objective, self.batch._means(*self.taylor_sums(direction)), points, direction)
+        return taylor_of(objective, self.batch.means(*self.taylor_sums(direction)), objective.parameters, direction)
 
     def taylor_sums(self, direction: Sequence[Tensor]) -> list[Tensor]:
-        """Sums over this worker's samples of value, slope, curvature and absolute curvature.
+        """Sums over this worker's samples of value, slope, curvature and absolute curvature, 0-d float64 each.
 
-        Without the L2 term, except for the last, where it stands inside the absolute value.
+        The L2 term is left out, except inside the absolute value.
         """
         with without_autocast(self.outputs), torch.no_grad():
             return self.sums_along(direction, *self._recorded().second_order(list(direction)))
 
-    def sums_along(self, direction: Sequence[Tensor], d: Tensor | None, dd: Tensor | None) -> list[Tensor]:
-        """:meth:`taylor_sums` from the outputs' first and second derivatives along `direction`; None is zero."""
+    def sums_along(self, direction: Sequence[Tensor], first: Tensor | None, second: Tensor | None) -> list[Tensor]:
+        """:meth:`taylor_sums` from the first and second derivative of the outputs along `direction`; None is zero."""
         objective, at, batch = self.batch.objective, self._at, self.batch
         zero = torch.zeros_like(at.gradient)
-        d = zero if d is None else d.to(zero.dtype)
+        d = zero if first is None else first.to(zero.dtype)
         slope = _per_sample(at.gradient * d)
-        bend = _per_sample(at.hessian(d) * d)
-        bend = bend if dd is None else bend + _per_sample(at.gradient * dd.to(zero.dtype))
-        absolute = (bend.double() + _l2_bend(objective, direction)).abs()
-        return [batch._weighted(x) for x in (at.values, slope, bend, absolute)]
+        curvature = _per_sample(at.hessian(d) * d)
+        if second is not None:
+            curvature = curvature + _per_sample(at.gradient * second.to(zero.dtype))
+        absolute = (curvature.double() + _l2_curvature(objective, direction)).abs()
+        return [batch.weighted_sum(x) for x in (at.values, slope, curvature, absolute)]
 
-    def _weigh(self, u: Tensor) -> Tensor:
-        if self.batch.objective.weights is None and not self.batch.empty:
+    def _times_weights(self, u: Tensor) -> Tensor:
+        if not self.batch.objective.weighted and not self.batch.empty:
             return u
         return torch.where(self._by_sample != 0, self._by_sample * u, 0.0)
 
@@ -180,38 +184,22 @@ class Linearisation:
         return self._tape
 
 
-def _check_reduced(objective: Objective) -> None:
-    """Refuse gradients that DDP has not reduced because a parameter of their bucket got none.
-
-    Raises:
-        RuntimeError: a parameter took part in the first batch and not in this one.
-    """
-    if objective.unused_parameters:
-        return
-    missing = [n for n, p in zip(objective.names, objective.parameters, strict=True) if p.grad is None]
-    if missing:
-        raise RuntimeError(
-            f"parameters {', '.join(missing[:5])} took part in the first batch and not in this one, so the workers' "
-            "gradients cannot be summed: let the model use all its parameters in every batch (times 0 where needed)"
-        )
-
-
 def _per_sample(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1) if x.dim() > 1 else x
 
 
 def taylor_of(objective: Objective, means: Tensor, points: Sequence[Tensor], direction: Sequence[Tensor]) -> Taylor:
-    """The global means of :meth:`Linearisation.taylor_sums`, with the L2 term at `points`."""
-    value, slope, bend, absolute = means
+    """Global means of :meth:`Linearisation.taylor_sums`, with the L2 term at `points` added."""
+    value, slope, curvature, absolute = means
     if objective.l2:
         with torch.no_grad():
             slope = slope + objective.l2_gradient(direction).dot(objective.direction(points))
-    return Taylor(value + objective.l2_value(points), slope, bend + _l2_bend(objective, direction), absolute)
+    return Taylor(value + objective.l2_value(points), slope, curvature + _l2_curvature(objective, direction), absolute)
 
 
 @torch.no_grad()
-def _l2_bend(objective: Objective, direction: Sequence[Tensor]) -> Tensor:
-    """Second derivative of the L2 term along a direction."""
+def _l2_curvature(objective: Objective, direction: Sequence[Tensor]) -> Tensor:
+    """Second derivative of the L2 term along a direction, 0-d float64."""
     if objective.l2 == 0:
         return torch.zeros((), dtype=torch.float64, device=objective.device)
     return objective.l2_gradient(direction).dot(objective.direction(direction))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from raycurv.arguments import require, require_whole
 from raycurv.objective.batch import Batch
-from raycurv.objective.checks import Covers, covered_by, trainable
 from raycurv.objective.collectives import Collectives, Local
+from raycurv.objective.ddp import DataParallel
 from raycurv.objective.direction import Direction
-from raycurv.objective.forward import ForwardModule
+from raycurv.objective.forward import ModelCall
 from raycurv.objective.losses import Loss, LossFunction
+from raycurv.objective.requirements import Covers, in_l2_term, trainable
 
 
 class Objective:
@@ -25,18 +28,19 @@ class Objective:
         l2: factor of ½‖Θ‖².
         weights: ``weights(targets)`` (B,) for samples that count differently.
         collectives: how numbers become global; one process by default.
-        l2_covers: which parameters the L2 term covers: ``"all"`` (the papers'), ``"weights"`` (two or more
-            dimensions, so neither biases nor the scales of normalisations), or a function of (name, parameter).
-        micro_batch: None, or how many samples of a worker's share are computed at once. Every answer is then a sum over
-            such micro-batches and nothing is kept between questions, for networks whose batch does not fit in memory:
-            CurveBall takes 3.0 and RED 2.7 times the operations of an SGD step. Equal to the whole batch's answer, but
-            that batch normalisation takes each micro-batch's statistics, and running statistics move once for each.
+        l2_covers: parameters in the L2 term: ``"all"`` (as in the papers), ``"weights"`` (two or more dimensions, so
+            neither biases nor the scales of normalisations), or a function of (name, parameter).
+        micro_batch: None, or the number of samples of a worker's share that are computed at once, for batches that do
+            not fit in memory. Every answer is then a sum over such micro-batches and nothing is kept between
+            questions: CurveBall takes 3.0 and RED 2.7 times the operations of an SGD step. Answers equal the whole
+            batch's, except that batch normalisation takes the statistics of each micro-batch and running statistics
+            move once for each.
 
     Attributes:
         parameters: the trainable parameters, in the order of ``model.parameters()``; directions follow it.
 
     Raises:
-        TypeError: `model` is no module, or a trainable parameter is not real and floating.
+        TypeError: `model` is not a module, or a trainable parameter is not real and floating.
         ValueError: no trainable parameter, parameters of several devices or dtypes, or a bad `l2` or `micro_batch`.
     """
 
@@ -56,18 +60,16 @@ class Objective:
         named = trainable(model)
         self.names = [name for name, _ in named]
         self.parameters: list[Tensor] = [parameter for _, parameter in named]
-        if not 0 <= l2 < float("inf"):
-            raise ValueError(f"l2 is {l2!r}; it must be a finite number of at least 0")
-        if micro_batch is not None and not (isinstance(micro_batch, int) and micro_batch >= 1):
-            raise ValueError(f"micro_batch is {micro_batch!r}; it must be None or a whole number of at least 1")
-        self.l2, self.micro_batch = l2, micro_batch
-        self.covered = [covered_by(l2_covers, name, parameter) for name, parameter in named]
-        self.weights = weights
+        require("l2", l2, 0 <= l2 < float("inf"), "a finite number of at least 0")
+        if micro_batch is not None:
+            require_whole("micro_batch", micro_batch, 1)
+        self.l2, self.micro_batch, self.weights = l2, micro_batch, weights
+        self.l2_covers = l2_covers
+        self._in_l2_term = [in_l2_term(l2_covers, name, parameter) for name, parameter in named]
         self.collectives: Collectives = collectives if collectives is not None else Local()
         self.device, self.dtype = self.parameters[0].device, self.parameters[0].dtype
-        self._traced = ForwardModule(model, self)
-        self._wrapped: nn.Module | None = None
-        self.unused_parameters = False
+        self.model_call = ModelCall(model)
+        self.data_parallel = DataParallel(self) if self.collectives.size > 1 else None
 
     def batch(self, inputs: Any, targets: Tensor) -> Batch:
         """This worker's share of one global batch.
@@ -83,12 +85,16 @@ class Objective:
         return Batch(self, inputs, targets)
 
     def direction(self, tensors: Iterable[Tensor | None]) -> Direction:
-        """Tensors in the order of the parameters as one direction; None is zero."""
+        """Tensors in the order of the parameters as one direction; None is zero.
+
+        Raises:
+            ValueError: the number or the shapes of the tensors are not those of the parameters.
+        """
         return Direction.of(tensors, self.parameters)
 
     def l2_gradient(self, at: Sequence[Tensor]) -> Direction:
-        """The gradient of the L2 term at these values, which is also its Hessian times them: l2·Θ where covered."""
-        masked = [x if covered else None for x, covered in zip(at, self.covered, strict=True)]
+        """Gradient of the L2 term at these values, which is also its Hessian times them: l2·Θ where covered."""
+        masked = [x if covered else None for x, covered in zip(at, self._in_l2_term, strict=True)]
         return Direction.of(masked, self.parameters).scaled(self.l2)
 
     @torch.no_grad()
@@ -96,17 +102,44 @@ class Objective:
         """l2/2·‖Θ‖² at these values, 0-d float64."""
         if self.l2 == 0:
             return torch.zeros((), dtype=torch.float64, device=self.device)
-        norms = torch._foreach_norm([x for x, covered in zip(at, self.covered, strict=True) if covered])
+        norms = torch._foreach_norm([x for x, covered in zip(at, self._in_l2_term, strict=True) if covered])
         return 0.5 * self.l2 * torch.stack(norms).double().square().sum()
 
-    def _distributed(self, batch: Batch) -> nn.Module:
-        """The traced model in DDP, made at the first batch, when it is known which parameters the model uses."""
-        if self._wrapped is None:
-            if self.collectives.size == 1:
-                self._wrapped = self._traced
-            else:
-                # The workers must agree, or they would wait for different all-reduces.
-                found = torch.tensor(float(batch._has_unused_parameters()), device=self.device)
-                self.unused_parameters = bool(self.collectives.sum(found) > 0)
-                self._wrapped = self.collectives.wrap(self._traced, find_unused_parameters=self.unused_parameters)
-        return self._wrapped
+    # --- building blocks of a batch --------------------------------------------------------------------------------
+
+    @property
+    def weighted(self) -> bool:
+        """Whether samples may count differently."""
+        return self.weights is not None
+
+    def outputs(self, inputs: Any, points: Sequence[Tensor] | None = None) -> Tensor:
+        """Outputs of the model, (B, …); `points` take the place of the parameters."""
+        return self.model_call(inputs) if points is None else self.model_call.at(self.names, points, inputs)
+
+    def sample_weights(self, targets: Tensor) -> Tensor:
+        """Weight of each sample, (B,) float64.
+
+        Raises:
+            ValueError: `weights` returns another shape.
+        """
+        samples = len(targets)
+        if self.weights is None:
+            return torch.ones(samples, dtype=torch.float64, device=targets.device)
+        found = self.weights(targets)
+        if found.shape != (samples,):
+            raise ValueError(f"weights(targets) must have shape ({samples},), not {tuple(found.shape)}")
+        return found.double()
+
+    def in_double(self) -> Objective:
+        """This objective with a copy of the model in float64."""
+        twin = type(self)(
+            copy.deepcopy(self.model).double(),
+            self.loss.function,
+            self.l2,
+            weights=self.weights,
+            collectives=self.collectives,
+            l2_covers=self.l2_covers,
+            micro_batch=self.micro_batch,
+        )
+        twin._in_l2_term = self._in_l2_term
+        return twin

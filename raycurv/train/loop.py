@@ -13,7 +13,7 @@ from torch import Tensor
 from raycurv.data import Data
 from raycurv.objective import Batch
 from raycurv.objective.collectives import Collectives
-from raycurv.objective.micro_batches import curvature_samples
+from raycurv.objective.micro_batches import divide_for_curvature
 from raycurv.train.batch_norm import evaluated_weights, renew_statistics
 from raycurv.train.checkpoint import CheckpointStore
 from raycurv.train.configuration import RunConfig
@@ -275,7 +275,7 @@ def _nobody(records: list[Record]) -> None:
 def _observed(config: RunConfig, batch: Batch, fraction: float) -> dict[str, Tensor]:
     """What a run asks of a batch beside what its optimizer does; the batch is divided as the optimizer wants it."""
     if fraction < 1 and (config.batch_error or config.gradient_norm):
-        curvature_samples(batch, fraction)  # afterwards it could not be
+        divide_for_curvature(batch, fraction)  # afterwards it could not be
     found = {"train/batch_error": batch.error()} if config.batch_error else {}
     return {**found, "train/gradient_norm": _norm(batch.gradient())} if config.gradient_norm else found
 

@@ -1,4 +1,4 @@
-"""Batches answered part by part: micro-batches, and curvature from a part of the samples."""
+"""Batches in several forward passes: micro-batches, and curvature from some of the samples."""
 
 import pytest
 import torch

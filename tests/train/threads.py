@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ class Threads:
     """What one of the threads sees of the others."""
 
     def __init__(self, rank: int, size: int, slots: list[Tensor | None], barrier: threading.Barrier) -> None:
-        self.rank, self.size = rank, size
+        self.rank, self.size, self.group = rank, size, None
         self._slots, self._barrier = slots, barrier
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -28,9 +28,6 @@ class Threads:
         total = sum(slot for slot in self._slots if slot is not None)
         self._barrier.wait()
         return tensor.copy_(total)
-
-    def wrap(self, module: nn.Module, *, find_unused_parameters: bool) -> nn.Module:
-        raise NotImplementedError("gradients need processes")
 
 
 def run(workers: int, function: Callable[[Threads], T]) -> list[T]:

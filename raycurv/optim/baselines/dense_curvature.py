@@ -62,11 +62,11 @@ def hessian(batch: Batch) -> Quadratic:
         )
     objective, parameters = batch.objective, batch.objective.parameters
     with torch.enable_grad():
-        total = batch._loss_sum(batch._forward(None))
+        total = batch.loss_sum(batch.outputs())
         gradient = _flat(torch.autograd.grad(total, parameters, create_graph=True, allow_unused=True), objective)
         rows = [_row(entry, objective) for entry in gradient]
     matrix = torch.stack(rows).double()
-    loss = batch._means(total.detach())[0]
+    loss = batch.means(total.detach())[0]
     return _global(batch, loss, gradient.detach().double(), (matrix + matrix.T) / 2)
 
 
@@ -106,9 +106,7 @@ def move(objective: Objective, step: Tensor) -> None:
 def _global(batch: Batch, loss: Tensor, gradient: Tensor, matrix: Tensor) -> Quadratic:
     """Local weighted sums to global means, in one all-reduce, with the L2 term on top."""
     objective, size = batch.objective, len(gradient)
-    packed = torch.cat([matrix.flatten(), gradient, batch.sample_weights.sum().view(1)])
-    packed = objective.collectives.sum(packed)
-    means = packed[:-1] / packed[-1]
+    means = batch.global_mean(torch.cat([matrix.flatten(), gradient]))
     matrix, gradient = means[: size * size].view(size, size), means[size * size :]
     if objective.l2:
         ones = [torch.ones_like(parameter) for parameter in objective.parameters]

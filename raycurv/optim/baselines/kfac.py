@@ -143,7 +143,7 @@ class _Asked(nn.Module):
         self.batch = batch
 
     def forward(self, inputs: Any) -> Tensor:
-        return self.batch._forward(None)
+        return self.batch.outputs()
 
     def layers_parameters(self) -> list[int]:
         """Positions of the parameters in linear and convolutional layers that the batch's outputs depend on."""
@@ -151,7 +151,7 @@ class _Asked(nn.Module):
         layers = (layer for layer in self.model.modules() if isinstance(layer, _LAYERS))
         inside = {id(parameter) for layer in layers for parameter in layer.parameters(recurse=False)}
         with torch.enable_grad():
-            reached = torch.autograd.grad(self.batch._forward(None).sum(), parameters, allow_unused=True)
+            reached = torch.autograd.grad(self.batch.outputs().sum(), parameters, allow_unused=True)
         return [i for i, p in enumerate(parameters) if id(p) in inside and reached[i] is not None]
 
 
@@ -188,13 +188,9 @@ def _loss_and_scale(batch: Batch) -> tuple[nn.Module, float]:
 
 def _mean_over_workers(batch: Batch, factors: list[Tensor]) -> None:
     """Means over this worker's samples to means over all, in place, in one all-reduce."""
-    collectives = batch.objective.collectives
-    if collectives.size == 1:
+    if batch.objective.collectives.size == 1:
         return
-    flat = torch.cat(
-        [batch.samples * factor.flatten() for factor in factors] + [factors[0].new_tensor([batch.samples])]
-    )
-    flat = collectives.sum(flat)
-    means = (flat[:-1] / flat[-1]).split([factor.numel() for factor in factors])
+    sums = torch.cat([batch.samples * factor.flatten() for factor in factors])
+    means = batch.global_mean(sums).split([factor.numel() for factor in factors])
     for factor, mean in zip(factors, means, strict=True):
         factor.copy_(mean.view_as(factor))

@@ -1,4 +1,4 @@
-"""What models, batches and outputs must be, refused before any state changes."""
+"""What a model and a batch must be; everything else is refused before any state changes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Covers = Literal["all", "weights"] | Callable[[str, nn.Parameter], bool]
 
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The trainable parameters with their names.
+    """Names and tensors of the trainable parameters.
 
     Raises:
-        TypeError: `model` is no module, or a parameter is not real and floating.
-        ValueError: there are none, they differ in device or dtype, or their gradients would be sparse.
+        TypeError: `model` is not a module, or a parameter is not real and floating.
+        ValueError: there is none, they differ in device or dtype, or their gradients would be sparse.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
@@ -41,8 +41,8 @@ def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return named
 
 
-def covered_by(l2_covers: Covers, name: str, parameter: nn.Parameter) -> bool:
-    """Whether the L2 term covers this parameter.
+def in_l2_term(l2_covers: Covers, name: str, parameter: nn.Parameter) -> bool:
+    """Whether the L2 term contains this parameter.
 
     Raises:
         ValueError: `l2_covers` is neither a known word nor a function.
@@ -55,11 +55,12 @@ def covered_by(l2_covers: Covers, name: str, parameter: nn.Parameter) -> bool:
 
 
 def check_batch(objective: Objective, inputs: Any, targets: Tensor) -> None:
-    """Refuse what is no batch of this objective.
+    """Refuse inputs and targets that are not a batch for this objective.
 
     Raises:
-        TypeError: `targets` or a leaf of `inputs` is no tensor.
-        ValueError: other numbers of samples, another device than the model's, or a single worker without a sample.
+        TypeError: `targets` or a leaf of `inputs` is not a tensor.
+        ValueError: numbers of samples differ, a tensor is on another device than the model, or a single worker has no
+            sample.
     """
     if not isinstance(targets, Tensor):
         raise TypeError(f"targets must be a tensor, not {type(targets).__name__}")
@@ -79,17 +80,3 @@ def check_batch(objective: Objective, inputs: Any, targets: Tensor) -> None:
             )
     if len(targets) == 0 and objective.collectives.size == 1:
         raise ValueError("the batch has no sample; only one of several workers may have an empty share")
-
-
-def tensor_of(outputs: Any) -> Tensor:
-    """What the model returned.
-
-    Raises:
-        TypeError: not one tensor with the batch first.
-    """
-    if not isinstance(outputs, Tensor) or outputs.dim() == 0:
-        raise TypeError(
-            f"model must return one tensor with the batch as first dimension, not {type(outputs).__name__}; wrap a "
-            "model that returns more in a module that picks the outputs"
-        )
-    return outputs
