@@ -6,6 +6,7 @@ import sys
 SCRIPT = """
 import sys
 absent = ["ray", "mlflow", "pyarrow", "torchvision", "pandas", "matplotlib", "tyro", "sklearn", "PIL", "simplejpeg"]
+absent += ["lightning", "pytorch_lightning", "transformers", "accelerate", "datasets", "torchmetrics"]
 absent += ["schedulefree", "prodigyopt", "dadaptation", "dog", "curvlinops"]
 for name in absent:
     sys.modules[name] = None  # importing it raises ModuleNotFoundError
