@@ -28,9 +28,9 @@ from raycurv.models.basic_cnn import basic_cnn
 from raycurv.models.mlp import mlp
 from raycurv.models.transformer import transformer
 from raycurv.objective import Objective
+from raycurv.objective.losses import mean_squared_error, word_cross_entropy
 from raycurv.train.averaging import AveragedWeights
 from raycurv.train.configuration import Setting
-from raycurv.train.losses import mean_squared_error, word_cross_entropy
 
 FLOOR = 0.01  # smaller losses count as this one
 _AVERAGING = 0.99

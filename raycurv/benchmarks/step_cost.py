@@ -35,7 +35,7 @@ from raycurv.models.resnet import resnet18
 from raycurv.models.transformer import transformer
 from raycurv.models.vgg import vgg
 from raycurv.objective import Batch, Objective
-from raycurv.train.losses import word_cross_entropy, words
+from raycurv.objective.losses import word_counts, word_cross_entropy
 
 BASELINE = "sgd"
 Loss = str | Callable[[Tensor, Tensor], Tensor]
@@ -69,7 +69,7 @@ def sentences(samples: int, length: int, vocabulary: int, **settings: int) -> Wo
     """A translator of sentences of this length; in the source and the target every word is there."""
     build = partial(transformer, vocabulary, source_words=vocabulary, **settings)
     inputs = partial(torch.randint, 1, vocabulary, (samples, 2, length))
-    return Workload(build, inputs, lambda x: x[:, 1].roll(-1, 1), word_cross_entropy, words)
+    return Workload(build, inputs, lambda x: x[:, 1].roll(-1, 1), word_cross_entropy, word_counts)
 
 
 WORKLOADS: dict[str, Workload] = {

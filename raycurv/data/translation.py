@@ -23,9 +23,10 @@ from raycurv.data.errors import DataError
 from raycurv.data.order import Rows
 from raycurv.data.shards import locate
 from raycurv.data.source import Data, TensorSource
+from raycurv.objective.losses import PADDING
 
 SPECIAL = ("<pad>", "<unknown>", "<start>", "<end>")
-PADDING, UNKNOWN, START, END = range(4)
+UNKNOWN, START, END = 1, 2, 3  # 0 is PADDING
 _WORD = re.compile(r"\w+|[^\w\s]")
 Words = list[str]
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raycurv.models.layers import check_classes, check_dropout
+from raycurv.objective.losses import PADDING
 
-PADDING = 0
 _MASKED = -1e9  # exp of it is 0 in every floating type that can hold it
 
 
@@ -139,7 +139,7 @@ def transformer(
 ) -> Transformer:
     """The tutorial's network, which NTLR trains on Multi30k.
 
-    Its loss is :func:`raycurv.train.losses.word_cross_entropy`, with the number of words as weight of a sentence.
+    Its loss is :func:`raycurv.objective.losses.word_cross_entropy`, with the number of words as weight of a sentence.
 
     Args:
         num_classes: words of the target's vocabulary.

@@ -1,7 +1,7 @@
 """Losses of single samples as functions of the outputs: value, gradient J_L and Hessian products H_L·u.
 
-Cross-entropy and squared error carry closed forms (CurveBall, section 2.3), others get theirs by :func:`closed_form`;
-any other function of (outputs, targets) that returns one value per sample is differentiated by torch.
+Cross-entropy and squared error carry closed forms (CurveBall, section 2.3), others get theirs by :func:`closed_form`.
+Any other function of (outputs, targets) that returns one value per sample is differentiated by torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+PADDING = 0  # word number of padding, which no loss counts
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,20 @@ class LossAt:
     hessian: Callable[[Tensor], Tensor]
 
 
+ClosedForm = Callable[[Tensor, Tensor], LossAt]
+_CLOSED: dict[LossFunction, ClosedForm] = {}
+
+
+def closed_form(loss: LossFunction) -> Callable[[ClosedForm], ClosedForm]:
+    """Decorate the closed form of a loss: the function of (outputs, targets) that returns its :class:`LossAt`."""
+
+    def add(at: ClosedForm) -> ClosedForm:
+        _CLOSED[loss] = at
+        return at
+
+    return add
+
+
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """−log softmax(outputs)[target] for outputs (B, C) and class indices (B,), shape (B,).
 
@@ -46,20 +61,7 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs, targets, reduction="none")
 
 
-def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Σ (outputs − targets)² over everything but the first dimension, shape (B,).
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    if outputs.shape != targets.shape:
-        raise ValueError(
-            f"squared_error takes targets in the shape of the outputs, not {tuple(targets.shape)} for "
-            f"{tuple(outputs.shape)}"
-        )
-    return (outputs - targets).square().flatten(1).sum(1)
-
-
+@closed_form(cross_entropy)
 def _cross_entropy_at(outputs: Tensor, targets: Tensor) -> LossAt:
     values = cross_entropy(outputs, targets)
     p = torch.softmax(outputs, 1)
@@ -73,38 +75,80 @@ def softmax_hessian(p: Tensor, u: Tensor) -> Tensor:
     return weighted.addcmul_(p, weighted.sum(-1, keepdim=True), value=-1)
 
 
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Σ (outputs − targets)² over everything but the first dimension, shape (B,).
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _require_one_shape("squared_error", outputs, targets)
+    return (outputs - targets).square().flatten(1).sum(1)
+
+
+@closed_form(squared_error)
 def _squared_error_at(outputs: Tensor, targets: Tensor) -> LossAt:
     values = squared_error(outputs, targets)
     return LossAt(values, 2 * (outputs - targets), lambda u: 2 * u)
 
 
-def _generic_at(loss: LossFunction, outputs: Tensor, targets: Tensor) -> LossAt:
-    with torch.enable_grad():
-        leaf = outputs.detach().requires_grad_()
-        values = loss(leaf, targets)
-        gradient = torch.autograd.grad(values.sum(), leaf, create_graph=True)[0]
+def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean of (outputs − targets)² over everything but the first dimension, shape (B,).
 
-    def hessian(u: Tensor) -> Tensor:
-        if not gradient.requires_grad:
-            return torch.zeros_like(u)
-        return torch.autograd.grad(gradient, leaf, u, retain_graph=True)[0]
-
-    return LossAt(values.detach(), gradient.detach(), hessian)
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _require_one_shape("mean_squared_error", outputs, targets)
+    return (outputs - targets).square().flatten(1).mean(1)
 
 
-ClosedForm = Callable[[Tensor, Tensor], LossAt]
+def _require_one_shape(name: str, outputs: Tensor, targets: Tensor) -> None:
+    if outputs.shape != targets.shape:
+        raise ValueError(
+            f"{name} takes targets in the shape of the outputs, not {tuple(targets.shape)} for {tuple(outputs.shape)}"
+        )
+
+
+def word_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean of −log p(word) over the words of each sentence, shape (B,).
+
+    With :func:`word_counts` as weights, the objective is the mean over all words of the batch, as is usual in
+    translation.
+
+    Args:
+        outputs: scores (B, T, words).
+        targets: word numbers (B, T); 0 is padding, which does not count.
+
+    Raises:
+        ValueError: other shapes.
+    """
+    if outputs.dim() != 3 or targets.shape != outputs.shape[:2]:
+        raise ValueError(
+            f"word_cross_entropy takes scores (B, T, words) and word numbers (B, T), not {tuple(outputs.shape)} and "
+            f"{tuple(targets.shape)}"
+        )
+    losses = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), ignore_index=PADDING, reduction="none")
+    return losses.view_as(targets).sum(1) / word_counts(targets).clamp(min=1)
+
+
+@closed_form(word_cross_entropy)
+def _word_cross_entropy_at(outputs: Tensor, targets: Tensor) -> LossAt:
+    values = word_cross_entropy(outputs, targets)
+    share = ((targets != PADDING) / word_counts(targets).clamp(min=1)[:, None]).to(outputs.dtype)[..., None]
+    p = torch.softmax(outputs, -1)
+    gradient = p.scatter_add(-1, targets[..., None], torch.full_like(share, -1.0)).mul_(share)
+    return LossAt(values, gradient, lambda u: softmax_hessian(p, u).mul_(share))
+
+
+def word_counts(targets: Tensor) -> Tensor:
+    """Number of words of each sentence, (B,): its weight in the objective and in evaluation.
+
+    Args:
+        targets: word numbers (B, T); 0 is padding.
+    """
+    return (targets != PADDING).sum(1)
+
+
 NAMED: dict[str, LossFunction] = {"cross_entropy": cross_entropy, "squared_error": squared_error}
-_CLOSED: dict[LossFunction, ClosedForm] = {cross_entropy: _cross_entropy_at, squared_error: _squared_error_at}
-
-
-def closed_form(loss: LossFunction) -> Callable[[ClosedForm], ClosedForm]:
-    """Decorates the closed form of a loss: the function of (outputs, targets) that returns its :class:`LossAt`."""
-
-    def add(at: ClosedForm) -> ClosedForm:
-        _CLOSED[loss] = at
-        return at
-
-    return add
 
 
 class Loss:
@@ -151,6 +195,20 @@ class Loss:
                 "reduction='none' and a sum over the other dimensions is what most losses need"
             )
         return values
+
+
+def _generic_at(loss: LossFunction, outputs: Tensor, targets: Tensor) -> LossAt:
+    with torch.enable_grad():
+        leaf = outputs.detach().requires_grad_()
+        values = loss(leaf, targets)
+        gradient = torch.autograd.grad(values.sum(), leaf, create_graph=True)[0]
+
+    def hessian(u: Tensor) -> Tensor:
+        if not gradient.requires_grad:
+            return torch.zeros_like(u)
+        return torch.autograd.grad(gradient, leaf, u, retain_graph=True)[0]
+
+    return LossAt(values.detach(), gradient.detach(), hessian)
 
 
 def _wide(outputs: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from raycurv.data import locate
 from raycurv.train import CheckpointStore, Precision, TrainedModel, evaluate, load_trained_model
-from raycurv.train.run import described, resolve_loss, resolve_weights
+from raycurv.train.build import data_shape, resolve_loss, resolve_weights
 
 
 def load(model: str, *, averaged: bool, tracking_uri: str | None, runs: str) -> TrainedModel:
@@ -53,7 +53,7 @@ def measure(
     found = component.build()
     if found.evaluation is None:
         raise ValueError(f"{component.target!r} has no evaluation set")
-    shape = described(found)
+    shape = data_shape(found)
     if tuple(shape["input_shape"]) != trained.input_shape or shape["num_classes"] != trained.num_classes:
         raise ValueError(
             f"the network takes {trained.input_shape} and tells {trained.num_classes} classes apart; the data have "

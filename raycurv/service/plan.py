@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from raycurv.data import storage
 from raycurv.service.cluster import Cluster
+from raycurv.train.build import check
 from raycurv.train.checkpoint import CheckpointStore
 from raycurv.train.configuration import RunConfig
-from raycurv.train.configuration_check import check
 from raycurv.train.resume import require_startable
 
 

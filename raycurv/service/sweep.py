@@ -24,8 +24,8 @@ from raycurv.service.artifact_writer import ArtifactWriter
 from raycurv.service.cluster import Cluster
 from raycurv.service.errors import LaunchError, Stopped
 from raycurv.tracking import provenance, run_names
+from raycurv.train.build import check
 from raycurv.train.configuration import RunConfig
-from raycurv.train.configuration_check import check
 from raycurv.train.records import Record
 
 if TYPE_CHECKING:

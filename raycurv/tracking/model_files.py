@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from raycurv.train.build import build_model
 from raycurv.train.configuration import RunConfig
 from raycurv.train.export import TrainedModel, trained_model
-from raycurv.train.run import build_model
 
 CONFIG, SHAPE, WEIGHTS = "config.json", "shape.json", "weights.pt"
 

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from raycurv.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from raycurv.train.build import check
     from raycurv.train.checkpoint import CheckpointError, CheckpointStore
     from raycurv.train.configuration import Component, Precision, RunConfig
-    from raycurv.train.configuration_check import check
     from raycurv.train.distributed import WorkersDisagree
     from raycurv.train.evaluation import evaluate
     from raycurv.train.export import TrainedModel, load_trained_model
@@ -21,7 +21,7 @@ else:
         {
             "checkpoint": ("CheckpointError", "CheckpointStore"),
             "configuration": ("Component", "Precision", "RunConfig"),
-            "configuration_check": ("check",),
+            "build": ("check",),
             "distributed": ("WorkersDisagree",),
             "evaluation": ("evaluate",),
             "export": ("TrainedModel", "load_trained_model"),

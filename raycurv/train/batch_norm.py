@@ -12,14 +12,14 @@ from raycurv.train.averaging import copies, overwrite
 from raycurv.train.evaluation import evaluation_mode, reading
 from raycurv.train.precision import computing
 from raycurv.train.random_state import untouched
-from raycurv.train.run import Run
+from raycurv.train.training_run import TrainingRun
 
 BATCHES = 50
 _Norms = nn.modules.batchnorm._BatchNorm
 
 
 @contextlib.contextmanager
-def evaluated_weights(run: Run) -> Iterator[None]:
+def evaluated_weights(run: TrainingRun) -> Iterator[None]:
     """While entered, the model holds what its optimizer wants evaluated; all workers enter it together.
 
     Running statistics are renewed where these are other weights than those in training, and kept for checkpoints.
@@ -41,7 +41,7 @@ def evaluated_weights(run: Run) -> Iterator[None]:
 
 
 @torch.no_grad()
-def renew_statistics(run: Run, batches: int = BATCHES) -> None:
+def renew_statistics(run: TrainingRun, batches: int = BATCHES) -> None:
     """Replace the running statistics by plain means over the first training batches of an epoch.
 
     The global batches are asked through the objective, so the statistics are the same for any number of workers;

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
+from raycurv.train.checkpoint_folder import PARTIAL, open_folder
 from raycurv.train.configuration import RunConfig
-from raycurv.train.folders import PARTIAL, open_folder
 from raycurv.train.records import Result
 
 CONFIG, MANIFEST, RESULT = "config.json", "manifest.json", "result.json"

@@ -143,7 +143,7 @@ class RunConfig:
         optimizer_settings: keyword arguments of the optimizer; empty means its defaults.
         loss: ``"cross_entropy"``, ``"squared_error"``, or ``"package.module:function"`` returning one value per sample.
         weights: ``"package.module:function"`` of the targets, returning what each sample counts for in the objective
-            and in evaluation (:func:`raycurv.train.losses.words` for sentences); None counts all alike.
+            and in evaluation (:func:`raycurv.objective.losses.word_counts` for sentences); None counts all alike.
         l2: factor of ½‖Θ‖² in the objective.
         batch_size: samples of one step, over all workers.
         epochs: passes over the training set.

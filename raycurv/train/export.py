@@ -10,9 +10,9 @@ from torch import nn
 
 from raycurv import optim
 from raycurv.train.averaging import AveragedWeights, overwrite
+from raycurv.train.build import build_model, build_optimizer
 from raycurv.train.checkpoint import CheckpointError, CheckpointStore
 from raycurv.train.configuration import RunConfig
-from raycurv.train.run import build_model, build_optimizer
 
 
 @dataclass(frozen=True)

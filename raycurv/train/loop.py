@@ -23,7 +23,7 @@ from raycurv.train.metrics import MetricBuffer, NonFiniteLoss
 from raycurv.train.precision import computing
 from raycurv.train.records import Kind, Record, Result
 from raycurv.train.resume import Resume, open_run
-from raycurv.train.run import Run
+from raycurv.train.training_run import TrainingRun
 
 Emit = Callable[[list[Record]], None]
 
@@ -74,7 +74,7 @@ def train(
     result, state = open_run(config, store, resume, collectives, device)
     if result is not None:
         return result
-    run = Run(config, collectives, device, data)
+    run = TrainingRun(config, collectives, device, data)
     where = f"starts: {run.total_steps} steps, {run.steps_per_epoch} an epoch" if state is None else run.restore(state)
     trainer = _Trainer(run, store, emit, stop)
     trainer.tell("event", message=where)
@@ -82,7 +82,7 @@ def train(
 
 
 class _Trainer:
-    def __init__(self, run: Run, store: CheckpointStore, emit: Emit, stop: Callable[[], bool]) -> None:
+    def __init__(self, run: TrainingRun, store: CheckpointStore, emit: Emit, stop: Callable[[], bool]) -> None:
         self.run, self.store, self.stop = run, store, stop
         self.emit = emit if run.collectives.rank == 0 else _nobody
         self.ledger = MetricBuffer(run.collectives, run.device)

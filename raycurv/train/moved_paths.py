@@ -15,6 +15,9 @@ MOVED = {
     "recipes.degenerate:rosenbrock": "models.small_problems:rosenbrock",
     "recipes.degenerate:two_linear_layers": "models.small_problems:two_linear_layers",
     "recipes.small_problems": "models.small_problems",
+    "train.losses:mean_squared_error": "objective.losses:mean_squared_error",
+    "train.losses:word_cross_entropy": "objective.losses:word_cross_entropy",
+    "train.losses:words": "objective.losses:word_counts",
 }
 _FORMER = {current: former for former, current in reversed(MOVED.items())}
 

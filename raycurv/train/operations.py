@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from raycurv.data import Data
 from raycurv.objective.collectives import Local
 from raycurv.train.configuration import RunConfig
-from raycurv.train.run import Run
+from raycurv.train.training_run import TrainingRun
 
 PERIOD = 5  # steps: CurveBall checks λ once in so many
 
@@ -23,7 +23,7 @@ def operations_per_step(config: RunConfig, data: Data | None = None) -> float:
         data: what ``config.data`` builds, where it is at hand.
     """
     with torch.random.fork_rng():
-        run = Run(dataclasses.replace(config, log_every=1), Local(), torch.device("cpu"), data)
+        run = TrainingRun(dataclasses.replace(config, log_every=1), Local(), torch.device("cpu"), data)
         batches = iter(run.loader.epoch(0))
         inputs, targets = next(batches)
         batches.close()  # type: ignore[attr-defined]  # a generator, which reads ahead until it is closed

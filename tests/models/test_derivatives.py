@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raycurv import Objective, models
-from raycurv.train import losses
+from raycurv.objective import losses
 
 CIFAR, SMALL = (3, 32, 32), (1, 12, 12)
 STEP = 1e-7
@@ -65,7 +65,7 @@ def translation(pair: bool = False) -> Any:
     torch.manual_seed(1)
     model = models.transformer(11, 13, size=16, heads=2, layers=2, hidden=8).double()
     inputs, targets = sentences()
-    objective = Objective(model, losses.word_cross_entropy, 1e-3, weights=losses.words)
+    objective = Objective(model, losses.word_cross_entropy, 1e-3, weights=losses.word_counts)
     return objective.batch((inputs[:, 0], inputs[:, 1]) if pair else inputs, targets)
 
 

@@ -9,6 +9,7 @@ from raycurv.models.mlp import mlp
 from raycurv.models.resnet import resnet50
 from raycurv.models.transformer import transformer
 from raycurv.models.wide_resnet import wide_resnet
+from raycurv.objective.losses import word_counts, word_cross_entropy
 from raycurv.recipes import search
 from raycurv.recipes.datasets import CIFAR, IMAGENET, MNIST, MULTI30K, photographs, rows_of
 from raycurv.recipes.printed_table import parse_table
@@ -19,7 +20,6 @@ from raycurv.recipes.table import Table
 from raycurv.results import statistics
 from raycurv.results.statistics import BEST_TEST_LOSS, LEARNING_RATE, TEST_ACCURACY, TRAINING_LOSS, Statistic
 from raycurv.train.configuration import Component, RunConfig, Setting
-from raycurv.train.losses import word_cross_entropy, words
 
 PAPER = "NTLR"
 
@@ -133,7 +133,7 @@ def ntlr_multi30k_transformer(
         data=rows_of(data, size, MULTI30K, 128, reader=multi30k, settings={"max_words": vocabulary}),
         optimizer="ntlr_adam",
         loss=f"{word_cross_entropy.__module__}:{word_cross_entropy.__name__}",
-        weights=f"{words.__module__}:{words.__name__}",
+        weights=f"{word_counts.__module__}:{word_counts.__name__}",
         batch_size=128,
         epochs=size.passes(18),
     )

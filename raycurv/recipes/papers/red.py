@@ -14,6 +14,7 @@ from raycurv.models.autoencoder import autoencoder
 from raycurv.models.lenet import lenet
 from raycurv.models.mlp import mlp
 from raycurv.models.vgg import vgg
+from raycurv.objective.losses import mean_squared_error
 from raycurv.recipes import search
 from raycurv.recipes.datasets import CIFAR, MNIST, rows_of
 from raycurv.recipes.registry import experiment
@@ -23,7 +24,6 @@ from raycurv.recipes.table import Table
 from raycurv.results import statistics
 from raycurv.results.statistics import TEST_ACCURACY, TEST_LOSS, TRAINING_LOSS, Statistic
 from raycurv.train.configuration import Component, RunConfig
-from raycurv.train.losses import mean_squared_error
 
 PAPER = "RED"
 SMOOTH = "softplus5"  # Softplus with β = 5

@@ -4,19 +4,18 @@ import pytest
 import torch
 from torch.nn import functional
 
-from raycurv.objective.losses import Loss
-from raycurv.train.losses import mean_squared_error, word_cross_entropy, words
+from raycurv.objective.losses import Loss, mean_squared_error, word_counts, word_cross_entropy
 
 
 def test_padding_counts_neither_in_the_loss_nor_in_the_weight() -> None:
     scores = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     targets = torch.tensor([[1, 2, 3, 4], [4, 1, 0, 0], [0, 0, 0, 0]])
     losses = word_cross_entropy(scores, targets)
-    assert words(targets).tolist() == [4, 2, 0]
+    assert word_counts(targets).tolist() == [4, 2, 0]
     torch.testing.assert_close(losses[1], functional.cross_entropy(scores[1, :2], targets[1, :2]))
     assert losses[2] == 0
     expected = functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=0)
-    torch.testing.assert_close((losses * words(targets)).sum() / words(targets).sum(), expected)
+    torch.testing.assert_close((losses * word_counts(targets)).sum() / word_counts(targets).sum(), expected)
 
 
 def test_hessian_products_of_sentences_are_those_of_their_words() -> None:
@@ -25,7 +24,7 @@ def test_hessian_products_of_sentences_are_those_of_their_words() -> None:
     targets = torch.tensor([[1, 2, 3], [4, 0, 0]])
     found = Loss(word_cross_entropy).at(scores, targets)
     by_word = Loss("cross_entropy").at(scores.flatten(0, 1), targets.flatten())
-    share = ((targets != 0) / words(targets)[:, None])[..., None]
+    share = ((targets != 0) / word_counts(targets)[:, None])[..., None]
     torch.testing.assert_close(found.gradient, by_word.gradient.view_as(u) * share)
     torch.testing.assert_close(found.hessian(u), by_word.hessian(u.flatten(0, 1)).view_as(u) * share)
 

@@ -46,7 +46,7 @@ class SourceSubset:
         return self._source.convert(inputs, dtype)
 
 
-def hold_out(source: Source, share: float, seed: int) -> tuple[Source, Source | None]:
+def split_validation(source: Source, share: float, seed: int) -> tuple[Source, Source | None]:
     """The set without a share drawn by the seed, and this share; the whole set and None where the share is 0.
 
     Raises:

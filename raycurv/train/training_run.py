@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raycurv import Objective, optim
 from raycurv.data import Data, Loader, Source
 from raycurv.objective.collectives import Collectives
 from raycurv.train import random_state
 from raycurv.train.averaging import AveragedWeights
+from raycurv.train.build import build_model, build_optimizer, data_shape, resolve_loss, resolve_weights
 from raycurv.train.checkpoint import CheckpointError
-from raycurv.train.configuration import Component, RunConfig
-from raycurv.train.holdout import ValidationBatches, hold_out
+from raycurv.train.configuration import RunConfig
 from raycurv.train.precision import dtype_of
 from raycurv.train.records import Record
+from raycurv.train.validation import ValidationBatches, split_validation
 
 VERSION = 2  # of the state in a checkpoint
 
@@ -51,7 +51,7 @@ class TrainingPosition:
         return cls(**{**values, "evaluations": [Record(**record) for record in values["evaluations"]]})
 
 
-class Run:
+class TrainingRun:
     """Data, model, objective, optimizer and position of one run on one worker.
 
     Args:
@@ -69,9 +69,9 @@ class Run:
     ) -> None:
         self.config, self.collectives, self.device = config, collectives, device
         self.data: Data = config.data.build() if data is None else data
-        self.training, self.held_out = hold_out(self.data.train, config.validation, config.seed)
+        self.training, self.held_out = split_validation(self.data.train, config.validation, config.seed)
         torch.manual_seed(config.seed)
-        self.shape = described(self.data)
+        self.shape = data_shape(self.data)
         self.model = build_model(config, self.shape).to(device)
         self.loss, self.weights = resolve_loss(config.loss), resolve_weights(config.weights)
         self.loader = self._loader(self.training)
@@ -188,65 +188,3 @@ class Run:
         )
         now = f"{workers.size} on {self.device.type}"
         return f"{where}; the workers are {now} and were {state['workers']}, so dropout masks are drawn anew"
-
-
-def described(data: Data) -> dict[str, Any]:
-    """What a model must know of its data, and a checkpoint must find again."""
-    return {
-        "num_classes": None if data.train.classes is None else len(data.train.classes),
-        "classes": None if data.train.classes is None else list(data.train.classes),
-        "input_shape": list(data.train.input_shape),
-        "training_samples": len(data.train),
-    }
-
-
-def build_model(config: RunConfig, shape: dict[str, Any]) -> nn.Module:
-    """The network of a configuration, on the CPU, in the precision of its weights.
-
-    Raises:
-        ValueError: a setting of the model is unknown or missing.
-        TypeError: the component builds something else.
-    """
-    offered: dict[str, Any] = {"input_shape": tuple(shape["input_shape"])}
-    if shape["num_classes"] is not None:
-        offered["num_classes"] = shape["num_classes"]
-    model = config.model.build(**offered)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{config.model.target!r} built a {type(model).__name__}; a model must be a torch.nn.Module")
-    return model.double() if config.precision == "fp64" else model
-
-
-def build_optimizer(config: RunConfig, model: nn.Module, horizon: optim.Horizon) -> optim.StepOptimizer:
-    """The optimizer of a configuration.
-
-    Raises:
-        ValueError: its name or one of its settings is unknown or out of bounds, or it needs what a run cannot give.
-    """
-    settings: dict[str, Any] = dict(config.optimizer_settings)
-    if config.clip_gradient is not None:
-        settings["clip_gradient"] = config.clip_gradient
-    optimizer = optim.create(config.optimizer, model, horizon=horizon, **settings)
-    if optimizer.needs_validation and config.validation == 0:
-        raise ValueError(
-            f"optimizer {config.optimizer!r} wants a validation batch at every step: hold out a share of the training "
-            "set for it (--validation 0.1)"
-        )
-    return optimizer
-
-
-def resolve_loss(name: str) -> str | Callable[[Tensor, Tensor], Tensor]:
-    """A named loss by its name, another by its function.
-
-    Raises:
-        ValueError: there is no such function.
-    """
-    return Component(name).resolve() if ":" in name else name
-
-
-def resolve_weights(name: str | None) -> Callable[[Tensor], Tensor] | None:
-    """The function that says what each sample counts for; None where all count alike.
-
-    Raises:
-        ValueError: there is no such function.
-    """
-    return None if name is None else Component(name).resolve()

@@ -7,8 +7,8 @@ from raycurv import Objective, optim
 from raycurv.data import Loader, tensors
 from raycurv.objective.collectives import Local
 from raycurv.train import CheckpointStore, train
-from raycurv.train.holdout import hold_out
-from raycurv.train.run import Run
+from raycurv.train.training_run import TrainingRun
+from raycurv.train.validation import split_validation
 from tests.train.problems import blobs, config
 
 LEARNED = {"optimizer": "llr_second_order", "optimizer_settings": {"on_validation": True}, "validation": 0.25}
@@ -22,8 +22,8 @@ def test_a_run_gives_what_a_loop_by_hand_gives(tmp_path):
     wanted = config(**LEARNED)
     result = train(wanted, collectives=Local(), store=CheckpointStore(str(tmp_path)), emit=lambda records: None)
 
-    run = Run(wanted, Local(), torch.device("cpu"))
-    training, held_out = hold_out(blobs().train, 0.25, wanted.seed)
+    run = TrainingRun(wanted, Local(), torch.device("cpu"))
+    training, held_out = split_validation(blobs().train, 0.25, wanted.seed)
     assert (len(training), len(held_out)) == (30, 10)
     batches = {"batch_size": 8, "seed": wanted.seed, "dtype": torch.float64}
     validation = [b for epoch in range(4) for b in Loader(held_out, **batches).epoch(epoch)]
@@ -51,6 +51,6 @@ def test_shares_that_cannot_be_held_out_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"RunConfig.validation is 1.0; it must be 0, or a share below 1"):
         config(validation=1.0)
     with pytest.raises(ValueError, match="holds out 0 of 3 samples"):
-        hold_out(tensors(torch.zeros(3, 2), torch.zeros(3)).train, 0.1, 0)
+        split_validation(tensors(torch.zeros(3, 2), torch.zeros(3)).train, 0.1, 0)
     with pytest.raises(ValueError, match="wants a validation batch at every step: hold out a share"):
-        Run(config(**{**LEARNED, "validation": 0.0}), Local(), torch.device("cpu"))
+        TrainingRun(config(**{**LEARNED, "validation": 0.0}), Local(), torch.device("cpu"))
