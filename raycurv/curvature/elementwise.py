@@ -1,4 +1,7 @@
-"""Rules of element-wise functions, φ′(x)·d and φ″(x)·d², and of softmax."""
+"""Rules of element-wise functions, φ′(x)·d and φ″(x)·d², and of softmax.
+
+Functions named ``_…_first`` and ``_…_second`` are φ′ and φ″ at the operator's input x or its output y.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,14 @@ from raycurv.curvature.rules import (
 Phi = Callable[..., Tensor]
 
 
-def _elementwise(slope: Phi, bend: Phi | None, fused: Phi | None = None, *, of: str) -> Rule:
-    """A rule from φ′ and φ″ (None is zero), given the operator's input or its output and its further arguments.
+def _elementwise(phi1: Phi, phi2: Phi | None, fused: Phi | None = None, *, of: str) -> Rule:
+    """A rule from φ′ and φ″.
 
-    `fused(d, at, …)` computes d·φ′ in one kernel.
+    Args:
+        phi1: φ′, a function of the operator's input or output and its further arguments.
+        phi2: φ″, a function of the same arguments; None is zero.
+        fused: ``fused(d, at, …)`` computes d·φ′ in one kernel.
+        of: ``"input"`` or ``"output"``: the tensor that the functions take.
     """
 
     def make(call: Call) -> Derivative:
@@ -38,79 +45,79 @@ def _elementwise(slope: Phi, bend: Phi | None, fused: Phi | None = None, *, of: 
         def first(d: Tensor, *_: Tangent) -> Tensor:
             if fused is not None:
                 return fused(d, at, *more, **call_kwargs)
-            return d * slope(at, *more, **call_kwargs)
+            return d * phi1(at, *more, **call_kwargs)
 
         def quadratic(d: Tensor, *_: Tangent) -> Tensor:
-            return d * d * bend(at, *more, **call_kwargs)  # type: ignore[misc]  # only used where bend is there
+            return d * d * phi2(at, *more, **call_kwargs)  # type: ignore[misc]  # only called if phi2 is not None
 
         call_kwargs = call.kwargs
-        if bend is None:
+        if phi2 is None:
             return Derivative(first)
 
-        def both(d: Sequence[Tangent], dd: Sequence[Tangent], spare: Sequence[Tangent]) -> tuple[Tensor, Tensor]:
-            return _part_by_part(at, more, call_kwargs, (slope, bend, fused), (required(d[0]), dd[0]), spare)
+        def both(d: Sequence[Tangent], dd: Sequence[Tangent], reusable: Sequence[Tangent]) -> tuple[Tensor, Tensor]:
+            return _in_chunks(at, more, call_kwargs, (phi1, phi2, fused), (required(d[0]), dd[0]), reusable)
 
         return Derivative(first, quadratic, both)
 
     return make
 
 
-def _part_by_part(
+def _in_chunks(
     at: Tensor,
     more: Sequence[Any],
     named: dict[str, Any],
     functions: tuple[Phi, Phi, Phi | None],
     tangents: tuple[Tensor, Tangent],
-    spare: Sequence[Tangent],
+    reusable: Sequence[Tangent],
 ) -> tuple[Tensor, Tensor]:
-    """φ′·d and φ′·dd + φ″·d², with temporaries of a part's size."""
-    slope, bend, fused = functions
+    """φ′·d and φ′·dd + φ″·d², chunk by chunk, so that temporaries have the size of a chunk."""
+    phi1, phi2, fused = functions
     d, dd = tangents
 
-    def apart(t: Tangent) -> bool:
+    def like_point(t: Tangent) -> bool:
         return t is None or (t.is_contiguous() and t.shape == at.shape and t.dtype == at.dtype)
 
     size = max(1, at.numel())
-    if apart(d) and apart(dd) and apart(at):
-        size = min(size, rules.PART)
-    else:  # laid out in different ways: all at once
+    if like_point(d) and like_point(dd) and like_point(at):
+        size = min(size, rules.CHUNK_SIZE)
+    else:  # different layouts in memory: one chunk
         at, d = (t.contiguous() for t in torch.broadcast_tensors(at, d))
         dd = None if dd is None else dd.expand(at.shape).contiguous()
-        spare = (None, None)
-    outs = [torch.empty_like(x) if free is None else free for x, free in zip((d, d), spare, strict=True)]
+        reusable = (None, None)
+    outs = [torch.empty_like(d) if memory is None else memory for memory in reusable]
     ats, ds, firsts, seconds = (t.view(-1).split(size) for t in (at, d, *outs))
     dds = [None] * len(ds) if dd is None else dd.view(-1).split(size)
     for x, u, v, first, second in zip(ats, ds, dds, firsts, seconds, strict=True):
-        bent = (u * u).mul_(bend(x, *more, **named))
+        quadratic = (u * u).mul_(phi2(x, *more, **named))
         if fused is None:
-            factor = slope(x, *more, **named)
-            second.copy_(bent if v is None else bent.addcmul_(v, factor))
+            factor = phi1(x, *more, **named)
+            second.copy_(quadratic if v is None else quadratic.addcmul_(v, factor))
             torch.mul(u, factor, out=first)
         else:
-            second.copy_(bent if v is None else bent.add_(fused(v, x, *more, **named)))
+            second.copy_(quadratic if v is None else quadratic.add_(fused(v, x, *more, **named)))
             first.copy_(fused(u, x, *more, **named))
     return outs[0], outs[1]
 
 
-def _step(inside: Tensor, like: Tensor) -> Tensor:
+def _indicator(inside: Tensor, like: Tensor) -> Tensor:
     return inside.to(like.dtype)
 
 
-def _sigmoid_bend(s: Tensor) -> Tensor:
+def _sigmoid_second(s: Tensor) -> Tensor:
     return s * (1 - s) * (1 - 2 * s)
 
 
-def _elu_parts(x: Tensor, alpha: float, scale: float, input_scale: float) -> tuple[Tensor, Tensor]:
+def _elu_branches(x: Tensor, alpha: float, scale: float, input_scale: float) -> tuple[Tensor, Tensor]:
     return x > 0, alpha * scale * input_scale * torch.exp(input_scale * x.clamp(max=0))
 
 
-def _elu_slope(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
-    positive, negative = _elu_parts(x, alpha, scale, input_scale)
+def _elu_first(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
+    positive, negative = _elu_branches(x, alpha, scale, input_scale)
     return torch.where(positive, scale, negative)
 
 
-def _elu_bend(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
-    positive, negative = _elu_parts(x, alpha, scale, input_scale)
+def _elu_second(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
+    positive, negative = _elu_branches(x, alpha, scale, input_scale)
     return torch.where(positive, 0.0, negative * input_scale)
 
 
@@ -118,88 +125,88 @@ _NORMAL = 1 / math.sqrt(2 * math.pi)
 _TANH_A, _TANH_B = math.sqrt(2 / math.pi), 0.044715
 
 
-def _gelu_slope(x: Tensor, approximate: str = "none") -> Tensor:
+def _gelu_first(x: Tensor, approximate: str = "none") -> Tensor:
     if approximate == "none":
         return 0.5 * (1 + torch.erf(x * math.sqrt(0.5))) + x * _NORMAL * torch.exp(-0.5 * x * x)
     t = torch.tanh(_TANH_A * (x + _TANH_B * x**3))
     return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * _TANH_A * (1 + 3 * _TANH_B * x * x)
 
 
-def _gelu_bend(x: Tensor, approximate: str = "none") -> Tensor:
+def _gelu_second(x: Tensor, approximate: str = "none") -> Tensor:
     if approximate == "none":
         return _NORMAL * torch.exp(-0.5 * x * x) * (2 - x * x)
     t = torch.tanh(_TANH_A * (x + _TANH_B * x**3))
-    inner, bend = _TANH_A * (1 + 3 * _TANH_B * x * x), 6 * _TANH_A * _TANH_B * x
-    return (1 - t * t) * (inner + 0.5 * x * (bend - 2 * t * inner * inner))
+    inner, inner_slope = _TANH_A * (1 + 3 * _TANH_B * x * x), 6 * _TANH_A * _TANH_B * x
+    return (1 - t * t) * (inner + 0.5 * x * (inner_slope - 2 * t * inner * inner))
 
 
-def _silu_slope(x: Tensor) -> Tensor:
+def _silu_first(x: Tensor) -> Tensor:
     s = torch.sigmoid(x)
     return s * (1 + x * (1 - s))
 
 
-def _silu_bend(x: Tensor) -> Tensor:
+def _silu_second(x: Tensor) -> Tensor:
     s = torch.sigmoid(x)
     return s * (1 - s) * (2 + x * (1 - 2 * s))
 
 
-def _mish_parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.tanh(torch.nn.functional.softplus(x)), torch.sigmoid(x), x
+def _mish_factors(x: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.tanh(torch.nn.functional.softplus(x)), torch.sigmoid(x)
 
 
-def _mish_slope(x: Tensor) -> Tensor:
-    t, s, _ = _mish_parts(x)
+def _mish_first(x: Tensor) -> Tensor:
+    t, s = _mish_factors(x)
     return t + x * (1 - t * t) * s
 
 
-def _mish_bend(x: Tensor) -> Tensor:
-    t, s, _ = _mish_parts(x)
+def _mish_second(x: Tensor) -> Tensor:
+    t, s = _mish_factors(x)
     sech = 1 - t * t
     return sech * s * (2 + x * (1 - s) - 2 * x * t * s)
 
 
-def _softplus_slope(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+def _softplus_first(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     return torch.where(x * beta > threshold, 1.0, torch.sigmoid(x * beta))
 
 
-def _softplus_bend(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+def _softplus_second(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     s = torch.sigmoid(x * beta)
     return torch.where(x * beta > threshold, 0.0, beta * s * (1 - s))
 
 
-def _pow_bend(x: Tensor, exponent: float) -> Tensor:
+def _pow_second(x: Tensor, exponent: float) -> Tensor:
     # x**0 is 1 also at 0, where 0 · 0**(-1) would be NaN.
     return torch.zeros_like(x) if exponent in (0, 1) else exponent * (exponent - 1) * x ** (exponent - 2)
 
 
-def _pow_slope(x: Tensor, exponent: float) -> Tensor:
+def _pow_first(x: Tensor, exponent: float) -> Tensor:
     return torch.zeros_like(x) if exponent == 0 else exponent * x ** (exponent - 1)
 
 
-def _clamp_slope(x: Tensor, low: float | None = None, high: float | None = None, **named: float | None) -> Tensor:
+def _clamp_first(x: Tensor, low: float | None = None, high: float | None = None, **named: float | None) -> Tensor:
     low, high = named.get("min", low), named.get("max", high)
     above = x >= low if low is not None else torch.ones_like(x, dtype=torch.bool)
-    return _step(above & (x <= high) if high is not None else above, x)
+    return _indicator(above & (x <= high) if high is not None else above, x)
 
 
-def _hardswish_slope(x: Tensor) -> Tensor:
+def _hardswish_first(x: Tensor) -> Tensor:
     return torch.where(x <= -3, 0.0, torch.where(x < 3, x / 3 + 0.5, 1.0))
 
 
 _BY_INPUT: dict[str, tuple[Phi, Phi | None]] = {
-    "elu": (_elu_slope, _elu_bend),
-    "gelu": (_gelu_slope, _gelu_bend),
-    "silu": (_silu_slope, _silu_bend),
-    "mish": (_mish_slope, _mish_bend),
-    "softplus": (_softplus_slope, _softplus_bend),
-    "leaky_relu": (lambda x, slope=0.01: _step(x > 0, x) * (1 - slope) + slope, None),
-    "hardtanh": (lambda x, low=-1, high=1: _step((x > low) & (x < high), x), None),
-    "hardsigmoid": (lambda x: _step((x > -3) & (x < 3), x) / 6, None),
-    "hardswish": (_hardswish_slope, lambda x: _step((x > -3) & (x < 3), x) / 3),
-    "threshold": (lambda x, at, value: _step(x > at, x), None),
-    "clamp": (_clamp_slope, None),
-    "clamp_min": (lambda x, low: _step(x >= low, x), None),
-    "clamp_max": (lambda x, high: _step(x <= high, x), None),
+    "elu": (_elu_first, _elu_second),
+    "gelu": (_gelu_first, _gelu_second),
+    "silu": (_silu_first, _silu_second),
+    "mish": (_mish_first, _mish_second),
+    "softplus": (_softplus_first, _softplus_second),
+    "leaky_relu": (lambda x, slope=0.01: _indicator(x > 0, x) * (1 - slope) + slope, None),
+    "hardtanh": (lambda x, low=-1, high=1: _indicator((x > low) & (x < high), x), None),
+    "hardsigmoid": (lambda x: _indicator((x > -3) & (x < 3), x) / 6, None),
+    "hardswish": (_hardswish_first, lambda x: _indicator((x > -3) & (x < 3), x) / 3),
+    "threshold": (lambda x, at, value: _indicator(x > at, x), None),
+    "clamp": (_clamp_first, None),
+    "clamp_min": (lambda x, low: _indicator(x >= low, x), None),
+    "clamp_max": (lambda x, high: _indicator(x <= high, x), None),
     "abs": (lambda x: torch.sign(x), None),
     "log": (lambda x: 1 / x, lambda x: -1 / (x * x)),
     "log1p": (lambda x: 1 / (1 + x), lambda x: -1 / (1 + x) ** 2),
@@ -212,16 +219,16 @@ _BY_INPUT: dict[str, tuple[Phi, Phi | None]] = {
     "square": (lambda x: 2 * x, lambda x: torch.full_like(x, 2)),
 }
 _BY_OUTPUT: dict[str, tuple[Phi, Phi | None]] = {
-    "relu": (lambda y: _step(y > 0, y), None),
+    "relu": (lambda y: _indicator(y > 0, y), None),
     "tanh": (lambda y: 1 - y * y, lambda y: -2 * y * (1 - y * y)),
-    "sigmoid": (lambda y: y * (1 - y), _sigmoid_bend),
+    "sigmoid": (lambda y: y * (1 - y), _sigmoid_second),
     "exp": (lambda y: y, lambda y: y),
     "expm1": (lambda y: y + 1, lambda y: y + 1),
     "sqrt": (lambda y: 0.5 / y, lambda y: -0.25 / y**3),
     "rsqrt": (lambda y: -0.5 * y**3, lambda y: 0.75 * y**5),
     "reciprocal": (lambda y: -y * y, lambda y: 2 * y**3),
 }
-# One kernel for d·φ′ where torch has one for the backward pass.
+# d·φ′ in one kernel: torch's kernel of the backward pass.
 _FUSED: dict[str, Callable[..., Tensor]] = {
     "relu": lambda d, y: aten.threshold_backward.default(d, y, 0),
     "threshold": lambda d, x, at, value: aten.threshold_backward.default(d, x, at),
@@ -236,16 +243,16 @@ _FUSED: dict[str, Callable[..., Tensor]] = {
     "hardswish": lambda d, x: aten.hardswish_backward.default(d, x),
     "hardtanh": lambda d, x, low=-1, high=1: aten.hardtanh_backward.default(d, x, low, high),
 }
-for _name, (_slope, _bend) in _BY_INPUT.items():
-    rule(_name, keeps_input=True)(_elementwise(_slope, _bend, _FUSED.get(_name), of="input"))
-for _name, (_slope, _bend) in _BY_OUTPUT.items():
-    rule(_name)(_elementwise(_slope, _bend, _FUSED.get(_name), of="output"))
+for _name, (_phi1, _phi2) in _BY_INPUT.items():
+    rule(_name, keeps_input=True)(_elementwise(_phi1, _phi2, _FUSED.get(_name), of="input"))
+for _name, (_phi1, _phi2) in _BY_OUTPUT.items():
+    rule(_name)(_elementwise(_phi1, _phi2, _FUSED.get(_name), of="output"))
 
 
 @rule("pow", keeps_input=True)
 def _pow(call: Call) -> Derivative:
     if isinstance(call.args[0], Tensor) and not isinstance(call.args[1], Tensor):
-        return _elementwise(_pow_slope, _pow_bend, of="input")(call)
+        return _elementwise(_pow_first, _pow_second, of="input")(call)
     return generic(call)
 
 

@@ -1,12 +1,12 @@
-"""First and second derivatives along one direction, pushed while the operators are executed: nothing is kept.
+"""First and second derivatives along one direction, computed during the forward pass without keeping activations.
 
-A :class:`ForwardTape` is entered around ``outputs = model(inputs)`` as a :class:`~raycurv.curvature.tape.Tape` is. It
-applies the derivative of each operator when the next one arrives. By then the model has let go of what it does not
-need any more, so that the tangents of dead tensors can go too. Memory is that of a forward pass without gradients,
-times three where the network is widest.
+A :class:`ForwardTape` is entered around ``outputs = model(inputs)`` like a :class:`~raycurv.curvature.tape.Tape`. It
+applies the derivative of each operator when the next operator arrives. By then the model has released the tensors that
+it no longer needs, so that their tangents are freed too. Peak memory is three times that of a forward pass without
+gradients.
 
-A tensor counts only while ``requires_grad`` says that gradients flow through it, so the graph must be there; what its
-nodes would save for a backward pass is dropped at once.
+Tensors carry tangents only while ``requires_grad`` is true, so the forward pass builds a graph. What the graph's nodes
+would save for a backward pass is dropped at once.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class ForwardTape(Tape):
     """Pushes one direction through the operators between `parameters` and the outputs while it is entered.
 
     Args:
-        parameters: the leaves whose tangents are given.
-        tangents: one for each of them, in their order; None is zero.
+        parameters: leaf tensors whose tangents are given.
+        tangents: one tensor or None per parameter; None is zero.
 
     Attributes:
-        first: after :meth:`finish`, the first derivative of the outputs along the tangents; None is zero.
-        second: and the second.
+        first: first derivative of the outputs along the tangents, after :meth:`finish`; None is zero.
+        second: second derivative of the outputs along the tangents, after :meth:`finish`; None is zero.
 
     Raises:
         ValueError: there are more or fewer tangents than parameters.
@@ -48,22 +48,22 @@ class ForwardTape(Tape):
         self._d = propagation.start(self.parameter_slots, tangents)
         self._dd: propagation.Tangents = {}
         self._pending: Step | None = None
-        self._alias: Tensor | None = None  # the waiting operator's first argument, as its derivative holds it
-        self._lasting = len(self._storages)  # the parameters' come first and stay
+        self._alias: Tensor | None = None  # first argument of the pending operator, as its derivative keeps it
+        self._parameter_storages = len(self._storages)  # the first ones, which are never freed
         self._device = parameters[0].device.type
-        # Operators reach a tape below autograd, where a derivative that torch takes itself could not be computed.
-        self._outside = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+        # Operators reach a tape below autograd, where torch cannot compute the derivatives of the generic rule.
+        self._outer_keys = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
         self._hooks: saved_tensors_hooks | None = None
 
     def __enter__(self) -> ForwardTape:
-        """Start pushing, and drop what the graph saves."""
+        """Start pushing; the graph saves nothing from here on."""
         super().__enter__()
         self._hooks = saved_tensors_hooks(lambda tensor: None, _refuse)
         self._hooks.__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        """Let the graph save again what it wants."""
+        """Stop pushing; the graph saves tensors again."""
         if self._hooks is not None:
             self._hooks.__exit__(*exception)
         super().__exit__(*exception)
@@ -71,12 +71,12 @@ class ForwardTape(Tape):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Push through the operator before, then execute this one."""
+        """Push through the pending operator, then execute this one."""
         if not self._paused:
             self._advance()
         return super().__torch_dispatch__(func, types, args, kwargs)
 
-    def _as_kept(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _saved_arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         self._alias = args[0].detach() if isinstance(args[0], Tensor) else None
         return args if self._alias is None else (self._alias, *args[1:])
 
@@ -88,17 +88,17 @@ class ForwardTape(Tape):
         derivative: Derivative,
         *,
         in_place: bool = False,
-        own: bool = False,
+        custom: bool = False,
     ) -> None:
-        """Let an operator wait for the next one."""
+        """Make an operator the pending one; the arguments are those of :meth:`Tape.record`."""
         self._advance()
-        super().record(name, slots, out, derivative, in_place=in_place, own=own)
+        super().record(name, slots, out, derivative, in_place=in_place, custom=custom)
         self._pending = self.steps.pop()
-        if own:
-            self._alias = None  # that of an operator before
+        if custom:
+            self._alias = None  # it belongs to an earlier operator
 
     def finish(self, outputs: Tensor) -> None:
-        """Push through the last operator.
+        """End the pass: push through the last operator, and set `first` and `second`.
 
         Raises:
             UnsupportedOperator: the outputs do not depend on the parameters through recorded operators.
@@ -115,42 +115,42 @@ class ForwardTape(Tape):
             return
         alias, self._alias = self._alias, None
         alive = self._alive()
-        if alias is not None and propagation.alone(alias):
-            alive.discard(step.inputs[0])  # only the derivative still needs it, if at all
+        if alias is not None and propagation.owns_memory(alias):
+            alive.discard(step.inputs[0])  # the derivative holds the only reference
         del alias
-        dying = [slot for slot in step.inputs if slot is not None and slot not in alive]
+        last_reads = [slot for slot in step.inputs if slot is not None and slot not in alive]
         for table in (self._d, self._dd):
-            for slot in [slot for slot in table if slot not in alive and slot not in dying]:
+            for slot in [slot for slot in table if slot not in alive and slot not in last_reads]:
                 del table[slot]
-        with self._as_outside():
-            d = propagation.incoming(step, self._d, dying)
-            dd = propagation.incoming(step, self._dd, dying)
-            propagation.push_both(step, d, dd, self._d, self._dd, dying)
+        with self._outside_dispatch():
+            d = propagation.incoming(step, self._d, last_reads)
+            dd = propagation.incoming(step, self._dd, last_reads)
+            propagation.push_both(step, d, dd, self._d, self._dd, last_reads)
 
     def _alive(self) -> set[int]:
-        """The slots of tensors that are neither gone nor written over."""
-        passing = itertools.islice(self._storages.items(), self._lasting, None)
-        freed = [cdata for cdata, (reference, _) in passing if reference.expired()]
+        """Slots of tensors that are neither freed nor overwritten."""
+        others = itertools.islice(self._storages.items(), self._parameter_storages, None)
+        freed = [cdata for cdata, (reference, _) in others if reference.expired()]
         for cdata in freed:
             for key in self._storages.pop(cdata)[1]:
                 self._slots.pop(key, None)
         return set(self._slots.values())
 
     @contextlib.contextmanager
-    def _as_outside(self) -> Iterator[None]:
-        """Derivatives are computed as they would be after the forward pass."""
+    def _outside_dispatch(self) -> Iterator[None]:
+        """Context in which operators are executed as they are after the forward pass."""
         paused, self._paused = self._paused, True
-        guard = torch._C._ForceDispatchKeyGuard(*self._outside)
+        guard = torch._C._ForceDispatchKeyGuard(*self._outer_keys)
         mixed = torch.is_autocast_enabled(self._device)  # entering the context takes longer than a small operator
         exact = torch.autocast(self._device, enabled=False) if mixed else contextlib.nullcontext()
         try:
-            with guard, torch.no_grad(), exact, saved_tensors_hooks(_same, _same):
+            with guard, torch.no_grad(), exact, saved_tensors_hooks(_unchanged, _unchanged):
                 yield
         finally:
             self._paused = paused
 
 
-def _same(tensor: Tensor) -> Tensor:
+def _unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 

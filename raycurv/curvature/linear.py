@@ -1,4 +1,4 @@
-"""Rules of linear operators: tangents go through the operator itself, or past it."""
+"""Rules of linear operators: the operator itself is applied to the tangents."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from raycurv.curvature.rules import (
     "squeeze_copy", "narrow", "rot90",
 )  # fmt: skip
 def _linear(call: Call) -> Derivative:
-    # Out of place even where the model was not: tangents share memory with each other and with the direction.
+    # Out of place in any case: tangents share memory with each other and with the direction.
     func, rest, kwargs, many = out_of_place(call), call.args[1:], call.kwargs, isinstance(call.out, (list, tuple))
 
     def first(d: Tensor, *_: Tangent) -> Any:
@@ -44,7 +44,7 @@ def _linear(call: Call) -> Derivative:
 @rule("constant_pad_nd")
 def _pad(call: Call) -> Derivative:
     func, padding = call.func, call.args[1]
-    return Derivative(lambda d: func(d, padding))  # the constant around it does not move
+    return Derivative(lambda d: func(d, padding))  # the constant around it has the tangent 0
 
 
 @rule("embedding")
@@ -55,21 +55,21 @@ def _embedding(call: Call) -> Derivative:
         raise UnsupportedOperator(f"{func} with scale_grad_by_freq has a backward pass that is not its derivative")
 
     def first(d: Tensor, *_: Tangent) -> Tensor:
-        moved = func(d, indices, *rest)
+        tangent = func(d, indices, *rest)
         # The row of the padding is a constant, as it is for the backward pass.
-        return moved if padding < 0 else moved.masked_fill((indices == padding)[..., None], 0)
+        return tangent if padding < 0 else tangent.masked_fill((indices == padding)[..., None], 0)
 
     return Derivative(first)
 
 
-# --- random numbers: those of the forward pass, never drawn again ----------------------------------------------------
+# --- random operators: derivatives for the numbers of the forward pass -----------------------------------------------
 
 
 @rule("native_dropout")
 def _dropout(call: Call) -> Derivative:
-    p, train, kept = call.args[1], call.args[2], call.out[1]
+    p, train, mask = call.args[1], call.args[2], call.out[1]
     scale = 1 if train is False else 0 if p == 1 else 1 / (1 - p)
-    return Derivative(lambda d: d * kept * scale)
+    return Derivative(lambda d: d * mask * scale)
 
 
 @rule("rrelu_with_noise", keeps_input=True)
@@ -80,13 +80,13 @@ def _rrelu(call: Call) -> Derivative:
 
 
 @rule("bernoulli", "normal", "uniform", "exponential", "cauchy", "geometric", "log_normal", "random", "poisson")
-def _drawn(call: Call) -> Derivative:
-    return Derivative(lambda *_: None)  # torch gives what is drawn a derivative of zero
+def _random(call: Call) -> Derivative:
+    return Derivative(lambda *_: None)  # random numbers have the derivative 0, as in torch
 
 
 @rule("view", "_unsafe_view", "_reshape_alias")
 def _view(call: Call) -> Derivative:
-    shape = call.out.shape  # a tangent may lie in memory otherwise than its tensor
+    shape = call.out.shape  # a tangent may have another layout in memory than its tensor
     return Derivative(lambda d, *_: d.reshape(shape))
 
 
@@ -119,7 +119,7 @@ def _add(call: Call) -> Derivative:
         y = None if dy is None else dy if right == 1 else dy * right
         return required(total(x, y)).expand(shape)
 
-    # An argument that is itself a number as a tensor has its tangent in first place only when it comes first.
+    # Only tensors have tangents: if the first argument is a number, the only tangent is that of the second.
     return Derivative(first if isinstance(call.args[0], Tensor) else lambda dy: dy if right == 1 else dy * right)
 
 
@@ -131,8 +131,8 @@ def _copy(call: Call) -> Derivative:
 
 @rule("cat", "stack")
 def _cat(call: Call) -> Derivative:
-    func, rest, kwargs, pieces = call.func, call.args[1:], call.kwargs, call.args[0]
-    like = [(piece.shape, piece.dtype, piece.device) for piece in pieces]
+    func, rest, kwargs = call.func, call.args[1:], call.kwargs
+    like = [(tensor.shape, tensor.dtype, tensor.device) for tensor in call.args[0]]
 
     def first(*d: Tangent) -> Tensor:
         filled = [
@@ -190,7 +190,7 @@ def _max_along(call: Call) -> Derivative:
 
     def first(d: Tensor) -> Tensor:
         at = indices if keep or d.dim() == 0 else indices.unsqueeze(dim)
-        taken = d.gather(dim, at) if d.dim() else d
-        return taken if keep or d.dim() == 0 else taken.squeeze(dim)
+        selected = d.gather(dim, at) if d.dim() else d
+        return selected if keep or d.dim() == 0 else selected.squeeze(dim)
 
     return Derivative(first)

@@ -1,11 +1,11 @@
-"""Derivatives of the normalisations, and batch normalisation over all workers.
+"""Derivatives of normalisation layers, and batch normalisation over all workers.
 
-With x̂ = (x − μ)·r, r = (σ² + ε)^-½ and the mean taken over the normalised dimensions, a path x' = d, x'' = 0 gives
+With x̂ = (x − μ)·r, r = (σ² + ε)^-½ and means over the normalised dimensions, a path x' = d, x'' = 0 gives
 
     x̂'  = r (d − mean d − x̂ c),        c = mean(x̂ d)
     x̂'' = −2 r c x̂' − r x̂ mean(x̂' (d − mean d))
 
-and for y = w x̂ + b:  y' = w x̂' + w' x̂ + b',  y'' = w x̂'' + 2 w' x̂'.  torch's nested forward mode gets these wrong.
+and for y = w x̂ + b:  y' = w x̂' + w' x̂ + b',  y'' = w x̂'' + 2 w' x̂'.  torch's nested forward mode gives wrong values.
 """
 
 from __future__ import annotations
@@ -29,24 +29,25 @@ Mean = Callable[..., tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Normalised:
-    """x̂ = (x − centre)·r, kept as its parts; `mean` takes tensors of x's shape to means that broadcast against x.
+    """The normalised tensor x̂ = (x − centre)·r, as its factors.
 
     Attributes:
         x: the input.
         centre: μ, to broadcast against x.
         r: (σ² + ε)^-½, to broadcast against x.
-        mean: means over what is normalised together.
-        apart: the dimension along which x falls into parts that are normalised apart, None if there is none.
+        mean: function of tensors in the shape of x; returns their means over the elements that are normalised
+            together, to broadcast against x.
+        chunk_dim: dimension whose slices are normalised independently, or None.
     """
 
     x: Tensor
     centre: Tensor
     r: Tensor
     mean: Mean
-    apart: int | None = None
+    chunk_dim: int | None = None
 
     def value(self) -> Tensor:
-        """The normalised tensor itself."""
+        """x̂."""
         return (self.x - self.centre).mul_(self.r)
 
     def first(self, d: Tensor) -> Tensor:
@@ -69,85 +70,91 @@ class Normalised:
             second = dd - mean_dd
         centred = d - mean_d
         first = torch.addcmul(centred, x_hat, -c).mul_(self.r)
-        (bend,) = self.mean(centred.mul_(first))
+        (c_first,) = self.mean(centred.mul_(first))
         if second is None:
-            second = x_hat * -bend
+            second = x_hat * -c_first
         else:
-            second.addcmul_(x_hat, -(bend + c_dd))
+            second.addcmul_(x_hat, -(c_first + c_dd))
         return x_hat, first, second.addcmul_(first, -2 * c).mul_(self.r)
 
-    def parts(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        """Cut x, and whatever broadcasts against it, into parts small enough to stay in the cache.
+    def chunks(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Divide x, and tensors that broadcast against it, into chunks small enough to stay in the cache.
 
         Yields:
-            A function that cuts one part out of a tensor.
+            A function that takes one chunk of a tensor.
         """
-        size = None if self.apart is None or not self.x.is_contiguous() else self.x.shape[self.apart]
-        step = size and max(1, rules.PART * size // max(1, self.x.numel()))
+        size = None if self.chunk_dim is None or not self.x.is_contiguous() else self.x.shape[self.chunk_dim]
+        step = size and max(1, rules.CHUNK_SIZE * size // max(1, self.x.numel()))
         if size is None or step is None or step >= size:
             yield lambda t: t
             return
         for start in range(0, size, step):
-            yield functools.partial(self._cut, start=start, length=min(step, size - start))
+            yield functools.partial(self._chunk, start=start, length=min(step, size - start))
 
-    def _cut(self, t: Tensor, start: int, length: int) -> Tensor:
-        assert self.apart is not None
-        return t.narrow(self.apart, start, length) if t.shape[self.apart] > 1 else t
+    def _chunk(self, t: Tensor, start: int, length: int) -> Tensor:
+        assert self.chunk_dim is not None
+        return t.narrow(self.chunk_dim, start, length) if t.shape[self.chunk_dim] > 1 else t
 
 
 def _affine(
     normalised: Normalised, weight: Tensor | None, fused: Callable[[Tensor], Tensor] | None = None
 ) -> Derivative:
-    """w x̂ + b for a weight and tangents already shaped to broadcast; `fused` computes w x̂' in one kernel."""
+    """The derivative of w x̂ + b.
+
+    Args:
+        normalised: x̂.
+        weight: w, in a shape that broadcasts against x; None is 1. Tangents come in such shapes too.
+        fused: computes w x̂' in one kernel.
+    """
     x, centre, r = normalised.x, normalised.centre, normalised.r
 
     def first(dx: Tangent, dw: Tangent, db: Tangent) -> Tangent:
         if dx is None:
-            moved = None if dw is None else normalised.value().mul_(dw)
-            return moved if db is None else db if moved is None else moved.add_(db)
-        moved = fused(dx) if fused is not None else normalised.first(dx)
+            tangent = None if dw is None else normalised.value().mul_(dw)
+            return tangent if db is None else db if tangent is None else tangent.add_(db)
+        tangent = fused(dx) if fused is not None else normalised.first(dx)
         if fused is None and weight is not None:
-            moved = moved.mul_(weight)
+            tangent = tangent.mul_(weight)
         if dw is not None:
-            slope = (r * dw).to(moved.dtype)
-            moved = moved.addcmul_(x, slope).sub_(centre * slope)
-        return moved if db is None else moved.add_(db)
+            slope = (r * dw).to(tangent.dtype)
+            tangent = tangent.addcmul_(x, slope).sub_(centre * slope)
+        return tangent if db is None else tangent.add_(db)
 
-    def both(d: Sequence[Tangent], dd: Sequence[Tangent], spare: Sequence[Tangent]) -> tuple[Tangent, Tangent]:
+    def both(d: Sequence[Tangent], dd: Sequence[Tangent], reusable: Sequence[Tangent]) -> tuple[Tangent, Tangent]:
         dx, ddx = d[0], dd[0]
         if dx is None:
             return first(*d), first(*dd) if any(t is not None for t in dd) else None
-        outs = [torch.empty_like(x) if t is None else t for t in spare]
-        for cut in normalised.parts():
-            part = Normalised(cut(x), cut(centre), cut(r), normalised.mean)
-            x_hat, slope, bend = part.both(cut(dx), None if ddx is None else cut(ddx))
-            w, dw, db, ddw, ddb = (None if t is None else cut(t) for t in (weight, d[1], d[2], dd[1], dd[2]))
-            bend = bend if w is None else bend.mul_(w)
-            bend = bend if dw is None else bend.addcmul_(slope, 2 * dw)
-            cut(outs[1]).copy_(_shifted(bend, x_hat, ddw, ddb))
+        outs = [torch.empty_like(x) if t is None else t for t in reusable]
+        for chunk in normalised.chunks():
+            inside = Normalised(chunk(x), chunk(centre), chunk(r), normalised.mean)
+            x_hat, slope, second = inside.both(chunk(dx), None if ddx is None else chunk(ddx))
+            w, dw, db, ddw, ddb = (None if t is None else chunk(t) for t in (weight, d[1], d[2], dd[1], dd[2]))
+            second = second if w is None else second.mul_(w)
+            second = second if dw is None else second.addcmul_(slope, 2 * dw)
+            chunk(outs[1]).copy_(_add_affine(second, x_hat, ddw, ddb))
             slope = slope if w is None else slope.mul_(w)
-            cut(outs[0]).copy_(_shifted(slope, x_hat, dw, db))
+            chunk(outs[0]).copy_(_add_affine(slope, x_hat, dw, db))
         return outs[0], outs[1]
 
     return Derivative(first, both=both)
 
 
-def _shifted(moved: Tensor, x_hat: Tensor, dw: Tangent, db: Tangent) -> Tensor:
-    """moved + dw x̂ + db, written over `moved`."""
-    moved = moved if dw is None else moved.addcmul_(x_hat, dw)
-    return moved if db is None else moved.add_(db)
+def _add_affine(tangent: Tensor, x_hat: Tensor, dw: Tangent, db: Tangent) -> Tensor:
+    """tangent + dw x̂ + db, in place of `tangent`."""
+    tangent = tangent if dw is None else tangent.addcmul_(x_hat, dw)
+    return tangent if db is None else tangent.add_(db)
 
 
-def _arranged(
+def _in_operator_shapes(
     derivative: Derivative, call: Call, weights: Sequence[int], inside: Sequence[int] | None = None
 ) -> Derivative:
-    """The derivative with tangents of (x, weight, bias) given as the operator has them, those absent left out.
+    """The derivative for tangents of (x, weight, bias) in the operator's shapes, without those that are None.
 
     Args:
-        derivative: of x seen in the shape `inside`, and of weight and bias in the shape `weights`.
-        call: the operator.
+        derivative: derivative for x in the shape `inside`, and for weight and bias in the shape `weights`.
+        call: execution of the operator.
         weights: a shape that broadcasts against `inside`.
-        inside: None is the shape of x.
+        inside: the shape of x in `derivative`; None is the operator's.
     """
     present = [
         isinstance(argument, Tensor) for argument in call.args if argument is None or isinstance(argument, Tensor)
@@ -157,25 +164,24 @@ def _arranged(
 
     def split(d: Sequence[Tangent]) -> list[Tangent]:
         given = iter(d)
-        dx, dw, db = (next(given, None) if there else None for there in [*present, False, False][:3])
-        seen = None if dx is None else dx.reshape(inside)
-        return [seen, *(None if t is None else t.view(weights) for t in (dw, db))]
+        dx, dw, db = (next(given, None) if holds else None for holds in [*present, False, False][:3])
+        return [None if dx is None else dx.reshape(inside), *(None if t is None else t.view(weights) for t in (dw, db))]
 
-    def whole(result: Tangent) -> Tangent:
+    def joined(result: Tangent) -> Tangent:
         return None if result is None else result.expand(inside).reshape(outside)
 
     def first(*d: Tangent) -> Tangent:
-        return whole(derivative.first(*split(d)))
+        return joined(derivative.first(*split(d)))
 
     def quadratic(*d: Tangent) -> Tangent:
         assert derivative.quadratic is not None
-        return whole(derivative.quadratic(*split(d)))
+        return joined(derivative.quadratic(*split(d)))
 
-    def both(d: Sequence[Tangent], dd: Sequence[Tangent], spare: Sequence[Tangent]) -> tuple[Tangent, Tangent]:
+    def both(d: Sequence[Tangent], dd: Sequence[Tangent], reusable: Sequence[Tangent]) -> tuple[Tangent, Tangent]:
         assert derivative.both is not None
-        kept = [None if t is None else t.view(inside) for t in spare]
-        slope, bend = derivative.both(split(d), split(dd), kept)
-        return whole(slope), whole(bend)
+        memory = [None if t is None else t.view(inside) for t in reusable]
+        slope, second = derivative.both(split(d), split(dd), memory)
+        return joined(slope), joined(second)
 
     return Derivative(
         first,
@@ -204,20 +210,20 @@ def _batch_norm(call: Call) -> Derivative:
         mean, variance, eps = call.args[3], call.args[4], call.args[7]
         r = torch.rsqrt(variance + eps).view(shape)
         centre = mean.view(shape)
-        return _arranged(_fixed(x, centre, r, scale), call, shape)
+        return _in_operator_shapes(_fixed(x, centre, r, scale), call, shape)
     save_mean, save_r = call.out[1], call.out[2]
     centre, r = save_mean.view(shape), save_r.view(shape)
     dims = [i for i in range(x.dim()) if i != 1]
 
     def fused(d: Tensor) -> Tensor:
-        # The Jacobian of x̂ is symmetric and the weight constant over what is averaged: the backward kernel is J itself.
+        # The Jacobian of x̂ is symmetric and the weight is constant over each mean: the backward kernel computes J·d.
         return aten.native_batch_norm_backward.default(
             d, x, weight, None, None, save_mean, save_r, True, 0.0, [True, False, False]
         )[0]
 
-    normalised = Normalised(x, centre, r, _mean_over(dims), apart=1)
+    normalised = Normalised(x, centre, r, _mean_over(dims), chunk_dim=1)
     inner = _affine(normalised, scale, fused if call.name == "native_batch_norm" else None)
-    return _arranged(inner, call, shape)
+    return _in_operator_shapes(inner, call, shape)
 
 
 def _fixed(x: Tensor, centre: Tensor, r: Tensor, weight: Tensor | None) -> Derivative:
@@ -241,8 +247,8 @@ def _layer_norm(call: Call) -> Derivative:
     dims = list(range(x.dim() - len(shape), x.dim()))
     weights = (*(1,) * dims[0], *shape)
     scale = None if weight is None else weight.view(weights)
-    apart = 0 if dims[0] > 0 else None
-    return _arranged(_affine(Normalised(x, mean, r, _mean_over(dims), apart), scale), call, weights)
+    chunk_dim = 0 if dims[0] > 0 else None
+    return _in_operator_shapes(_affine(Normalised(x, mean, r, _mean_over(dims), chunk_dim), scale), call, weights)
 
 
 @rule("native_group_norm")
@@ -251,8 +257,8 @@ def _group_norm(call: Call) -> Derivative:
     inside, weights = (samples, groups, channels // groups, -1), (1, groups, channels // groups, 1)
     mean, r = (out.view(samples, groups, 1, 1) for out in call.out[1:])
     scale = None if weight is None else weight.view(weights)
-    seen = x.reshape(inside)
-    return _arranged(_affine(Normalised(seen, mean, r, _mean_over([2, 3]), 0), scale), call, weights, seen.shape)
+    x = x.reshape(inside)
+    return _in_operator_shapes(_affine(Normalised(x, mean, r, _mean_over([2, 3]), 0), scale), call, weights, x.shape)
 
 
 # --- batch normalisation over all workers ----------------------------------------------------------------------------
@@ -263,15 +269,14 @@ Sum = Callable[[Tensor], Tensor]
 class SynchronisedBatchNorm(TorchFunctionMode):
     """While entered, ``F.batch_norm`` in training mode uses the statistics of the global batch.
 
-    It serves every module and function that calls it, without rewriting the model. One all-reduce per layer and
-    pass: the sums and
-    sums of squares forward, two sums backward, two for a tangent. (torch's SyncBatchNorm refuses the CPU and has no
-    forward mode.)
+    It replaces the function for every module that calls it, so that models need no change. Each layer takes one
+    all-reduce per pass: of the sums and sums of squares forward, of two sums backward, of two for a tangent. (torch's
+    SyncBatchNorm refuses the CPU and has no forward mode.)
 
     Args:
-        sum_over_workers: all-reduces a tensor in place and returns it.
-        empty: this worker's share has no sample; the one it computes on counts nothing.
-        tape: records the layers if tangents are wanted.
+        sum_over_workers: function that all-reduces a tensor in place and returns it.
+        empty: whether this worker's share has no sample; its blank sample then counts nothing.
+        tape: tape that records the layers, or None.
     """
 
     def __init__(self, sum_over_workers: Sum, *, empty: bool = False, tape: Tape | None = None) -> None:
@@ -282,7 +287,7 @@ class SynchronisedBatchNorm(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Replace batch normalisation in training mode; leave every other function alone."""
+        """Replace batch normalisation in training mode; execute every other function unchanged."""
         if func is F.batch_norm:
             return self._batch_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -310,12 +315,12 @@ class SynchronisedBatchNorm(TorchFunctionMode):
         if running_mean is not None and running_var is not None:
             with torch.no_grad():
                 running_mean.lerp_(statistics.mean.to(running_mean.dtype), momentum)
-                # A single value has the variance 0: the quotient must not be 0 · ∞.
+                # A single value has variance 0: the product must not be 0 · ∞.
                 unbiased = statistics.variance * (statistics.count / (statistics.count - 1).clamp(min=1))
                 running_var.lerp_(unbiased.to(running_var.dtype), momentum)
         if self.tape is not None and any(slot is not None for slot in slots):
             derivative = self._derivative(input, weight, bias, statistics)
-            self.tape.record("batch_norm", slots, out, derivative, own=True)
+            self.tape.record("batch_norm", slots, out, derivative, custom=True)
         return out
 
     def _normalise(
@@ -327,8 +332,8 @@ class SynchronisedBatchNorm(TorchFunctionMode):
     def _statistics(self, x: Tensor, eps: float, shift: Tensor | None) -> _Statistics:
         """Mean and variance of every channel over the samples of all workers, in one all-reduce.
 
-        Each worker sends its own mean and centred squares (Chan et al. 1983), the means relative to a number that all
-        workers share (the running mean), since E[x²] − E[x]² would lose digits.
+        Each worker sends its own mean and centred squares (Chan et al. 1983), because E[x²] − E[x]² would lose digits.
+        The means are relative to the running mean, which all workers share.
         """
         dims = [i for i in range(x.dim()) if i != 1]
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
@@ -351,12 +356,12 @@ class SynchronisedBatchNorm(TorchFunctionMode):
         call = Call(None, "batch_norm", (x, weight, bias), {}, [])
         scale = None if weight is None else weight.detach().view(shape)
         means = self.workers.means(statistics.count, shape)
-        return _arranged(_affine(Normalised(x, centre, r, means), scale), call, shape)
+        return _in_operator_shapes(_affine(Normalised(x, centre, r, means), scale), call, shape)
 
 
 @dataclass(frozen=True)
 class _Workers:
-    """What the graph keeps of the mode. It must not keep the tape, which keeps the graph: nothing would be freed."""
+    """The collective operation that a graph keeps. A reference to the tape, which keeps the graph, would be a cycle."""
 
     sum_over_workers: Sum
     empty: bool
@@ -375,9 +380,14 @@ class _Workers:
         return mean
 
 
+@dataclass(frozen=True)
 class _Statistics:
-    def __init__(self, mean: Tensor, variance: Tensor, r: Tensor, count: Tensor) -> None:
-        self.mean, self.variance, self.r, self.count = mean, variance, r, count
+    """μ, σ², r and the number of values of each channel, over all workers."""
+
+    mean: Tensor
+    variance: Tensor
+    r: Tensor
+    count: Tensor
 
 
 class _Normalise(torch.autograd.Function):
@@ -398,7 +408,7 @@ class _Normalise(torch.autograd.Function):
         scale = statistics.r if weight is None else statistics.r * weight
         shift = -statistics.mean * scale
         shift = shift if bias is None else shift + bias
-        # Half-precision inputs in float32, as torch's own kernels do: μ rounded to bfloat16 would move every sample.
+        # Half-precision inputs in float32, as in torch's kernels: μ rounded to bfloat16 would shift every sample.
         return torch.addcmul(shift.view(shape), x.to(shift.dtype), scale.view(shape)).to(x.dtype)
 
     @staticmethod
@@ -415,5 +425,5 @@ class _Normalise(torch.autograd.Function):
         mean_g, mean_through = ctx.workers.means(ctx.statistics.count, shape)(g, through)
         scale = r if weight is None else r * weight.view(shape)
         grad_x = (scale * (g - mean_g - x_hat * mean_through)).to(x.dtype)
-        # A worker without samples computes on a stand-in, which must not receive the others' means.
+        # The blank sample of a worker without samples must not receive the other workers' means.
         return torch.zeros_like(grad_x) if ctx.workers.empty else grad_x, grad_weight, grad_bias, None, None

@@ -29,8 +29,18 @@ def _product(
     dy: Callable[..., Tangent],
     additive: Callable[..., Tangent] = lambda *_: None,
 ) -> Derivative:
-    """x·y (+ a linear term): first = ẋ·y + x·ẏ, quadratic = 2 ẋ·ẏ; `dx`, `dy` pick the tangents out of all of them."""
-    left = x if call.active[-1] else None  # what no tangent will be multiplied with need not be kept
+    """x·y (+ a linear term): first = ẋ·y + x·ẏ, quadratic = 2 ẋ·ẏ.
+
+    Args:
+        call: execution of the operator.
+        multiply: the product, linear in both arguments.
+        x: left factor.
+        y: right factor.
+        dx: function that selects ẋ from all tangents.
+        dy: function that selects ẏ from all tangents.
+        additive: function that returns the tangent of the linear term from all tangents.
+    """
+    left = x if call.active[-1] else None  # without ẏ, x is not needed and can be freed
 
     def first(*d: Tangent) -> Tangent:
         u, v = dx(*d), dy(*d)
@@ -106,7 +116,7 @@ def _div(call: Call) -> Derivative:
         return Derivative(lambda d, *_: (d / y).expand(shape))
 
     def first(dx: Tangent, dy: Tangent) -> Tensor:
-        # x / y anew: the model may write over the quotient, which torch's backward does not read.
+        # x / y again: the model may overwrite the quotient, which torch's backward pass does not read.
         return required(total(dx, None if dy is None else dy * -(x / y))) / y
 
     def quadratic(dx: Tangent, dy: Tangent) -> Tangent:

@@ -1,4 +1,4 @@
-"""One recorded operator applied to tangents: f' and f'' out of d and dd, in as little memory as is safe."""
+"""Propagation of tangents through one recorded operator: f' and f'' from d and dd, in place where that is safe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ Tangents = dict[int, Tensor]  # by slot
 
 @dataclass(frozen=True)
 class Step:
-    """One recorded operator: the slots that it reads and writes, and its derivative at the point."""
+    """One recorded operator.
+
+    Attributes:
+        name: name of the operator.
+        inputs: slots of its tensor arguments; None where no tangent arrives.
+        outputs: slots of its outputs; None for those without tangents.
+        dtypes: dtypes of its outputs.
+        derivative: its derivative at the point.
+    """
 
     name: str
     inputs: tuple[int | None, ...]
@@ -26,44 +34,44 @@ class Step:
 
 
 def start(slots: Sequence[int], tangents: Sequence[Tangent]) -> Tangents:
-    """The tangents of the parameters, which are never written over.
+    """The tangents of the parameters, which are never overwritten.
 
     Raises:
         ValueError: there are more or fewer tangents than parameters.
     """
     if len(slots) != len(tangents):
         raise ValueError(f"a direction has one tensor for each of the {len(slots)} parameters, not {len(tangents)}")
-    # Views, so that the caller's own tensors keep each storage from counting as spare.
+    # Views: the caller's tensors share each storage, so that none counts as reusable.
     return {slot: tangent.detach() for slot, tangent in zip(slots, tangents, strict=True) if tangent is not None}
 
 
-def incoming(step: Step, table: Tangents, dying: Sequence[int]) -> list[Tangent]:
-    """The tangents of a step's inputs; those of `dying` slots leave the table."""
+def incoming(step: Step, table: Tangents, last_reads: Sequence[int]) -> list[Tangent]:
+    """The tangents of a step's inputs; those in the slots `last_reads` are removed from the table."""
     found = [None if slot is None else table.get(slot) for slot in step.inputs]
-    for slot in dying:
+    for slot in last_reads:
         table.pop(slot, None)
     return found
 
 
 def push(step: Step, d: list[Tangent], first: Tangents) -> None:
-    """f' into the table."""
+    """Compute f' and store it in the table."""
     if any(tangent is not None for tangent in d):
         _store(step, step.derivative.first(*d), first, d)
 
 
 def push_both(
-    step: Step, d: list[Tangent], dd: list[Tangent], first: Tangents, second: Tangents, dying: Sequence[int]
+    step: Step, d: list[Tangent], dd: list[Tangent], first: Tangents, second: Tangents, last_reads: Sequence[int]
 ) -> None:
-    """f' and f'' into their tables. `d` and `dd` are emptied as soon as they have served."""
+    """Compute f' and f'' and store them in their tables; the list `d` is emptied early, to free its tensors."""
     derivative = step.derivative
     if all(tangent is None for tangent in d):
         return
     if derivative.both is not None:
-        dead = bool(step.inputs) and step.inputs[0] in dying
-        spare = [t if dead and t is not None and alone(t) else None for t in (d[0], dd[0])]
-        slope, bend = derivative.both(d, dd, spare)
+        last_read = bool(step.inputs) and step.inputs[0] in last_reads
+        reusable = [t if last_read and t is not None and owns_memory(t) else None for t in (d[0], dd[0])]
+        slope, curvature = derivative.both(d, dd, reusable)
         _store(step, slope, first, d)
-        _store(step, bend, second, dd)
+        _store(step, curvature, second, dd)
         return
     quadratic = derivative.quadratic(*d) if derivative.quadratic is not None else None
     _store(step, derivative.first(*d), first, d)
@@ -74,35 +82,35 @@ def push_both(
 
 
 def _store(step: Step, values: Any, table: Tangents, given: Sequence[Tangent]) -> None:
-    """Keep the tangents of an operator's outputs, in the outputs' dtypes (autocast mixes those of its inputs)."""
+    """Store the tangents of an operator's outputs, in the outputs' dtypes (autocast mixes those of its inputs)."""
     several = values if isinstance(values, tuple) else (values,)
     for slot, dtype, value in zip(step.outputs, step.dtypes, several, strict=False):
         if slot is not None and value is not None:
-            kept = value.to(dtype)
-            # One tensor under two slots would not count twice in its storage.
-            table[slot] = kept.detach() if any(kept is other for other in given) else kept
+            tangent = value.to(dtype)
+            # A view, where one tensor would stand under two slots: only tensors are counted as users of a storage.
+            table[slot] = tangent.detach() if any(tangent is other for other in given) else tangent
 
 
 def _sum(linear: Any, quadratic: Any) -> Any:
-    """Their sum, in the memory of `quadratic` where it has one of its own."""
+    """Their sum, in the memory of `quadratic` if no other tensor uses it."""
     if isinstance(linear, tuple) or isinstance(quadratic, tuple):
         left, right = linear or (None,) * len(quadratic), quadratic or (None,) * len(linear)
         return tuple(_sum(x, y) for x, y in zip(left, right, strict=True))
     if linear is None or quadratic is None:
         return quadratic if linear is None else linear
-    if linear.shape == quadratic.shape and linear.dtype == quadratic.dtype and alone(quadratic):
+    if linear.shape == quadratic.shape and linear.dtype == quadratic.dtype and owns_memory(quadratic):
         return quadratic.add_(linear)
     return linear + quadratic
 
 
-def alone(tensor: Tensor) -> bool:
-    """Whether this is the only tensor on its memory, and each of its elements has a place of its own."""
+def owns_memory(tensor: Tensor) -> bool:
+    """Whether no other tensor uses this one's storage and no two of its elements share memory."""
     if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
         return False
     storage = tensor.untyped_storage()
-    # One count for the tensor, one for `storage`.
-    return storage.nbytes() == tensor.numel() * tensor.itemsize and _uses(storage) == 2
+    # Two references: the tensor and `storage`.
+    return storage.nbytes() == tensor.numel() * tensor.itemsize and _references(storage) == 2
 
 
-def _uses(storage: torch.UntypedStorage) -> int:
+def _references(storage: torch.UntypedStorage) -> int:
     return int(torch._C._storage_Use_Count(storage._cdata))

@@ -1,17 +1,17 @@
-"""One rule for each operator: its derivative at a point, and its second derivative along a direction.
+"""One rule per operator: its derivative at a point, and its second derivative along a direction.
 
 A :class:`Derivative` holds two functions of the tangents of the operator's tensor arguments (None is zero):
 
 - ``first(*d)`` = Df·d, linear;
 - ``quadratic(*d)`` = D²f[d, d]; None for operators that are linear.
 
-so that along a path with x' = d and x'' = dd the output has f' = first(d) and f'' = first(dd) + quadratic(d). Where
-both together cost less memory or time than one after the other, a third function gives them at once.
+Along a path with x' = d and x'' = dd, the output has f' = first(d) and f'' = first(dd) + quadratic(d). Where computing
+both at once costs less memory or time, a third function does.
 
 Four families cover nearly everything: linear operators (:mod:`~raycurv.curvature.linear`), products
 (:mod:`~raycurv.curvature.products`), element-wise functions (:mod:`~raycurv.curvature.elementwise`) and normalisations
-(:mod:`~raycurv.curvature.norms`). An operator without a rule falls back on torch's own forward mode for the first
-derivative and on reverse mode for the second, because torch's nested forward mode is silently wrong for some layers.
+(:mod:`~raycurv.curvature.norms`). An operator without a rule falls back on torch's forward mode for the first
+derivative, and on reverse mode for the second: torch's nested forward mode gives wrong values for some layers.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Tangent = Tensor | None
 Both = Callable[[Sequence[Tangent], Sequence[Tangent], Sequence[Tangent]], tuple[Any, Any]]
 
 
-# Numbers that are worked on at a time where one layer would need several temporaries of its own size: 256 KB of
-# float32 stay in the cache.
-PART = 1 << 16
+# Elements per chunk, where one layer would need several temporaries of its own size: 256 KB of float32 stay in the
+# cache.
+CHUNK_SIZE = 1 << 16
 
 
 class UnsupportedOperator(NotImplementedError):
-    """An operator has no derivative rule here nor a forward-mode rule in torch; the message names it."""
+    """An operator has neither a derivative rule here nor a forward-mode rule in torch; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,12 @@ class Derivative:
     """The derivative of one operator at a point.
 
     Attributes:
-        first: tangents of the tensor arguments to the tangent (or tuple of tangents) of the outputs.
-        quadratic: tangents to D²f[d, d], in memory of its own; None where the operator is linear.
-        both: (d, dd, spare) to (f', f''), in place of the two above. `spare` are two tensors that may be written over
-            and returned, those of the first tensor argument in d and dd, or None where they are still needed.
+        first: function of the tangents of the tensor arguments; returns the tangent (or tuple of tangents) of the
+            outputs.
+        quadratic: function of the same tangents; returns D²f[d, d] in memory of its own. None if the operator is
+            linear.
+        both: function of (d, dd, reusable); returns (f', f'') in place of the two functions above. `reusable` holds
+            the first tensor argument's tangents in d and dd if they may be overwritten and returned, else None.
     """
 
     first: Callable[..., Any]
@@ -59,7 +61,16 @@ class Derivative:
 
 @dataclass
 class Call:
-    """One execution of an operator: its arguments, which of its tensors carry tangents, and what came out."""
+    """One execution of an operator.
+
+    Attributes:
+        func: overload of the operator.
+        name: name of the operator, without the underscore of an in-place form.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        active: whether each of the tensors among `args` may carry a tangent.
+        out: tensor or tuple of tensors that the operator returned.
+    """
 
     func: Any
     name: str
@@ -75,7 +86,12 @@ _KEEPS_INPUT: set[str] = set()
 
 
 def rule(*names: str, keeps_input: bool = False) -> Callable[[Rule], Rule]:
-    """Register a rule for operators by name; `keeps_input` if it needs the first argument as it was before the call."""
+    """Register a rule for operators by name.
+
+    Args:
+        *names: names of operators.
+        keeps_input: whether the rule needs the first argument as it was before the call.
+    """
 
     def register(function: Rule) -> Rule:
         for name in names:
@@ -94,7 +110,7 @@ def derivative(call: Call) -> Derivative:
 
 
 def keeps_input(call: Call) -> bool:
-    """Whether the rule needs the first argument's values, so that an in-place operator needs a copy."""
+    """Whether the rule needs the first argument's values, so that an in-place operator needs a copy of it."""
     if call.name in ("mul", "div"):
         return len(call.active) > 1 and call.active[1]
     return call.name in _KEEPS_INPUT or call.name not in RULES
@@ -112,7 +128,7 @@ def tensors_of(args: Sequence[Any]) -> list[Tensor]:
 
 
 def total(*terms: Tangent) -> Tangent:
-    """The sum of the terms that are there."""
+    """The sum of the terms that are not None."""
     result: Tangent = None
     for term in terms:
         if term is not None:
@@ -120,28 +136,31 @@ def total(*terms: Tangent) -> Tangent:
     return result
 
 
-# --- operators without a rule: torch's own derivatives ---------------------------------------------------------------
+# --- operators without a rule: torch's derivatives -------------------------------------------------------------------
 
 
 @rule("_weight_norm_interface")
 def _weight_norm(call: Call) -> Derivative:
-    def written_out(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    def composite(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
         return v * (g / torch.norm_except_dim(v, 2, dim))
 
-    return generic(call, written_out)  # torch's own has no forward mode and a wrong second derivative
+    return generic(call, composite)  # the fused operator has no forward mode and a wrong second derivative
 
 
-def generic(call: Call, equal: Callable[..., Any] | None = None) -> Derivative:
-    """Forward mode for the first derivative, reverse mode twice where torch has none.
+def generic(call: Call, equivalent: Callable[..., Any] | None = None) -> Derivative:
+    """Torch's derivatives: forward mode for the first, or reverse mode twice where torch has no forward mode.
 
-    For the second derivative, reverse mode three times, which is slow and right. `equal` is a function that computes
-    the same as the operator and is differentiated in its place.
+    The second derivative takes reverse mode three times, which is slow and exact.
+
+    Args:
+        call: execution of the operator.
+        equivalent: function that computes the same as the operator and is differentiated in its place.
 
     Raises:
         UnsupportedOperator: torch has neither rule, or the operator draws random numbers.
     """
-    func = equal or out_of_place(call)
-    # Not the call itself, whose output would be kept with it.
+    func = equivalent or out_of_place(call)
+    # The call itself would keep its output alive.
     args, kwargs, active, operator = call.args, call.kwargs, list(call.active), call.func
 
     def evaluate(*tensors: Tensor) -> Any:
@@ -192,7 +211,7 @@ def generic(call: Call, equal: Callable[..., Any] | None = None) -> Derivative:
 
 @functools.cache
 def _load_forward_mode() -> None:
-    """Torch compiles some of its forward-mode rules at the first use, by a function that it has itself deprecated."""
+    """Import torch's compiled forward-mode rules without the deprecation warning that the import raises."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         importlib.import_module("torch._decomp.decompositions_for_jvp")
@@ -236,15 +255,15 @@ def _second_derivative(out: Any, xs: list[Tensor], d: list[Any]) -> Tangent:
     slope = _along(out, xs, d)
     if slope is None or not slope.requires_grad:
         return None
-    bend = _along(slope, xs, d)
-    return None if bend is None else bend.detach()
+    second = _along(slope, xs, d)
+    return None if second is None else second.detach()
 
 
 def required(tangent: Tangent) -> Tensor:
-    """The tangent that must be there.
+    """The tangent, which must not be None.
 
     Raises:
-        RuntimeError: it is not: a rule was asked although no tangent reaches its operator.
+        RuntimeError: it is None: no tangent reaches the operator.
     """
     if tangent is None:
         raise RuntimeError("an operator was asked for its derivative without any tangent")
@@ -252,15 +271,15 @@ def required(tangent: Tangent) -> Tensor:
 
 
 def out_of_place(call: Call) -> Any:
-    """The operator itself, or its form that writes nothing.
+    """The operator, or the out-of-place form of an in-place operator.
 
     Raises:
-        UnsupportedOperator: it has none.
+        UnsupportedOperator: it has no out-of-place form.
     """
     func = call.func
     if not func._schema.is_mutable:
         return func
-    if call.name == "transpose":  # the only one whose overloads have other names
+    if call.name == "transpose":  # its in-place and out-of-place overloads differ in name
         return aten.transpose.int
     functional = getattr(getattr(torch.ops, func.namespace), call.name, None)
     if functional is None or not hasattr(functional, func._overloadname):

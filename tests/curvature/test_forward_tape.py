@@ -1,4 +1,4 @@
-"""Derivatives pushed while the forward pass runs: those of the recorded tape, in a fraction of its memory."""
+"""Derivatives during the forward pass equal those of a recorded tape, in a fraction of its memory."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.curvature.test_rules import LAYERS, problem
 
 
 def both(model, x, parameters, direction):
-    """Outputs' first and second derivatives by a recorded tape and by one that keeps nothing."""
+    """First and second derivatives of the outputs by a Tape and by a ForwardTape."""
     with sdpa_kernel(SDPBackend.MATH):
         recorded, forward = Tape(parameters), ForwardTape(parameters, direction)
         for tape in (recorded, forward):
@@ -35,17 +35,17 @@ def test_pushes_what_the_recorded_tape_does(name):
     direction = [torch.randn_like(p) for p in parameters]
     before = [d.clone() for d in direction]
     assert_equal(*both(model, x, parameters, direction))
-    assert all(torch.equal(d, b) for d, b in zip(direction, before, strict=True)), "the direction was written over"
+    assert all(torch.equal(d, b) for d, b in zip(direction, before, strict=True)), "the direction was overwritten"
 
 
 @pytest.mark.parametrize(
     "name", ["batch-norm", "batch-norm-1d", "layer-norm", "group-norm", "tanh", "softplus", "gelu"]
 )
-def test_layers_are_the_same_part_by_part(name, monkeypatch):
+def test_layers_are_the_same_in_small_chunks(name, monkeypatch):
     model, x, parameters = problem(name)
     direction = [torch.randn_like(p) for p in parameters]
     whole, _ = both(model, x, parameters, direction)
-    monkeypatch.setattr(rules, "PART", 7)
+    monkeypatch.setattr(rules, "CHUNK_SIZE", 7)
     for found in both(model, x, parameters, direction):
         assert_equal(whole, found)
 
