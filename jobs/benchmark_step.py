@@ -49,7 +49,7 @@ def main(benchmark: Benchmark) -> None:
         for cost in step_cost.measure(network, subjects, rounds=benchmark.rounds, device=benchmark.device):
             costs.append(cost)
             print(cost.text, flush=True)
-    print(f"\nOperations / wall time / peak memory, as ratios to SGD\n\n{step_cost.markdown(costs)}")
+    print(f"\nOperations / wall time / peak memory, as ratios to SGD\n\n{step_cost.to_markdown(costs)}")
     if benchmark.output is not None:
         step_cost_tracking.write(costs, benchmark.output)
     if benchmark.tracking_uri is not None or benchmark.experiment is not None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from raycurv.arguments import format_settings
 from raycurv.benchmarks import learning_rate_halving, table1
-from raycurv.recipes import papers, registry
+from raycurv.recipes import papers
 from raycurv.recipes.study import Axes
 from raycurv.recipes.table import Table, TableEntry
+from raycurv.results import table_formats
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def get(name: str) -> Table | Measured:
 def listing() -> str:
     """All tables with paper, number, runs and what is trained, one a line."""
     head = ("table", "paper", "shows", "runs", "printed", "recipes")
-    return registry.aligned(head, [_line(table) for table in TABLES.values()])
+    return table_formats.aligned(head, [_line(table) for table in TABLES.values()])
 
 
 def _line(table: Table | Measured) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from raycurv.models.mlp import mlp
 from raycurv.models.transformer import transformer
 from raycurv.objective import Objective
 from raycurv.objective.losses import mean_squared_error, word_cross_entropy
+from raycurv.results import table_formats
 from raycurv.train.averaging import AveragedWeights
 from raycurv.train.configuration import Setting
 
@@ -290,7 +291,7 @@ def to_markdown(
     A value of several seeds counts with their mean.
     """
     used = [problem for problem in problems if any(o.problem == problem.name for o in outcomes)]
-    lines = [f"| | {' | '.join(problem.name for problem in used)} |", "|---" * (len(used) + 1) + "|"]
+    rows = []
     for entry in entries:
         cells = []
         for problem in used:
@@ -301,8 +302,8 @@ def to_markdown(
             )
             cells.append(_cell(raw, averaged, entry.tuned) if mine else "–")
         if set(cells) != {"–"}:
-            lines.append(f"| {entry.label} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            rows.append([entry.label, *cells])
+    return table_formats.markdown(["", *(problem.name for problem in used)], rows) + "\n"
 
 
 def _cell(raw: list[float], averaged: list[float], tuned: bool) -> str:

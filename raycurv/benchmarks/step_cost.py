@@ -10,8 +10,6 @@
 from __future__ import annotations
 
 import ast
-import csv
-import io
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +34,7 @@ from raycurv.models.transformer import transformer
 from raycurv.models.vgg import vgg
 from raycurv.objective import Batch, Objective
 from raycurv.objective.losses import word_counts, word_cross_entropy
+from raycurv.results import table_formats
 
 BASELINE = "sgd"
 Loss = str | Callable[[Tensor, Tensor], Tensor]
@@ -336,23 +335,20 @@ def _workload(name: str) -> Workload:
     return WORKLOADS[name]
 
 
-def markdown(costs: Sequence[StepCost]) -> str:
+def to_markdown(costs: Sequence[StepCost]) -> str:
     """The costs as a table: networks as columns, operations / wall time / peak memory in each field."""
     networks = list(dict.fromkeys(cost.workload for cost in costs))
-    found = {(cost.subject, cost.workload): cost.ratios for cost in costs}
-    rows = ["| one step | " + " | ".join(networks) + " |", "|---" * (len(networks) + 1) + "|"]
-    for subject in dict.fromkeys(cost.subject for cost in costs):
-        fields = [found.get((subject, network), "–") for network in networks]
-        rows.append(f"| {subject} | " + " | ".join(fields) + " |")
-    reasons = dict.fromkeys(f"{cost.subject} on {cost.workload}: {cost.skipped}" for cost in costs if cost.skipped)
-    return "\n".join([*rows, *(["", "Skipped:", ""] if reasons else []), *(f"- {reason}" for reason in reasons)])
+    ratios = {(cost.subject, cost.workload): cost.ratios for cost in costs}
+    subjects = dict.fromkeys(cost.subject for cost in costs)
+    rows = [[subject, *(ratios.get((subject, network), "–") for network in networks)] for subject in subjects]
+    table = table_formats.markdown(["one step", *networks], rows)
+    reasons = dict.fromkeys(f"- {cost.subject} on {cost.workload}: {cost.skipped}" for cost in costs if cost.skipped)
+    return "\n".join([table, *(["", "Skipped:", "", *reasons] if reasons else [])])
 
 
 def to_csv(costs: Sequence[StepCost]) -> str:
     """The costs as comma-separated values, one row for each network and subject."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["network", "subject", "operations", "seconds", "memory", "skipped"])
-    for c in costs:
-        writer.writerow([c.workload, c.subject, c.operations, c.seconds, c.memory, c.skipped])
-    return text.getvalue()
+    return table_formats.comma_separated(
+        ("network", "subject", "operations", "seconds", "memory", "skipped"),
+        ((c.workload, c.subject, c.operations, c.seconds, c.memory, c.skipped) for c in costs),
+    )

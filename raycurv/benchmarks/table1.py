@@ -6,8 +6,6 @@ decides start, data and noise. First-order methods take the best point of the pa
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +16,7 @@ from raycurv import optim
 from raycurv.arguments import format_settings
 from raycurv.benchmarks import batched_grid_search
 from raycurv.models.small_problems import Problem, RahimiRechtProblem, problems
+from raycurv.results import table_formats
 
 TOLERANCE = 1e-4
 
@@ -207,22 +206,27 @@ def _grid_cell(
 def to_markdown(measured: Sequence[Table1Cell]) -> str:
     """The table: measured, and the paper's entry in brackets."""
     columns = list(dict.fromkeys(cell.column for cell in measured))
-    by_place = {(cell.row, cell.column): cell for cell in measured}
-    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for row in dict.fromkeys(cell.row for cell in measured):
-        found = [by_place.get((row, column)) for column in columns]
-        texts = ["–" if cell is None else cell.text() + (f" [{cell.paper}]" if cell.paper else "") for cell in found]
-        lines.append(f"| {row} | {' | '.join(texts)} |")
-    return "\n".join(lines) + "\n"
+    texts = {(cell.row, cell.column): cell.text() + (f" [{cell.paper}]" if cell.paper else "") for cell in measured}
+    rows = dict.fromkeys(cell.row for cell in measured)
+    cells = [[row, *(texts.get((row, column), "–") for column in columns)] for row in rows]
+    return table_formats.markdown(["", *columns], cells) + "\n"
 
 
 def to_csv(measured: Sequence[Table1Cell]) -> str:
     """One line for each entry."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["optimizer", "problem", "mean", "deviation", "failed", "runs", "settings", "paper"])
-    for cell in measured:
-        settings = format_settings(cell.settings)
-        numbers = [f"{cell.mean:.4g}", f"{cell.deviation:.4g}", cell.failed, cell.runs]
-        writer.writerow([cell.row, cell.column, *numbers, settings, cell.paper])
-    return text.getvalue()
+    return table_formats.comma_separated(
+        ("optimizer", "problem", "mean", "deviation", "failed", "runs", "settings", "paper"),
+        (
+            (
+                cell.row,
+                cell.column,
+                f"{cell.mean:.4g}",
+                f"{cell.deviation:.4g}",
+                cell.failed,
+                cell.runs,
+                format_settings(cell.settings),
+                cell.paper,
+            )
+            for cell in measured
+        ),
+    )

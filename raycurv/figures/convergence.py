@@ -9,14 +9,12 @@ which converges where 3/2·βh − 1 < ρ < 1 + βh (eq. 39), by the factor max 
 
 from __future__ import annotations
 
-import csv
-import io
-
 import numpy as np
 from numpy.typing import NDArray
 
 from raycurv.figures import style
 from raycurv.figures.rendered import RenderedFigure
+from raycurv.results import table_formats
 from raycurv.results.histories import Array
 
 _STEPS, _MOMENTA = 1.6, 1.6  # the largest βh and ρ of the figure
@@ -66,8 +64,7 @@ def draw(points: int = 257) -> RenderedFigure:
         "runs. White: no convergence. With several eigenvalues, each must lie inside at its own βh."
     )
     rows = zip(step.ravel().tolist(), momentum.ravel().tolist(), found.ravel().tolist(), strict=True)
-    data = io.StringIO()
-    writer = csv.writer(data, lineterminator="\n")
-    writer.writerows([("beta_h", "rho", "rate"), *(tuple(f"{x:.6g}" for x in row) for row in rows)])
+    numbers = ([f"{value:.6g}" for value in row] for row in rows)
+    data = table_formats.comma_separated(("beta_h", "rho", "rate"), numbers)
     title, handles = "Region of convergence for fixed ρ and β", (lower, upper, widest)
-    return RenderedFigure("convergence", title, figure, 4.6, handles, text, (), data.getvalue())
+    return RenderedFigure("convergence", title, figure, 4.6, handles, text, (), data)

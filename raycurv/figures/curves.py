@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from raycurv.figures import style
-from raycurv.results import binning, histories
+from raycurv.results import binning, histories, table_formats
 from raycurv.results.binning import Reduction, Spread
 from raycurv.results.histories import Array, RunHistory
 from raycurv.results.outcomes import Outcome
@@ -333,9 +331,7 @@ def save(found: Sequence[Series], metric: str, folder: Path, axis: Axis = "epoch
 
 def comma_separated(found: Sequence[Series], axis: Axis = "epoch") -> str:
     """The numbers of all lines."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["series", axis, "mean", "low", "high"])
-    for line in found:
-        writer.writerows((line.name, *numbers) for numbers in zip(line.x, line.mean, line.low, line.high, strict=True))
-    return text.getvalue()
+    rows = (
+        (line.name, *numbers) for line in found for numbers in zip(line.x, line.mean, line.low, line.high, strict=True)
+    )
+    return table_formats.comma_separated(("series", axis, "mean", "low", "high"), rows)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +9,7 @@ import numpy as np
 from raycurv.benchmarks.memory import MemoryTrace
 from raycurv.figures import style
 from raycurv.figures.rendered import RenderedFigure
+from raycurv.results import table_formats
 
 _HEIGHT = 3.0  # inches of a panel
 
@@ -61,9 +60,5 @@ def draw(found: Sequence[MemoryTrace]) -> RenderedFigure:
 
 
 def _data(found: Sequence[MemoryTrace]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["network", "series", "operations", "seconds", "bytes"])
-    for r in found:
-        writer.writerows((r.workload, r.subject, *row) for row in zip(r.operations, r.seconds, r.bytes, strict=True))
-    return text.getvalue()
+    rows = ((r.workload, r.subject, *row) for r in found for row in zip(r.operations, r.seconds, r.bytes, strict=True))
+    return table_formats.comma_separated(("network", "series", "operations", "seconds", "bytes"), rows)

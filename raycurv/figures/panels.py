@@ -5,8 +5,6 @@ What is drawn says under itself what its lines and bands are, how many runs ther
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import numpy as np
 from raycurv.figures import curves, style
 from raycurv.figures.curves import DECAY, Series, View
 from raycurv.figures.rendered import RenderedFigure
+from raycurv.results import table_formats
 from raycurv.results.histories import RunHistory
 
 if TYPE_CHECKING:
@@ -287,19 +286,19 @@ _REDUCTIONS = {
 
 
 def _data(cells: Sequence[Sequence[_Cell]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["metric", "column", "series", "axis", "x", "q05", "low", "middle", "high", "q95", "runs", "failed"]
-    )
-    for cell in (cell for row in cells for cell in row):
-        for line in cell.lines:
-            outer = [side or [""] * len(line.x) for side in line.outer]
-            for x, bottom, low, middle, high, top in zip(
-                line.x, outer[0], line.low, line.mean, line.high, outer[1], strict=True
-            ):
-                place = [cell.view.label, cell.column, line.name, cell.view.axis, x]
-                writer.writerow([*place, bottom, low, middle, high, top, line.runs, line.failed])
-        for mark in cell.marks:
-            writer.writerow([cell.view.label, cell.column, "mark", "epoch", mark, *[""] * 7])
-    return text.getvalue()
+    head = ("metric", "column", "series", "axis", "x", "q05", "low", "middle", "high", "q95", "runs", "failed")
+    return table_formats.comma_separated(head, (values for row in cells for cell in row for values in _values(cell)))
+
+
+def _values(cell: _Cell) -> Iterator[tuple[object, ...]]:
+    """The points of a panel's lines, then its marks.
+
+    Yields:
+        The columns of the data.
+    """
+    for line in cell.lines:
+        q05, q95 = (side or ("",) * len(line.x) for side in line.outer)
+        for x, *levels in zip(line.x, q05, line.low, line.mean, line.high, q95, strict=True):
+            yield cell.view.label, cell.column, line.name, cell.view.axis, x, *levels, line.runs, line.failed
+    for mark in cell.marks:
+        yield cell.view.label, cell.column, "mark", "epoch", mark, *[""] * 7

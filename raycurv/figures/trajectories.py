@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +10,7 @@ import numpy as np
 from raycurv.benchmarks.trajectories import Trajectory
 from raycurv.figures import style
 from raycurv.figures.rendered import RenderedFigure
+from raycurv.results import table_formats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,10 +82,9 @@ def _way(ways: Axes, losses: Axes, trajectory: Trajectory, look: dict[str, Any])
 
 
 def _data(found: Sequence[Trajectory]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["problem", "series", "step", "u", "v", "loss"])
-    for t in found:
-        for step, ((u, v), loss) in enumerate(zip(t.points, t.losses, strict=True)):
-            writer.writerow([t.problem, t.subject, step, u, v, loss])
-    return text.getvalue()
+    rows = (
+        (t.problem, t.subject, step, u, v, loss)
+        for t in found
+        for step, ((u, v), loss) in enumerate(zip(t.points, t.losses, strict=True))
+    )
+    return table_formats.comma_separated(("problem", "series", "step", "u", "v", "loss"), rows)

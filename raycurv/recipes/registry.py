@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from raycurv.results import table_formats
 from raycurv.train.configuration import Component, RunConfig
 
 Recipe = Callable[..., RunConfig]
@@ -135,14 +136,7 @@ def listing() -> str:
         (e.name, e.paper, e.shows, e.data, e.network, str(e.epochs), _operations(e.operations))
         for e in registered_recipes()
     ]
-    return aligned(head, rows)
-
-
-def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as text, its columns as wide as their longest cells."""
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
-    return "\n".join(line.rstrip() for line in lines)
+    return table_formats.aligned(head, rows)
 
 
 def _operations(number: float) -> str:

@@ -7,9 +7,9 @@ trains them one after the other, ``--list`` shows them below the recipes.
 from __future__ import annotations
 
 from raycurv.arguments import unknown
-from raycurv.recipes import registry
 from raycurv.recipes.papers import STUDIES
 from raycurv.recipes.study import Study
+from raycurv.results import table_formats
 
 __all__ = ["STUDIES", "get", "listing"]
 
@@ -27,7 +27,7 @@ def get(name: str) -> Study:
 
 def listing() -> str:
     """All studies as a table, one a line."""
-    return registry.aligned(
+    return table_formats.aligned(
         ("study", "paper", "shows", "runs", "optimizers"),
         [(s.name, s.paper, s.shows, str(len(s)), " ".join(s.optimizers)) for s in STUDIES.values()],
     )

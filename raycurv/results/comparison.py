@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from raycurv.results import table_formats
 from raycurv.results.outcomes import Outcome
 
 LOSS, ACCURACY = "train/epoch_loss", "test/accuracy"
@@ -120,65 +119,57 @@ def _times(best: MethodRow, fastest: MethodRow) -> str:
 def keep(rows: Sequence[MethodRow], artifact: Callable[[str, str], None]) -> str:
     """Hand the table over as CSV, Markdown and LaTeX, and return it with its headline as text."""
     text = "\n".join([*headline(rows), "", markdown(rows)])
-    for name, content in (("md", text), ("csv", comma_separated(rows)), ("tex", latex(rows))):
-        artifact(f"decision.{name}", content)
+    artifact("decision.md", text)
+    artifact("decision.csv", table_formats.comma_separated_fields(MethodRow, rows))
+    artifact("decision.tex", table_formats.latex(header(), cells(rows)))
     return text
-
-
-COLUMNS = (
-    ("recipe", "recipe"), ("optimizer", "optimizer"), ("setting", "found by search"), ("weights", "weights"),
-    ("loss", "training loss"), ("accuracy", "test accuracy"), ("epochs_to_target", "epochs to target"),
-    ("seconds_to_target", "seconds to target"), ("seconds", "total seconds"), ("operations", "total operations"),
-    ("failed", "failed runs"),
-)  # fmt: skip
 
 
 def markdown(rows: Sequence[MethodRow]) -> str:
     """The table in Markdown, best loss first within each recipe."""
-    lines = ["| " + " | ".join(title for _, title in COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cells) + " |" for cells in cells(rows)]
-    return "\n".join(lines)
-
-
-def latex(rows: Sequence[MethodRow]) -> str:
-    """The table for a paper, with booktabs."""
-    body = [" & ".join(cell.replace("%", r"\%").replace("_", r"\_") for cell in cells) for cells in cells(rows)]
-    head = " & ".join(title for _, title in COLUMNS)
-    lines = [rf"\begin{{tabular}}{{{'l' * len(COLUMNS)}}}", r"\toprule", head + r" \\", r"\midrule"]
-    return "\n".join([*lines, *(line + r" \\" for line in body), r"\bottomrule", r"\end{tabular}"])
-
-
-def comma_separated(rows: Sequence[MethodRow]) -> str:
-    """All fields of all rows, as numbers."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = list(MethodRow.__dataclass_fields__)
-    writer.writerow(names)
-    writer.writerows([getattr(row, name) for name in names] for row in rows)
-    return text.getvalue()
+    return table_formats.markdown(header(), cells(rows))
 
 
 def header() -> list[str]:
     """The titles of the columns."""
-    return [title for _, title in COLUMNS]
+    return [
+        "recipe",
+        "optimizer",
+        "found by search",
+        "weights",
+        "training loss",
+        "test accuracy",
+        "epochs to target",
+        "seconds to target",
+        "total seconds",
+        "total operations",
+        "failed runs",
+    ]
 
 
 def cells(rows: Sequence[MethodRow]) -> list[list[str]]:
     """The table as text, best loss first within each recipe."""
-    return list(_cells(rows))
-
-
-def _cells(rows: Sequence[MethodRow]) -> Iterable[list[str]]:
     order = {recipe: i for i, recipe in enumerate(dict.fromkeys(row.recipe for row in rows))}
     ranked = sorted(rows, key=lambda r: (order[r.recipe], r.loss if math.isfinite(r.loss) else math.inf))
-    for row in ranked:
-        spread = f" ± {row.spread:.2g}" if math.isfinite(row.spread) else ""
-        found = f"{row.setting or 'defaults'} ({row.searched} trials)" if row.searched else row.setting or "nothing"
-        yield [
-            row.recipe, row.optimizer, found, row.weights, f"{_number(row.loss)}{spread}",
-            _number(row.accuracy, "{:.2%}"), _number(row.epochs_to_target), _number(row.seconds_to_target),
-            _number(row.seconds), _number(row.operations or math.nan, "{:.3g}"), f"{row.failed} of {row.runs}",
-        ]  # fmt: skip
+    return [_cells(row) for row in ranked]
+
+
+def _cells(row: MethodRow) -> list[str]:
+    spread = f" ± {row.spread:.2g}" if math.isfinite(row.spread) else ""
+    found = f"{row.setting or 'defaults'} ({row.searched} trials)" if row.searched else row.setting or "nothing"
+    return [
+        row.recipe,
+        row.optimizer,
+        found,
+        row.weights,
+        f"{_number(row.loss)}{spread}",
+        _number(row.accuracy, "{:.2%}"),
+        _number(row.epochs_to_target),
+        _number(row.seconds_to_target),
+        _number(row.seconds),
+        _number(row.operations or math.nan, "{:.3g}"),
+        f"{row.failed} of {row.runs}",
+    ]
 
 
 def _row(runs: Sequence[Outcome], search: Sequence[Outcome], target: float, prefix: str) -> MethodRow:
@@ -276,19 +267,22 @@ def over_networks(outcomes: Sequence[Outcome]) -> list[NetworkQuartiles]:
 
 def keep_networks(rows: Sequence[NetworkQuartiles], artifact: Callable[[str, str], None]) -> str:
     """Hand the table of :func:`over_networks` over as Markdown and CSV, and return it as text."""
-    head = "| optimizer | training loss, median [quartiles] | test accuracy, median | best on | failed | seconds |"
-    lines = [head, "|---|---|---|---|---|---|"]
-    for row in rows:
-        loss = f"{_number(row.median)} [{_number(row.lower)}, {_number(row.upper)}]"
-        counts = f"{row.best_on} of {row.networks} | {row.failed}"
-        lines.append(f"| {row.optimizer} | {loss} | {_number(row.accuracy, '{:.2%}')} | {counts} | {row.seconds:.0f} |")
-    names = list(NetworkQuartiles.__dataclass_fields__)
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerows([names, *([getattr(row, name) for name in names] for row in rows)])
-    artifact("networks.md", "\n".join(lines))
-    artifact("networks.csv", table.getvalue())
-    return "\n".join(lines)
+    head = ("optimizer", "training loss, median [quartiles]", "test accuracy, median", "best on", "failed", "seconds")
+    cells = [
+        (
+            row.optimizer,
+            f"{_number(row.median)} [{_number(row.lower)}, {_number(row.upper)}]",
+            _number(row.accuracy, "{:.2%}"),
+            f"{row.best_on} of {row.networks}",
+            str(row.failed),
+            f"{row.seconds:.0f}",
+        )
+        for row in rows
+    ]
+    text = table_formats.markdown(head, cells)
+    artifact("networks.md", text)
+    artifact("networks.csv", table_formats.comma_separated_fields(NetworkQuartiles, rows))
+    return text
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -21,7 +21,7 @@ def write(costs: Sequence[StepCost], folder: Path) -> None:
         ImportError: matplotlib is not installed; the tables are written all the same.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "step_cost.md").write_text(step_cost.markdown(costs) + "\n", encoding="utf-8")
+    (folder / "step_cost.md").write_text(step_cost.to_markdown(costs) + "\n", encoding="utf-8")
     (folder / "step_cost.csv").write_text(step_cost.to_csv(costs), encoding="utf-8")
     figures.plot(costs, [folder / "step_cost.png", folder / "step_cost.svg"])
 
@@ -45,7 +45,7 @@ def track(costs: Sequence[StepCost], uri: str | None, experiment: str | None, sa
     for cost in costs:
         numbers = {f"{_name(cost)}/{measure}": getattr(cost, measure) for measure in MEASURES}
         run.metrics({name: value for name, value in numbers.items() if value is not None}, 0, now)
-    run.text("step_cost.md", step_cost.markdown(costs))
+    run.text("step_cost.md", step_cost.to_markdown(costs))
     run.text("step_cost.csv", step_cost.to_csv(costs))
     run.close("FINISHED")
     tracking.done_with(run)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raycurv.benchmarks.paper_tables import Measured
-from raycurv.figures import tables
+from raycurv.recipes import table_files
 from raycurv.recipes.scale import Scale
 from raycurv.recipes.study import StudyRun
 from raycurv.recipes.table import Table, complete
@@ -45,7 +45,7 @@ def make(table: Table, cluster: Cluster, limits: Limits, options: Mapping[str, A
             return sweep.run([member.trial for member in members])
 
         entries, outcomes = complete(table, known, train, **options)
-        sweep.say("\n" + tables.keep(table.name, title(table), entries, sweep.artifact))
+        sweep.say("\n" + table_files.keep(table.name, title(table), entries, sweep.artifact))
         report_artifacts.keep(sweep.shelf, outcomes)
 
 
@@ -65,7 +65,7 @@ def show(table: Table | Measured, cluster: Cluster, options: Mapping[str, Any]) 
         entries = table.entries(
             by_digest(resolve_uri(cluster.tracking_uri, cluster.runs), cluster.experiment), **options
         )
-    return tables.keep(table.name, title(table), entries, _nowhere)
+    return table_files.keep(table.name, title(table), entries, _nowhere)
 
 
 def title(table: Table | Measured) -> str:

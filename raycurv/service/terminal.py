@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
+from raycurv.results import table_formats
 from raycurv.train.records import Record, Result
 
 WIDTH = 20  # characters of the bar
@@ -94,22 +95,14 @@ def table(results: Sequence[tuple[str, str, Result]]) -> str:
         results: label of a run, its optimizer, and how it ended.
     """
     head = ("run", "optimizer", "steps", "train loss", "test loss", "test accuracy", "images/s", "seconds")
-    rows: list[tuple[str, ...]] = [head]
+    rows = []
     for label, optimizer, result in results:
         values = result.values
         numbers = [_number(values.get(name), "{:.4f}") for name in ("train/epoch_loss", "test/loss")]
         accuracy = _number(values.get("test/accuracy"), "{:.2%}")
         speed, seconds = f"{result.images_per_second:,.0f}", f"{result.seconds:.1f}"
         rows.append((label, optimizer, f"{result.steps:,}", *numbers, accuracy, speed, seconds))
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = [_row(row, widths) for row in rows]
-    return "\n".join([lines[0], "  ".join("─" * width for width in widths), *lines[1:]])
-
-
-def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
-    texts, numbers = cells[:2], cells[2:]
-    left = [cell.ljust(width) for cell, width in zip(texts, widths[:2], strict=True)]
-    return "  ".join(left + [cell.rjust(width) for cell, width in zip(numbers, widths[2:], strict=True)])
+    return table_formats.aligned(head, rows, left=2, rule=True)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -87,7 +87,7 @@ def test_costs_come_as_a_table_and_as_csv():
         StepCost("A", "newton", skipped="too large"),
         StepCost("B", "sgd", 1, 1.25, 1),
     ]
-    text = step_cost.markdown(costs)
+    text = step_cost.to_markdown(costs)
     assert "| one step | A | B |" in text
     assert "| sgd | 1.00 / 1.00 / 1.00 | 1.00 / 1.25 / 1.00 |" in text
     assert "| newton | – | – |" in text

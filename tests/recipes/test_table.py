@@ -16,8 +16,8 @@ from raycurv.benchmarks import learning_rate_halving as halving
 from raycurv.benchmarks import paper_tables as papers
 from raycurv.benchmarks.paper_tables import Measured
 from raycurv.data.digits import write_digits
-from raycurv.figures import tables
 from raycurv.objective.collectives import Local
+from raycurv.recipes import table_files
 from raycurv.recipes.printed_table import parse_table
 from raycurv.recipes.study import Study, StudyRun
 from raycurv.recipes.table import Table, TableEntry, complete
@@ -271,7 +271,7 @@ def test_ours_and_the_papers_entry_stand_side_by_side() -> None:
         TableEntry("c", "x", printed="9"),
     ]
     kept: dict[str, str] = {}
-    text = tables.keep("t", "Title", entries, kept.__setitem__)
+    text = table_files.keep("t", "Title", entries, kept.__setitem__)
 
     assert "| a_b | 0.481 ± 0.07 (4 runs, 1 of 5 failed) [0.48 ± 0.07] | 3.0 (2.0 to 4.0) (50 runs) |" in text
     assert "| c | – [9] |  |" in text

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import io
 import math
 from collections.abc import Callable, Sequence
 
 from raycurv.recipes.table import TableEntry
+from raycurv.results import table_formats
 
 
 def keep(name: str, title: str, entries: Sequence[TableEntry], artifact: Callable[[str, str], None]) -> str:
@@ -20,9 +18,11 @@ def keep(name: str, title: str, entries: Sequence[TableEntry], artifact: Callabl
         entries: of the table.
         artifact: takes a file's name and its content.
     """
-    text = f"{title}\n\n{markdown(entries)}\n\n{counts(entries)}"
-    for kind, content in (("md", text), ("csv", comma_separated(entries)), ("tex", latex(entries))):
-        artifact(f"{name}.{kind}", content)
+    head, rows = cells(entries)
+    text = f"{title}\n\n{table_formats.markdown(head, rows)}\n\n{counts(entries)}"
+    artifact(f"{name}.md", text)
+    artifact(f"{name}.csv", table_formats.comma_separated_fields(TableEntry, entries, without=("form",)))
+    artifact(f"{name}.tex", table_formats.latex(head, rows, "l" + "c" * (len(head) - 1)))
     return text
 
 
@@ -55,34 +55,3 @@ def counts(entries: Sequence[TableEntry]) -> str:
     if missing := sum(entry.missing > 0 for entry in entries):
         lines.append(f"{missing} of {len(entries)} entries lack runs that have not been trained.")
     return " ".join(lines)
-
-
-def markdown(entries: Sequence[TableEntry]) -> str:
-    """The table in Markdown."""
-    head, rows = cells(entries)
-    lines = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in (head, *rows)]
-    return "\n".join([f"| {lines[0]} |", "|" + "---|" * len(head), *(f"| {line} |" for line in lines[1:])])
-
-
-def latex(entries: Sequence[TableEntry]) -> str:
-    """The table for a paper, with booktabs."""
-    head, rows = cells(entries)
-    lines = [" & ".join(map(_escaped, row)) + r" \\" for row in (head, *rows)]
-    begin, end = rf"\begin{{tabular}}{{l{'c' * (len(head) - 1)}}}", r"\end{tabular}"
-    return "\n".join([begin, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", end])
-
-
-def comma_separated(entries: Sequence[TableEntry]) -> str:
-    """A line for each entry, all numbers as they are."""
-    names = [field.name for field in dataclasses.fields(TableEntry) if field.name != "form"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([getattr(entry, name) for name in names] for entry in entries)
-    return text.getvalue()
-
-
-def _escaped(text: str) -> str:
-    for symbol in "&%_#$":
-        text = text.replace(symbol, f"\\{symbol}")
-    return text.replace("±", r"$\pm$").replace("–", "--")
