@@ -1,27 +1,83 @@
-"""Optimizers by name, behind one step call; each needs torch alone, but for those of `modern` and `kfac`."""
+"""Optimizers, by name or as classes, behind one step call; they need torch alone, except those of two extras.
 
-from raycurv.optim import curveball, learned_rate, ntlr, red, salera, tuning_free
+| name | class |
+|---|---|
+| `auto` (older: `red_adam_free`) | :class:`Auto` |
+| `red_momentum_free`, `red_sgd_free` | :class:`Auto` with ``beta2=None``; with ``beta1=0.0, beta2=None`` |
+| `curveball` | :class:`CurveBall` |
+| `curveball_free` | :class:`CurveBall` with ``damping=1.0, damping_factor=0.95`` |
+| `red_sgd` | :class:`RED` |
+| `red_rmsprop`, `red_momentum` | :class:`RED` with ``beta2=0.999``; with ``beta1=0.9`` |
+| `red_adam` | :class:`RED` with ``beta1=0.9, beta2=0.999`` |
+| `ran_sgd`, `ran_rmsprop` | :class:`RAn`; with ``beta2=0.999`` |
+| `ntlr_sgd`, `ntlr_adam` | :class:`NTLR`, :class:`NTLRAdam`; any optimizer of torch: :class:`WindowedRate` |
+| `hypergradient_additive`, `hypergradient_multiplicative` | :class:`Hypergradient` with ``rule=…`` |
+| `alera`, `salera`, `spalera`, `ag_adam` | :class:`ALERA`, :class:`SALERA`, :class:`SPALERA`, :class:`AgAdam` |
+| `llr_first_order`, `llr_second_order` | :class:`LLRFirstOrder`, :class:`LLRSecondOrder` |
+| `ntlr_sgd_free`, `alera_free`, `salera_free`, `llr_free` | :class:`SwitchingOptimizer`, made by name |
+| `bfgs`, `hessian_free`, `kfac` | :class:`BFGS`, :class:`HessianFree`, :class:`KFAC` |
+| `levenberg_marquardt`, `newton` | :class:`LevenbergMarquardt`, :class:`Newton` |
+| `sls`, `sps`, `step_tuned_sgd` | :class:`SLS`, :class:`SPS`, :class:`StepTunedSGD` |
+| `sgd`, `momentum`, `nesterov`, `adam`, `rmsprop`, `adagrad` | :class:`FirstOrder` around one of ``torch.optim`` |
+| `schedule_free_sgd`, `schedule_free_adamw` | :class:`ScheduleFree` around one of schedulefree |
+| `prodigy`, `dadapt_adam` | :class:`EstimatedRate` around one of prodigyopt or dadaptation |
+| `dog` | :class:`DoG` around the one of dog |
+
+``create("red_adam", model)`` and ``RED(model, beta1=0.9, beta2=0.999)`` are the same optimizer.
+"""
+
+from raycurv.optim.ag_adam import AgAdam
+from raycurv.optim.auto import Auto
 from raycurv.optim.base import Horizon, StepOptimizer, StepReport, parameters_of
-from raycurv.optim.baselines import (
-    bfgs,
-    external,
-    first_order,
-    hessian_free,
-    kfac,
-    levenberg_marquardt,
-    newton,
-    sls,
-    sps,
-    step_tuned,
-)
+from raycurv.optim.baselines.bfgs import BFGS
+from raycurv.optim.baselines.external import DoG, EstimatedRate, ScheduleFree
 from raycurv.optim.baselines.first_order import FirstOrder
+from raycurv.optim.baselines.hessian_free import HessianFree
+from raycurv.optim.baselines.kfac import KFAC
+from raycurv.optim.baselines.levenberg_marquardt import LevenbergMarquardt
+from raycurv.optim.baselines.newton import Newton
+from raycurv.optim.baselines.sls import SLS
+from raycurv.optim.baselines.sps import SPS
+from raycurv.optim.baselines.step_tuned import StepTunedSGD
+from raycurv.optim.curveball import CurveBall
+from raycurv.optim.learned_rate import LLRFirstOrder, LLRSecondOrder
+from raycurv.optim.ntlr import NTLR, Hypergradient, NTLRAdam, WindowedRate
+from raycurv.optim.red import RED, RAn
 from raycurv.optim.registry import check, create, names, register, settings
+from raycurv.optim.salera import ALERA, SALERA, SPALERA
+from raycurv.optim.tuning_free import SwitchingOptimizer
 
 __all__ = [
+    "ALERA",
+    "BFGS",
+    "KFAC",
+    "NTLR",
+    "RED",
+    "SALERA",
+    "SLS",
+    "SPALERA",
+    "SPS",
+    "AgAdam",
+    "Auto",
+    "CurveBall",
+    "DoG",
+    "EstimatedRate",
     "FirstOrder",
+    "HessianFree",
     "Horizon",
+    "Hypergradient",
+    "LLRFirstOrder",
+    "LLRSecondOrder",
+    "LevenbergMarquardt",
+    "NTLRAdam",
+    "Newton",
+    "RAn",
+    "ScheduleFree",
     "StepOptimizer",
     "StepReport",
+    "StepTunedSGD",
+    "SwitchingOptimizer",
+    "WindowedRate",
     "check",
     "create",
     "names",
@@ -29,21 +85,3 @@ __all__ = [
     "register",
     "settings",
 ]
-del (
-    bfgs,
-    curveball,
-    external,
-    first_order,
-    hessian_free,
-    kfac,
-    learned_rate,
-    levenberg_marquardt,
-    newton,
-    ntlr,
-    red,
-    salera,
-    sls,
-    sps,
-    step_tuned,
-    tuning_free,
-)

@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from raycurv.objective import Batch
+from raycurv.arguments import require
+from raycurv.objective import Batch, Objective
+
+Params = nn.Module | Iterable[Any]
 
 
 @dataclass(frozen=True)
 class Horizon:
-    """What a method may know of the run that it is part of.
+    """Length of the run and size of the training set.
+
+    A method that depends on either takes ``horizon=Horizon(...)``. Without a horizon it falls back:
+
+    | method | use of the horizon | without a horizon |
+    |---|---|---|
+    | `auto`, `red_*_free` | step size rises for a tenth of the run, falls in its last quarter | rises for 100 steps |
+    | `ntlr_sgd_free`, `alera_free`, `salera_free`, `llr_free` | hand-over after a tenth of the run | after 100 steps |
+    | `red_*` | `scale` decays over the epochs | `scale` stays |
+    | `ran_*` | phases count epochs | an epoch is 196 steps |
+    | `ntlr_*`, `hypergradient_*` | window of `portion` times the steps of an epoch | window of 100 steps |
+    | `salera`, `spalera` | `batch_ratio` is one over the steps of an epoch | `batch_ratio` is 0.01 |
+    | `sps`, `sls` | growth per epoch | an epoch is 500 steps |
+    | schedules other than `constant` | length of the schedule | refused |
+
+    All other methods ignore it.
 
     Attributes:
         epochs: passes over the training set.
-        steps_per_epoch: steps of one pass.
+        steps_per_epoch: optimizer steps in one pass.
         training_samples: size of the training set.
 
     Raises:
@@ -33,16 +53,21 @@ class Horizon:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "steps_per_epoch", "training_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Horizon.{name} is {getattr(self, name)!r}; it must be at least 1")
+            value = getattr(self, name)
+            require(f"Horizon.{name}", value, value >= 1, "at least 1")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in the whole run."""
+        return self.epochs * self.steps_per_epoch
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step found. Everything stays on the device: reading a number waits for the device, so read seldom.
+    """Results of one step. All tensors stay on the device: reading one waits for the device, so read seldom.
 
     Attributes:
-        loss: the objective at the batch before the step, global, 0-d.
+        loss: objective at the batch before the step, global, 0-d.
         scalars: the method's own numbers by name (``learning_rate``, ``momentum``, ``damping``, …), 0-d.
         finite: 0-d bool; False if a number was NaN or infinite and the step was therefore not taken.
     """
@@ -52,15 +77,36 @@ class StepReport:
     finite: Tensor
 
 
+class ParameterGroupWithoutRate(dict[str, Any]):
+    """A parameter group of a method that has no ``lr``; torch's learning-rate schedulers get a clear error from it."""
+
+    def __missing__(self, key: str) -> Any:
+        if key == "lr":
+            raise TypeError(_NO_RATE)
+        raise KeyError(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key in ("lr", "initial_lr"):
+            raise TypeError(_NO_RATE)
+        super().__setitem__(key, value)
+
+
+_NO_RATE = (
+    "torch.optim.lr_scheduler needs the setting 'lr' of a parameter group, and this optimizer has none: it sets its "
+    "learning rate itself. Train without a scheduler, or schedule the rate of a FirstOrder optimizer, such as "
+    "raycurv.optim.FirstOrder(torch.optim.SGD(model.parameters(), lr=0.1))"
+)
+
+
 class StepOptimizer(torch.optim.Optimizer):
-    """An optimizer that asks a batch what it needs and moves the parameters once.
+    """An optimizer whose step asks a batch for derivatives and moves the parameters once.
 
     Attributes:
-        follows_gradient: its step is a function of the gradient, so that clipping the gradient has a meaning.
-        synchronises: it reads numbers from the device in every step (line searches, inner solvers).
-        evaluates_other_weights: ``evaluation_weights`` swaps others in, whose batch statistics are others, too.
-        needs_validation: ``step`` wants ``validation=``, a batch of held-out samples.
-        curvature_fraction: share of the batch from which it takes curvature; below 1 it answers batches in parts.
+        follows_gradient: whether the step is a function of the gradient, so that gradient clipping has a meaning.
+        synchronises: whether every step reads numbers from the device (line searches, inner solvers).
+        evaluates_other_weights: whether ``evaluation_weights`` swaps in weights with batch statistics of their own.
+        needs_validation: whether ``step`` needs ``validation=``, a batch of held-out samples.
+        curvature_fraction: share of the batch that curvature is taken from; below 1 the batch is split.
     """
 
     follows_gradient = False
@@ -69,13 +115,23 @@ class StepOptimizer(torch.optim.Optimizer):
     evaluates_other_weights = False
     curvature_fraction = 1.0
 
+    def __repr__(self) -> str:
+        """Class and settings, as in a call of the constructor."""
+        given = ", ".join(f"{name}={value!r}" for name, value in self._settings().items())
+        return f"{type(self).__name__}({given})"
+
+    def _settings(self) -> dict[str, Any]:
+        """Settings of the constructor, each kept in an attribute of the same name."""
+        names = list(inspect.signature(type(self)).parameters)[1:]
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
     def __getstate__(self) -> dict[str, Any]:
-        """Everything: torch's optimizers keep their settings in the parameter groups, these in attributes."""
+        """All attributes: torch's optimizers keep their settings in the parameter groups, these keep them here."""
         return self.__dict__.copy()
 
     @property
     def shared(self) -> dict[str, Any]:
-        """The state that belongs to all parameters together, saved and loaded with the rest."""
+        """State of all parameters together, saved and loaded with the rest."""
         return cast("dict[str, dict[str, Any]]", self.state)["global"]
 
     def step(self, batch: Batch, *, validation: Batch | None = None) -> StepReport:  # type: ignore[override]
@@ -85,36 +141,78 @@ class StepOptimizer(torch.optim.Optimizer):
         """
         raise NotImplementedError
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as torch does; without a setting ``lr``, learning-rate schedulers are refused."""
+        super().add_param_group(param_group)
+        self._guard_groups()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a copy, on the parameters' device: torch does so for the state of single parameters alone."""
+        """Load a copy, on the parameters' device: torch does so only for the state of single parameters."""
         super().load_state_dict(copy.deepcopy(state_dict))
+        for group in self.param_groups:
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)  # states saved before the setting moved into the group
+        self._guard_groups()
         device = self.param_groups[0]["params"][0].device
         for state in self.state.values():
             state.update({key: value.to(device) for key, value in state.items() if isinstance(value, Tensor)})
 
+    def _guard_groups(self) -> None:
+        for i, group in enumerate(self.param_groups):
+            if "lr" not in group and not isinstance(group, ParameterGroupWithoutRate):
+                self.param_groups[i] = ParameterGroupWithoutRate(group)
+
     @contextlib.contextmanager
     def evaluation_weights(self) -> Iterator[None]:
-        """While entered, the model holds the weights to evaluate; most methods evaluate those that they train."""
+        """While entered, the model holds the weights to evaluate; for most methods, those that they train."""
         yield
 
 
-def parameters_of(model_or_params: nn.Module | Iterable[Any]) -> list[Any]:
+def parameters_of(model_or_params: Params) -> list[Any]:
     """Trainable parameters or parameter groups, as torch's optimizers take them.
 
     Raises:
-        ValueError: there are none.
+        TypeError: `model_or_params` is neither a module nor an iterable of parameters or groups.
+        ValueError: there is no parameter.
     """
     if isinstance(model_or_params, nn.Module):
         found: list[Any] = [parameter for parameter in model_or_params.parameters() if parameter.requires_grad]
+    elif isinstance(model_or_params, (str, Mapping, Tensor, DataLoader)) or not isinstance(model_or_params, Iterable):
+        raise TypeError(_not_parameters(model_or_params))
     else:
         found = list(model_or_params)
+    for entry in found:
+        if not isinstance(entry, (Tensor, dict, tuple)):
+            raise TypeError(_not_parameters(entry, "an iterable with an entry of type "))
     if not found:
-        raise ValueError("model_or_params holds no trainable parameter: nothing can be optimised")
+        raise ValueError(
+            "model_or_params holds no trainable parameter: nothing can be optimised; give a torch.nn.Module, its "
+            "parameters or parameter groups"
+        )
     return found
 
 
-def one_group(name: str, model_or_params: nn.Module | Iterable[Any]) -> list[Any]:
-    """The parameters of a method whose numbers belong to all of them together.
+def _not_parameters(given: object, where: str = "") -> str:
+    hints = {
+        str: "an optimizer by name is raycurv.optim.create(name, model)",
+        DataLoader: "its batches go to step: optimizer.step(objective.batch(inputs, targets))",
+        torch.optim.Optimizer: "raycurv.optim.FirstOrder(optimizer) wraps one of torch",
+        Objective: "give its model",
+        Tensor: "a single parameter goes into a list",
+    }
+    hint = next((f"; {text}" for kind, text in hints.items() if isinstance(given, kind)), "")
+    return (
+        "model_or_params must be a torch.nn.Module, an iterable of its parameters or of parameter groups; it is "
+        f"{where}{type(given).__name__}{hint}"
+    )
+
+
+def one_group(name: str, model_or_params: Params) -> list[Any]:
+    """Parameters of a method whose numbers belong to all of them together.
+
+    Args:
+        name: optimizer named in messages.
+        model_or_params: as :func:`parameters_of` takes it.
 
     Raises:
         ValueError: several parameter groups.
@@ -124,8 +222,7 @@ def one_group(name: str, model_or_params: nn.Module | Iterable[Any]) -> list[Any
         if len(found) > 1 or set(found[0]) != {"params"}:
             raise ValueError(
                 f"{name} finds one step for all parameters together and so takes no parameter groups: give the model "
-                f"or "
-                "its parameters; freeze what must not move with requires_grad_(False)"
+                "or its parameters; freeze what must not move with requires_grad_(False)"
             )
         return list(found[0]["params"])
     return found
@@ -141,13 +238,12 @@ def check_batch(optimizer: StepOptimizer, batch: Batch) -> None:
     if not isinstance(batch, Batch):
         raise TypeError(
             f"step takes a batch made by Objective.batch(inputs, targets), not {type(batch).__name__}; closures are "
-            f"not used"
+            "not used"
         )
     mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
     theirs = {id(p) for p in batch.objective.parameters}
     if mine != theirs:
         raise ValueError(
             f"the optimizer was made for {len(mine)} parameters and the batch's objective has {len(theirs)} others or "
-            f"more: "
-            "make both from the same model (parameters frozen later must be frozen before both)"
+            "more: make both from the same model (parameters frozen later must be frozen before both)"
         )

@@ -13,31 +13,28 @@ Symbols: w parameters, z ``direction``, β ``learning_rate``, ρ ``momentum``, �
 
 Deviations from the paper:
 
-- λ is multiplied by ``damping_factor ** damping_interval`` at each check, as both public implementations do, where
-the text
+- λ is multiplied by ``damping_factor ** damping_interval`` at each check, as both public implementations do; the text
   says 0.999 for each adaptation.
-- The 2×2 system is solved in float64 by a pseudo-inverse after scaling its diagonal to one: at z = 0 (the first
-step), and
-  where z and Δz are collinear, it is singular, and the minimum of least norm is taken.
-- A step whose loss, system or Δz is not finite leaves z and w as they were, and is reported.
-- An L2 term belongs to the objective: its Hessian l2·I joins Ĥ and its gradient l2·w joins J.
-- With ``curvature_fraction`` below 1, J_φ H_L J_φᵀ is that of the first samples of each worker's share, and J of all:
-  1.33 times the operations of an SGD step at ¼. The slopes Jᵀz and JᵀΔz of eq. 18 are of all samples, as ⟨J, Δz⟩ =
-  ⟨Δz − Ĥz, Δz⟩ needs no further pass.
+- The 2×2 system is solved in float64 by a pseudo-inverse after scaling its diagonal to one. At z = 0 (the first step),
+  and where z and Δz are collinear, it is singular, and the minimum of least norm is taken.
+- A step whose loss, system or Δz is not finite leaves z and w unchanged and is reported.
+- An L2 term belongs to the objective: its Hessian l2·I is added to Ĥ and its gradient l2·w to J.
+- With ``curvature_fraction`` below 1, J_φ H_L J_φᵀ is taken from the first samples of each worker's share, and J from
+  all: 1.33 times the operations of an SGD step at ¼. The slopes Jᵀz and JᵀΔz of eq. 18 are those of all samples, as
+  ⟨J, Δz⟩ = ⟨Δz − Ĥz, Δz⟩ needs no further pass.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from raycurv.arguments import require
 from raycurv.objective import Batch, Linearisation, Objective
 from raycurv.objective.direction import Direction
-from raycurv.optim.base import Horizon, StepOptimizer, StepReport, check_batch, one_group
+from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, check_batch, one_group
 from raycurv.optim.registry import register
 
 _DAMPING_WITH_BATCH_NORM, _DAMPING_WITHOUT = 1.0, 10.0  # section 3, "Automatic λ hyper-parameter rescaling"
@@ -46,12 +43,12 @@ _DAMPING_WITH_BATCH_NORM, _DAMPING_WITHOUT = 1.0, 10.0  # section 3, "Automatic 
 def solve_system(matrix: Tensor, right: Tensor, tolerance: float) -> Tensor:
     """Pseudo-inverse of a symmetric positive semi-definite 2×2 matrix times a vector (eq. 18).
 
-    Nothing is decided on the host.
+    All decisions are made on the device.
 
     Args:
         matrix: (2, 2) float64.
         right: (2,) float64.
-        tolerance: of 1 − cos² between the two directions, below which they count as collinear.
+        tolerance: value of 1 − cos² between the two directions below which they count as collinear.
     """
     diagonal = matrix.diagonal().clamp(min=0)
     scale = torch.where(diagonal > 0, diagonal.rsqrt(), 0.0)
@@ -61,8 +58,7 @@ def solve_system(matrix: Tensor, right: Tensor, tolerance: float) -> Tensor:
     regular = (determinant > tolerance) & (diagonal > 0).all()
     crossed = scaled_right - cosine * scaled_right.flip(0)
     full = crossed / torch.where(regular, determinant, 1.0)
-    # Rank one: [[1, c], [c, 1]] with c = ±1 has the pseudo-inverse [[1, c], [c, 1]] / 4; one zero row leaves 1 /
-    # diagonal.
+    # Rank one: [[1, c], [c, 1]] with c = ±1 has the pseudo-inverse [[1, c], [c, 1]] / 4; a zero row, 1 / diagonal.
     sign = torch.sign(cosine)
     collinear = (scaled_right + sign * scaled_right.flip(0)) / 4
     single = torch.where((diagonal > 0).all(), collinear, scaled_right)
@@ -70,7 +66,7 @@ def solve_system(matrix: Tensor, right: Tensor, tolerance: float) -> Tensor:
 
 
 def quadratic(matrix: Tensor, right: Tensor, x: Tensor) -> Tensor:
-    """f̂ = bᵀx + ½ xᵀKx: the change of the objective that the quadratic model predicts."""
+    """f̂ = bᵀx + ½ xᵀKx: change of the objective predicted by the quadratic model."""
     return right @ x + 0.5 * x @ matrix @ x
 
 
@@ -85,14 +81,14 @@ class CurveBall(StepOptimizer):
     """CurveBall with ρ and β in closed form and λ adapted (see the module's text for equations and deviations).
 
     Args:
-        model_or_params: a module or its parameters, one group.
+        model_or_params: module or its parameters, one group.
         horizon: not used.
         damping: λ₀. None takes the paper's choice: 1 for a model with batch normalisation, 10 without.
-        damping_factor: by which λ changes per step, applied once per interval.
+        damping_factor: factor of λ per step, applied once per interval.
         damping_interval: steps between two checks of λ; None keeps λ fixed ("without λ rescaling", Table 2).
         momentum: ρ; None solves for it. 1.0 is Fig. 8.
-        curvature_fraction: of the mini-batch, from which the curvature is taken.
         learning_rate: β; None solves for it. With both fixed the 2×2 system and its pass are left out (Theorem A.1).
+        curvature_fraction: share of the mini-batch that the curvature is taken from.
 
     Raises:
         ValueError: a setting out of bounds, or several parameter groups.
@@ -100,7 +96,7 @@ class CurveBall(StepOptimizer):
 
     def __init__(
         self,
-        model_or_params: nn.Module | Iterable[Any],
+        model_or_params: Params,
         *,
         horizon: Horizon | None = None,
         damping: float | None = None,  # λ₀
@@ -110,19 +106,16 @@ class CurveBall(StepOptimizer):
         learning_rate: float | None = None,  # β
         curvature_fraction: float = 1.0,
     ) -> None:
-        _check("damping", damping, damping is None or 0 <= damping < math.inf, "None or a finite number of at least 0")
-        _check("damping_factor", damping_factor, 0 < damping_factor <= 1, "in (0, 1]")
-        _check(
-            "damping_interval",
-            damping_interval,
-            damping_interval is None or damping_interval >= 1,
-            "None or at least 1",
-        )
-        _check("momentum", momentum, momentum is None or math.isfinite(momentum), "None or a finite number")
-        _check(
-            "learning_rate", learning_rate, learning_rate is None or 0 < learning_rate < math.inf, "None or positive"
-        )
-        _check("curvature_fraction", curvature_fraction, 0 < curvature_fraction <= 1, "in (0, 1]")
+        holds = damping is None or 0 <= damping < math.inf
+        require("curveball: damping", damping, holds, "None or a finite number of at least 0")
+        require("curveball: damping_factor", damping_factor, 0 < damping_factor <= 1, "in (0, 1]")
+        holds = damping_interval is None or damping_interval >= 1
+        require("curveball: damping_interval", damping_interval, holds, "None or at least 1")
+        holds = momentum is None or math.isfinite(momentum)
+        require("curveball: momentum", momentum, holds, "None or a finite number")
+        holds = learning_rate is None or 0 < learning_rate < math.inf
+        require("curveball: learning_rate", learning_rate, holds, "None or a positive finite number")
+        require("curveball: curvature_fraction", curvature_fraction, 0 < curvature_fraction <= 1, "in (0, 1]")
         super().__init__(one_group("curveball", model_or_params), {})
         self.curvature_fraction = curvature_fraction
         self.damping, self.damping_factor, self.damping_interval = damping, damping_factor, damping_interval
@@ -144,7 +137,7 @@ class CurveBall(StepOptimizer):
         loss, matrix, right = self._system(linear, objective, z, tangent_z, step_direction, damping)
         x = self._coefficients(matrix, right, torch.finfo(z.flat.dtype).eps)
         finite = torch.isfinite(torch.cat([loss.view(1), matrix.flatten(), right, x])).all()
-        del linear  # and its activations
+        del linear  # frees the activations
         _move(objective, z, step_direction, x, finite)
 
         scalars = {"learning_rate": -x[0], "momentum": x[1], "damping": damping}
@@ -158,7 +151,7 @@ class CurveBall(StepOptimizer):
         return StepReport(loss, scalars, finite)
 
     def _start(self, objective: Objective) -> tuple[Direction, Tensor, int]:
-        """z, λ and the number of steps taken; z₀ = 0 and λ₀ at the first."""
+        """z, λ and the number of steps taken; at the first step z₀ = 0 and λ₀."""
         state = self.shared
         if not state:
             chosen = _default_damping(objective.model) if self.damping is None else self.damping
@@ -183,8 +176,8 @@ class CurveBall(StepOptimizer):
         if self.momentum is not None and self.learning_rate is not None and self.damping_interval is None:
             (data_loss,) = linear.means()
             loss = data_loss + objective.l2_value(objective.parameters)
-            nothing = 0 * delta.dot(delta).expand(2)  # NaN where Δz is not finite
-            return loss, torch.zeros(2, 2, dtype=loss.dtype, device=loss.device), nothing
+            zero = 0 * delta.dot(delta).expand(2)  # NaN where Δz is not finite
+            return loss, torch.zeros(2, 2, dtype=loss.dtype, device=loss.device), zero
         tangent_delta = linear.push(delta)
         curved_delta, curved_z = linear.hessian(tangent_delta), linear.hessian(tangent_z)
         data_loss, k11, k12, k22, b1, b2 = linear.means(
@@ -197,7 +190,7 @@ class CurveBall(StepOptimizer):
         matrix = torch.stack([k11, k12, k12, k22]).view(2, 2)
         norms = torch.stack([delta.dot(delta), z.dot(delta), z.dot(delta), z.dot(z)]).view(2, 2)
         right = torch.stack([b1, b2])
-        if linear.partial:  # J = Δz − Ĥz, whose l2·z is taken off below
+        if linear.partial:  # J = Δz − Ĥz, whose l2·z is subtracted below
             right = norms[0] - damping * norms[1] - torch.stack([k12, k22])
         matrix = matrix + damping * norms
         if objective.l2:
@@ -231,14 +224,14 @@ def _minimum(curvature: Tensor, slope: Tensor) -> Tensor:
 
 
 def _add_regularisers(delta: Tensor, objective: Objective, z: Direction, damping: Tensor) -> None:
-    """Δz += λz + l2(w + z): what the damping and the L2 term add to Ĥz + J."""
+    """Δz += λz + l2(w + z): contribution of the damping and the L2 term to Ĥz + J."""
     delta.addcmul_(z.flat, damping.to(delta.dtype).expand_as(delta))
     if objective.l2:
         delta.add_(objective.l2_gradient(objective.parameters).flat).add_(objective.l2_gradient(z).flat)
 
 
 def _move(objective: Objective, z: Direction, delta: Direction, x: Tensor, finite: Tensor) -> None:
-    """z ← ρz − βΔz and w ← w + z, or nothing at all if a number is not finite: decided on the device."""
+    """z ← ρz − βΔz and w ← w + z, or no change if a number is not finite: decided on the device."""
     minus_beta, rho = x.to(z.flat.dtype)
     new = delta.flat.mul_(minus_beta).addcmul_(z.flat, rho)
     torch.where(finite, new, z.flat, out=z.flat)
@@ -248,8 +241,3 @@ def _move(objective: Objective, z: Direction, delta: Direction, x: Tensor, finit
 def _default_damping(model: nn.Module) -> float:
     normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     return _DAMPING_WITH_BATCH_NORM if normalised else _DAMPING_WITHOUT
-
-
-def _check(name: str, value: object, holds: bool, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"curveball: {name} is {value!r}; it must be {allowed}")

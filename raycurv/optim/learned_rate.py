@@ -21,39 +21,38 @@ What the paper leaves open, and deviations:
   two losses. In float32 the second difference is far below the rounding of the losses; ``derivatives="differences"``
   therefore evaluates a float64 copy of the network, made in each step. Its dropout mask is the same on the CPU, where
   torch draws the same numbers for both precisions.
-- Eq. 5 has a minus sign too much, f″ = gᵀHg.
-- First order: g(t+1) is the gradient of the next batch, as eq. 4 has it, so that a step costs what an SGD step does;
-  on a validation batch it is one more gradient, after the step.
-- α: the paper has 1e-6 (MNIST) and 1e-9 (raw features), far below what moves a rate of 0.01 in a few passes. The
+- Eq. 5 has one minus sign too many: f″ = gᵀHg.
+- First order: g(t+1) is the gradient of the next batch, as in eq. 4, so that a step costs as much as an SGD step; a
+  validation batch costs one more gradient, after the step.
+- α: the paper has 1e-6 (MNIST) and 1e-9 (raw features), far below what changes a rate of 0.01 in a few epochs. The
   default is 1e-3, as in Baydin et al. (2018) for SGD. The rule depends on the scale of the loss, as the paper says.
 - η₀: 0.01, the smaller of the paper's rates for CIFAR-10; from 0.1 it ended at the same rates, and the first step is
-  taken before anything was learned.
-- Nothing holds the first steps back: where SGD with the rate η₀ diverges at once (Rosenbrock), so do both orders.
-- Questions about the validation batch move no running statistics.
-- A rate that is not finite is not taken over. A step whose loss, derivatives or move are not finite is not taken.
+  taken before anything is learned.
+- The first steps have no safeguard: where SGD with the rate η₀ diverges at once (Rosenbrock), so do both orders.
+- The validation batch leaves running statistics unchanged.
+- A rate that is not finite is discarded. A step whose loss, derivatives or move are not finite is not taken.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from raycurv.arguments import require, require_positive
 from raycurv.objective import Batch, Objective
 from raycurv.objective.direction import Direction
-from raycurv.optim.base import Horizon, StepOptimizer, StepReport, check_batch, one_group
-from raycurv.optim.bounds import clip, require, require_clip, require_positive
+from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, check_batch, one_group
+from raycurv.optim.gradient_clipping import clip_gradient_, require_clip_gradient
 from raycurv.optim.registry import register
-
-Params = nn.Module | Iterable[Any]
 
 
 class LearnedRate(StepOptimizer):
-    """What both orders share: η, its momentum and its floor."""
+    """Base of both orders: η, its momentum and its floor."""
 
     follows_gradient = True
     name: str
@@ -67,13 +66,18 @@ class LearnedRate(StepOptimizer):
         on_validation: bool,
         clip_gradient: float | None,
     ) -> None:
-        require_positive(self.name, "learning_rate", learning_rate)
-        require(self.name, "momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
-        require(self.name, "floor", floor, 0 <= floor < math.inf, "finite and at least 0")
-        require_clip(self.name, clip_gradient)
+        require_positive(f"{self.name}: learning_rate", learning_rate)
+        require(f"{self.name}: momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
+        require(f"{self.name}: floor", floor, 0 <= floor < math.inf, "finite and at least 0")
+        require_clip_gradient(self.name, clip_gradient)
         super().__init__(one_group(self.name, model_or_params), {})
         self.learning_rate, self.momentum, self.floor = learning_rate, momentum, floor
         self.needs_validation, self.clip_gradient = on_validation, clip_gradient
+
+    @property
+    def on_validation(self) -> bool:
+        """Whether the rate is learned on a validation batch."""
+        return self.needs_validation
 
     def _check(self, batch: Batch, validation: Batch | None) -> None:
         check_batch(self, batch)
@@ -99,17 +103,17 @@ class LearnedRate(StepOptimizer):
 
 
 @register("llr_first_order")
-class FirstOrderRate(LearnedRate):
+class LLRFirstOrder(LearnedRate):
     """Gradient descent on the rate (see the module's text for equations and deviations).
 
     Args:
-        model_or_params: a module or its parameters, one group.
+        model_or_params: module or its parameters, one group.
         horizon: not used.
         learning_rate: η₀.
         meta_rate: α; 0 is plain SGD.
-        momentum: β of the rate.
+        momentum: β, momentum of the rate.
         floor: δ, the smallest rate.
-        on_validation: learn the rate on the validation batch that ``step`` is then given.
+        on_validation: whether to learn the rate on the validation batch, which ``step`` then needs.
         clip_gradient: largest global norm of the gradient, or None.
 
     Raises:
@@ -130,18 +134,18 @@ class FirstOrderRate(LearnedRate):
         on_validation: bool = False,
         clip_gradient: float | None = None,
     ) -> None:
-        require(self.name, "meta_rate", meta_rate, 0 <= meta_rate < math.inf, "finite and at least 0")
+        require(f"{self.name}: meta_rate", meta_rate, 0 <= meta_rate < math.inf, "finite and at least 0")
         super().__init__(model_or_params, learning_rate, momentum, floor, on_validation, clip_gradient)
         self.meta_rate = meta_rate
 
     @torch.no_grad()
     def step(self, batch: Batch, *, validation: Batch | None = None) -> StepReport:  # type: ignore[override]
-        """One gradient; the rate follows its inner product with the last one, or with the validation batch's."""
+        """One gradient; its inner product with the last one, or with the validation batch's, changes the rate."""
         self._check(batch, validation)
         self._start(batch.objective)
         state = self.shared
         loss, gradient = batch.value_and_gradient()
-        clip(gradient, self.clip_gradient)
+        clip_gradient_(gradient, self.clip_gradient)
         finite = torch.isfinite(loss) & torch.isfinite(torch.linalg.vector_norm(gradient.flat))
         if validation is not None and self.needs_validation:
             rate, finite = state["rate"], _move(batch.objective, gradient, -state["rate"], finite)
@@ -158,19 +162,19 @@ class FirstOrderRate(LearnedRate):
 
 
 @register("llr_second_order")
-class SecondOrderRate(LearnedRate):
+class LLRSecondOrder(LearnedRate):
     """Newton's method on the rate (see the module's text for equations and deviations).
 
     Args:
-        model_or_params: a module or its parameters, one group.
+        model_or_params: module or its parameters, one group.
         horizon: not used.
         learning_rate: η₀.
         derivatives: "exact", or "differences" of five losses in float64.
         difference: ε.
         floor: δ, the smallest rate.
-        damping: added to f″; None takes the paper's, δ/(4ε²) = 2500 with these defaults.
-        momentum: β of the rate.
-        on_validation: learn the rate on the validation batch that ``step`` is then given.
+        damping: number added to f″; None takes the paper's, δ/(4ε²) = 2500 with these defaults.
+        momentum: β, momentum of the rate.
+        on_validation: whether to learn the rate on the validation batch, which ``step`` then needs.
         clip_gradient: largest global norm of the gradient, or None.
 
     Raises:
@@ -193,11 +197,11 @@ class SecondOrderRate(LearnedRate):
         on_validation: bool = False,
         clip_gradient: float | None = None,
     ) -> None:
-        known = ("exact", "differences")
-        require(self.name, "derivatives", derivatives, derivatives in known, f"one of {known}")
-        require_positive(self.name, "difference", difference)
+        choices = ("exact", "differences")
+        require(f"{self.name}: derivatives", derivatives, derivatives in choices, f"one of {choices}")
+        require_positive(f"{self.name}: difference", difference)
         holds = damping is None or 0 <= damping < math.inf
-        require(self.name, "damping", damping, holds, "None or finite and at least 0")
+        require(f"{self.name}: damping", damping, holds, "None or finite and at least 0")
         super().__init__(model_or_params, learning_rate, momentum, floor, on_validation, clip_gradient)
         self.derivatives, self.difference = derivatives, difference
         self.damping = floor / (4 * difference**2) if damping is None else damping
@@ -209,7 +213,7 @@ class SecondOrderRate(LearnedRate):
         self._start(batch.objective)
         rate = self.shared["rate"]
         loss, descent = batch.value_and_gradient()
-        clip(descent, self.clip_gradient)
+        clip_gradient_(descent, self.clip_gradient)
         descent.flat.neg_()
         if validation is not None and self.needs_validation:
             with _statistics_kept(batch.objective.model):
@@ -221,7 +225,7 @@ class SecondOrderRate(LearnedRate):
         return StepReport(loss, {"learning_rate": rate, "slope": slope, "curvature": curvature}, finite)
 
     def _damping(self, curvature: Tensor, finite: Tensor) -> float | Tensor:
-        """What is added to f″."""
+        """The number added to f″."""
         return self.damping
 
     def _along(self, batch: Batch, descent: Direction, rate: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,7 +250,7 @@ def _move(objective: Objective, direction: Direction, rate: Tensor, finite: Tens
 
 @contextlib.contextmanager
 def _statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Running statistics come out as they went in."""
+    """Restore the running statistics at the end."""
     kept = [buffer.clone() for buffer in model.buffers()]
     yield
     for buffer, value in zip(model.buffers(), kept, strict=True):

@@ -7,8 +7,8 @@ Every K steps (a share p of the training set), with u_old and u_new the average 
 
     α ← α (1 + γ ⟨u_old, u_new⟩ / (‖u_old‖² − ⟨u_old, u_new⟩))
 
-The rate stays where the denominator, a second derivative, is not positive; the factor is at most 100. In the same
-scheme stand the first-order rules of Table 1, both with the meta rate η:
+The rate stays where the denominator, a second derivative, is not positive; the factor is at most 100. The first-order
+rules of Table 1 follow the same scheme, both with the meta rate η:
 
     α ← α + η ⟨u_old, u_new⟩,    α ← α (1 + η cos(u_old, u_new))
 
@@ -18,19 +18,20 @@ What the paper leaves open, and deviations:
 
 - K is p times the steps of a pass; without a horizon 100 steps (p = 0.20 of MNIST with batches of 128 is 94).
 - The public code swaps the defaults of p and γ, leaves out the bound of 100, and tests the sign of ‖u_old‖² in place of
-  the denominator's; here it is as the paper has it.
-- "Average" is taken at its word: u is divided by K too. NTLR and the multiplicative rule do not depend on it; the meta
+  the denominator's; this code follows the paper.
+- "Average" is taken literally: u is divided by K too. NTLR and the multiplicative rule do not depend on it; the meta
   rate of the additive rule then does not depend on K.
-- The rate is a number of the host, as torch's optimizers want it: three inner products are read once a window (five
-  times a pass), nothing in the other steps. What is not finite leaves the rate.
+- The rate is a number on the host, as torch's optimizers need it: three inner products are read once a window (five
+  times a pass), nothing in the other steps. An inner product that is not finite leaves the rate.
 - α₀: the paper starts anywhere from 1e-9 to 0.1. Defaults 0.01 around SGD and 1e-3 around Adam, where one would start
-  by hand: too small a start is mended within windows, too large a one costs (Fig. 2).
+  by hand: too small a start is corrected within windows, too large a one costs (Fig. 2).
 - η: additive 0.1, the column of Table 1 that depends least on α₀. Multiplicative 0.1; the paper's 1e-4 and 1e-5 move
   the rate by less than 0.1 % in a pass, as its rule is printed. The first-order rules change the rate at most by 100
   times up or down, so that it stays positive, which the paper does not mention.
-- Nothing holds the rate back (the paper's final remark): where SGD diverges within the first windows (Rosenbrock at the
-  default), so does this, and over hundreds of windows on one and the same batch the rate may run away.
+- The rate has no upper bound (the paper's final remark): where SGD diverges within the first windows (Rosenbrock at the
+  default), so does this, and over hundreds of windows on one and the same batch the rate may grow without limit.
 - A step whose loss or gradient is not finite is taken with a gradient of zero, as around the plain optimizer.
+- A scheduler of torch that multiplies the rate composes with the rule; one that sets the rate undoes it.
 """
 
 from __future__ import annotations
@@ -39,16 +40,18 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from raycurv.arguments import require, require_positive
 from raycurv.objective import Batch
-from raycurv.optim.base import Horizon, StepReport, one_group
-from raycurv.optim.baselines.first_order import FirstOrder, Params
-from raycurv.optim.bounds import require, require_clip, require_positive
-from raycurv.optim.registry import register
+from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, one_group
+from raycurv.optim.baselines.first_order import FirstOrder
+from raycurv.optim.gradient_clipping import require_clip_gradient
+from raycurv.optim.registry import register, register_variant
 
 _LARGEST_FACTOR = 100.0
 _WINDOW = 100  # K without a horizon
@@ -79,7 +82,7 @@ Rule = Callable[[float, WindowDirections], float]
 
 
 def newton(damping: float) -> Rule:
-    """Eq. 8: the factor for a rate, whatever the rate."""
+    """Eq. 8 as a factor, which does not depend on the rate."""
 
     def factor(rate: float, u: WindowDirections) -> float:
         curvature = u.old - u.cross
@@ -103,11 +106,11 @@ def _bounded(factor: float) -> float:
 
 
 class WindowedRate(FirstOrder):
-    """Any torch optimizer whose rate follows the directions of windows.
+    """Any torch optimizer, with a learning rate that follows the directions of windows.
 
     Args:
-        inner: an optimizer with one parameter group and a setting ``lr``.
-        rule: the factor for the rate, from the rate and the directions; :func:`newton` is NTLR.
+        inner: optimizer with one parameter group and a setting ``lr``.
+        rule: maps the rate and the directions to a factor for the rate; :func:`newton` is NTLR.
         window: K, steps between two updates.
         clip_gradient: largest global norm of the gradient, or None.
 
@@ -121,13 +124,13 @@ class WindowedRate(FirstOrder):
         name = type(inner).__name__
         if len(inner.param_groups) > 1 or not isinstance(inner.param_groups[0].get("lr"), float):
             raise ValueError(f"{name}: a windowed rate needs one parameter group, with a number as its lr")
-        require(name, "window", window, window >= 1, "at least 1")
+        require(f"{name}: window", window, window >= 1, "at least 1")
         super().__init__(inner, clip_gradient)
-        self.rule, self.window = rule, window
+        self._rule, self.window = rule, window
 
     @torch.no_grad()
     def step(self, batch: Batch, *, validation: Batch | None = None) -> StepReport:  # type: ignore[override]
-        """One step of the inner optimizer, and the rule after the last step of a window."""
+        """One step of the inner optimizer; after the last step of a window, the rule."""
         group, state = self.param_groups[0], self.shared
         if not state:
             state.update(steps=0, start=self._weights())
@@ -143,9 +146,9 @@ class WindowedRate(FirstOrder):
             return report
         pairs = [torch.dot(u, v) for u, v in ((old, direction), (old, old), (direction, direction))]
         u = WindowDirections(*torch.stack(pairs).tolist())
-        factor = self.rule(group["lr"], u) if all(map(math.isfinite, (u.cross, u.old, u.new))) else 1.0
+        factor = self._rule(group["lr"], u) if all(map(math.isfinite, (u.cross, u.old, u.new))) else 1.0
         group["lr"] *= factor
-        found = {"learning_rate_factor": factor, "agreement": u.cosine}
+        found = {"learning_rate_factor": factor, "cosine": u.cosine}
         tensors = {key: torch.tensor(value, dtype=torch.float64, device=now.device) for key, value in found.items()}
         return StepReport(report.loss, {**report.scalars, **tensors}, report.finite)
 
@@ -159,138 +162,143 @@ class WindowedRate(FirstOrder):
         state.update({key: value.to(device) for key, value in state.items() if isinstance(value, Tensor)})
 
 
+class _OwnInner(WindowedRate):
+    """A windowed rate around an optimizer that it makes itself; base of the registered methods."""
+
+    __repr__ = StepOptimizer.__repr__  # settings of the method, not of the inner optimizer
+
+    def _wrap(
+        self,
+        name: str,
+        inner: Callable[..., torch.optim.Optimizer],
+        model_or_params: Params,
+        horizon: Horizon | None,
+        rule: Rule,
+        *,
+        learning_rate: float,
+        portion: float,
+        clip_gradient: float | None,
+    ) -> None:
+        require_positive(f"{name}: learning_rate", learning_rate)
+        require_positive(f"{name}: portion", portion)
+        require_clip_gradient(name, clip_gradient)
+        window = _WINDOW if horizon is None else max(1, round(portion * horizon.steps_per_epoch))
+        parameters = one_group(name, model_or_params)
+        WindowedRate.__init__(self, inner(parameters, lr=float(learning_rate)), rule, window, clip_gradient)
+        self.horizon, self.learning_rate, self.portion = horizon, learning_rate, portion
+
+
 @register("ntlr_sgd")
-def ntlr_sgd(
-    model_or_params: Params,
-    *,
-    horizon: Horizon | None = None,
-    learning_rate: float = 0.01,
-    portion: float = 0.20,
-    damping: float = 0.33,
-    clip_gradient: float | None = None,
-) -> WindowedRate:
+class NTLR(_OwnInner):
     """NTLR around stochastic gradient descent (see the module's text).
 
     Args:
-        model_or_params: a module or its parameters, one group.
-        horizon: its steps in a pass give K.
+        model_or_params: module or its parameters, one group.
+        horizon: its steps per epoch give K.
         learning_rate: α₀.
-        portion: p, the share of the training set between two updates of the rate.
+        portion: p, share of the training set between two updates of the rate.
         damping: γ, in [0, 1]; 0 leaves the rate.
         clip_gradient: largest global norm of the gradient, or None.
+
+    Raises:
+        ValueError: a setting out of bounds, or several parameter groups.
     """
-    window = _newton_window("ntlr_sgd", horizon, learning_rate, portion, damping, clip_gradient)
-    inner = torch.optim.SGD(one_group("ntlr_sgd", model_or_params), lr=float(learning_rate))
-    return WindowedRate(inner, newton(damping), window, clip_gradient)
+
+    def __init__(
+        self,
+        model_or_params: Params,
+        *,
+        horizon: Horizon | None = None,
+        learning_rate: float = 0.01,  # α₀
+        portion: float = 0.20,  # p
+        damping: float = 0.33,  # γ
+        clip_gradient: float | None = None,
+    ) -> None:
+        require("ntlr_sgd: damping", damping, 0 <= damping <= 1, "in [0, 1]")
+        self._wrap(
+            "ntlr_sgd", torch.optim.SGD, model_or_params, horizon, newton(damping),
+            learning_rate=learning_rate, portion=portion, clip_gradient=clip_gradient,
+        )  # fmt: skip
+        self.damping = damping
 
 
 @register("ntlr_adam")
-def ntlr_adam(
-    model_or_params: Params,
-    *,
-    horizon: Horizon | None = None,
-    learning_rate: float = 1e-3,
-    portion: float = 0.20,
-    damping: float = 0.33,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    clip_gradient: float | None = None,
-) -> WindowedRate:
+class NTLRAdam(_OwnInner):
     """NTLR around Adam (see the module's text).
 
     Args:
-        model_or_params: a module or its parameters, one group.
-        horizon: its steps in a pass give K.
+        model_or_params: module or its parameters, one group.
+        horizon: its steps per epoch give K.
         learning_rate: α₀.
-        portion: p, the share of the training set between two updates of the rate.
+        portion: p, share of the training set between two updates of the rate.
         damping: γ, in [0, 1]; 0 leaves the rate.
-        beta1: of Adam's first moment.
-        beta2: of Adam's second moment.
+        beta1: decay rate of Adam's first moment.
+        beta2: decay rate of Adam's second moment.
         clip_gradient: largest global norm of the gradient, or None.
+
+    Raises:
+        ValueError: a setting out of bounds, or several parameter groups.
     """
-    window = _newton_window("ntlr_adam", horizon, learning_rate, portion, damping, clip_gradient)
-    parameters = one_group("ntlr_adam", model_or_params)
-    inner = torch.optim.Adam(parameters, lr=float(learning_rate), betas=(beta1, beta2))
-    return WindowedRate(inner, newton(damping), window, clip_gradient)
+
+    def __init__(
+        self,
+        model_or_params: Params,
+        *,
+        horizon: Horizon | None = None,
+        learning_rate: float = 1e-3,  # α₀
+        portion: float = 0.20,  # p
+        damping: float = 0.33,  # γ
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        clip_gradient: float | None = None,
+    ) -> None:
+        require("ntlr_adam: damping", damping, 0 <= damping <= 1, "in [0, 1]")
+        self._wrap(
+            "ntlr_adam", partial(torch.optim.Adam, betas=(beta1, beta2)), model_or_params, horizon, newton(damping),
+            learning_rate=learning_rate, portion=portion, clip_gradient=clip_gradient,
+        )  # fmt: skip
+        self.damping, self.beta1, self.beta2 = damping, beta1, beta2
 
 
-@register("hypergradient_additive")
-def hypergradient_additive(
-    model_or_params: Params,
-    *,
-    horizon: Horizon | None = None,
-    learning_rate: float = 0.01,
-    portion: float = 0.20,
-    meta_rate: float = 0.1,
-    clip_gradient: float | None = None,
-) -> WindowedRate:
-    """The additive first-order rule around stochastic gradient descent (see the module's text).
+class Hypergradient(_OwnInner):
+    """A first-order rule of Table 1 around stochastic gradient descent (see the module's text).
 
     Args:
-        model_or_params: a module or its parameters, one group.
-        horizon: its steps in a pass give K.
+        model_or_params: module or its parameters, one group.
+        horizon: its steps per epoch give K.
+        rule: form of the update, "additive" or "multiplicative".
         learning_rate: α₀.
-        portion: p, the share of the training set between two updates of the rate.
+        portion: p, share of the training set between two updates of the rate.
         meta_rate: η.
         clip_gradient: largest global norm of the gradient, or None.
+
+    Raises:
+        ValueError: a setting out of bounds, or several parameter groups.
     """
-    return _first_order(
-        "hypergradient_additive", additive, model_or_params, horizon, learning_rate, portion, meta_rate, clip_gradient
+
+    def __init__(
+        self,
+        model_or_params: Params,
+        *,
+        horizon: Horizon | None = None,
+        rule: Literal["additive", "multiplicative"] = "multiplicative",
+        learning_rate: float = 0.01,  # α₀
+        portion: float = 0.20,  # p
+        meta_rate: float = 0.1,  # η
+        clip_gradient: float | None = None,
+    ) -> None:
+        require("Hypergradient: rule", rule, rule in _RULES, f"one of {', '.join(_RULES)}")
+        name = f"hypergradient_{rule}"
+        require(f"{name}: meta_rate", meta_rate, 0 <= meta_rate < math.inf, "finite and at least 0")
+        self._wrap(
+            name, torch.optim.SGD, model_or_params, horizon, _RULES[rule](meta_rate),
+            learning_rate=learning_rate, portion=portion, clip_gradient=clip_gradient,
+        )  # fmt: skip
+        self.rule, self.meta_rate = rule, meta_rate
+
+
+_RULES = {"additive": additive, "multiplicative": multiplicative}
+for _rule in _RULES:
+    register_variant(
+        f"hypergradient_{_rule}", Hypergradient, f"The {_rule} first-order rule around SGD.", fixed={"rule": _rule}
     )
-
-
-@register("hypergradient_multiplicative")
-def hypergradient_multiplicative(
-    model_or_params: Params,
-    *,
-    horizon: Horizon | None = None,
-    learning_rate: float = 0.01,
-    portion: float = 0.20,
-    meta_rate: float = 0.1,
-    clip_gradient: float | None = None,
-) -> WindowedRate:
-    """The multiplicative first-order rule around stochastic gradient descent (see the module's text).
-
-    Args:
-        model_or_params: a module or its parameters, one group.
-        horizon: its steps in a pass give K.
-        learning_rate: α₀.
-        portion: p, the share of the training set between two updates of the rate.
-        meta_rate: η.
-        clip_gradient: largest global norm of the gradient, or None.
-    """
-    return _first_order(
-        "hypergradient_multiplicative", multiplicative, model_or_params, horizon, learning_rate, portion, meta_rate,
-        clip_gradient,
-    )  # fmt: skip
-
-
-def _first_order(
-    name: str,
-    rule: Callable[[float], Rule],
-    model_or_params: Params,
-    horizon: Horizon | None,
-    learning_rate: float,
-    portion: float,
-    meta_rate: float,
-    clip_gradient: float | None,
-) -> WindowedRate:
-    require(name, "meta_rate", meta_rate, 0 <= meta_rate < math.inf, "finite and at least 0")
-    window = _window(name, horizon, learning_rate, portion, clip_gradient)
-    inner = torch.optim.SGD(one_group(name, model_or_params), lr=float(learning_rate))
-    return WindowedRate(inner, rule(meta_rate), window, clip_gradient)
-
-
-def _newton_window(
-    name: str, horizon: Horizon | None, learning_rate: float, portion: float, damping: float, clip: float | None
-) -> int:
-    require(name, "damping", damping, 0 <= damping <= 1, "in [0, 1]")
-    return _window(name, horizon, learning_rate, portion, clip)
-
-
-def _window(name: str, horizon: Horizon | None, learning_rate: float, portion: float, clip: float | None) -> int:
-    """K, after the settings that all have in common were checked."""
-    require_positive(name, "learning_rate", learning_rate)
-    require(name, "portion", portion, 0 < portion < math.inf, "a positive finite number")
-    require_clip(name, clip)
-    return _WINDOW if horizon is None else max(1, round(portion * horizon.steps_per_epoch))

@@ -1,4 +1,4 @@
-"""ALERA, SALERA, SPALERA and Ag-Adam: rates from the agreement of gradients, and a way back from explosions.
+"""ALERA, SALERA and SPALERA: rates from the alignment of gradients, and backtracking after explosions.
 
 *Stochastic Gradient Descent: Going As Fast As Possible But Not Faster* (Schoenauer Sebag, Schoenauer, Sebag; 2017).
 
@@ -13,9 +13,9 @@ difference L:
 
     ℓ ← ρ·loss + (1 − ρ) ℓ,   ℓ̄ ← (ℓ + t ℓ̄)/(t + 1),   L ← L + ℓ − ℓ̄,   L_min ← min(L_min, L)
 
-and where L − L_min > Δ, a tenth of the first loss, it takes θ back to where the step before started, halves the rates
-and starts the test again. SPALERA (Algorithm 2) has a rate for each of the d parameters, with p_i², μ/d and σ(d)/√d;
-Ag-Adam moves by Adam's direction in place of g.
+and where L − L_min > Δ, a tenth of the first loss, it restores the θ from before the last step, halves the rates and
+restarts the test: an alarm. SPALERA (Algorithm 2) has a rate for each of the d parameters, with p_i², μ/d and σ(d)/√d;
+Ag-Adam (see `ag_adam`) moves by Adam's direction in place of g.
 
 Symbols: α ``memory``, C ``gain``, η₀ ``learning_rate``, ρ ``batch_ratio``, λ ``sensitivity``.
 
@@ -27,20 +27,19 @@ What the paper leaves open, and deviations:
   optimizers keep the printed σ(d), because C was tuned with it.
 - The printed test starts ℓ and ℓ̄ at 0 and would fire while ℓ warms up. Here both start at the first loss, and at the
   first after an alarm. The η₀ in line 15 of Algorithm 2 is taken for a misprint.
-- An alarm restores buffers (running statistics) with the parameters: those that the restored parameters were left with.
+- An alarm restores buffers (running statistics) with the parameters: those at the end of the step that produced the
+  restored parameters.
 - A loss or gradient that is NaN or infinite right after a step counts as an alarm, and so does an infinite step:
-  networks overflow when they explode. A loss or gradient that is not finite at parameters to which the method has just
-  gone back, or at the first step, is not cured by going back: then nothing moves and the report says that it was not
-  finite. ALERA and Ag-Adam never go back and report at once.
-- p takes in every finite gradient at which the test does not fire, also where the step that follows would be infinite.
+  networks overflow when they explode. Right after an alarm, or at the first step, going back would not help: then
+  nothing moves and the report says that the step was not finite. ALERA and Ag-Adam never go back and report at once.
+- p includes every finite gradient at which the test does not fire, also where the step that follows would be infinite.
 - A tensor whose gradient is zero, or rounding (its norm below 8 times the precision of the whole gradient's, as that of
   a bias in front of batch normalisation), adds nothing to p: normalised, it would be noise.
 - Rates are kept as log(η/η₀): float32 would lose factors as near to 1 as SPALERA's.
-- Ag-Adam's p is made of gradients, as ALERA's; the paper does not say.
-- η₀ of the paper's best settings is not given (its range is 1e-5 to 1). Default 0.1, the better of the two rates in
-  our notes on an MNIST network and of use with normalised inputs; 1e-3 for Ag-Adam, as in Adam. C is so small that a
-  run of few steps hardly leaves η₀: ALERA diverges where SGD with that rate does (Rosenbrock), SALERA comes back.
-- ρ is one over the steps of a pass; without a horizon 0.01, the larger of the paper's two batch sizes.
+- η₀ of the paper's best settings is not given (its range is 1e-5 to 1). Default 0.1, the better of two rates that we
+  measured on an MNIST network, and of use with normalised inputs. C is so small that a run of few steps hardly leaves
+  η₀: ALERA diverges where SGD with that rate does (Rosenbrock), SALERA recovers.
+- ρ is one over the steps of an epoch; without a horizon 0.01, the larger of the paper's two batch sizes.
 - Δ uses the absolute value of the first loss, for losses that can be negative.
 """
 
@@ -48,18 +47,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from raycurv.arguments import require, require_positive
 from raycurv.objective import Batch, Objective
 from raycurv.objective.direction import Direction
-from raycurv.optim.base import Horizon, StepOptimizer, StepReport, check_batch, one_group
-from raycurv.optim.bounds import clip, require, require_clip, require_positive
+from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, check_batch, one_group
+from raycurv.optim.gradient_clipping import clip_gradient_, require_clip_gradient
 from raycurv.optim.registry import register
 
-Params = nn.Module | Iterable[Any]
 _SENSITIVITY = 10.0  # λ: Δ is the first loss divided by it
 _ROUNDING = 8  # times the precision: below this share of the whole gradient, a tensor's gradient is noise
 _BATCH_RATIO = 0.01  # ρ without a horizon
@@ -77,18 +75,18 @@ def random_walk_variance(memory: float, dimension: int, steps: int) -> float:
     return limit * (1 - keep**steps) * (1 - keep ** (steps - 1))
 
 
-def printed_deviation(memory: float, dimension: int) -> float:
+def paper_deviation(memory: float, dimension: int) -> float:
     """σ(d), the limit of eq. 5 as printed, with which C was tuned."""
     keep = (1 - memory) ** 2
     return math.sqrt(2 * memory**2 * keep / (dimension * (2 - memory) ** 2 * (1 + keep)))
 
 
 def page_hinkley(test: Tensor, loss: Tensor, ratio: float, sensitivity: float = _SENSITIVITY) -> tuple[Tensor, Tensor]:
-    """Lines 3 to 7 of Algorithm 1.
+    """One update of the Page–Hinkley test, lines 3 to 7 of Algorithm 1.
 
     Args:
-        test: (t, ℓ, ℓ̄, L, L_min, Δ) float64; t = 0 starts the test, Δ = NaN is set from this loss.
-        loss: 0-d float64.
+        test: state (t, ℓ, ℓ̄, L, L_min, Δ), float64; t = 0 starts the test, Δ = NaN is set from this loss.
+        loss: loss of this step, 0-d float64.
         ratio: ρ.
         sensitivity: λ.
 
@@ -107,17 +105,17 @@ def page_hinkley(test: Tensor, loss: Tensor, ratio: float, sensitivity: float = 
 
 
 @register("alera")
-class Alera(StepOptimizer):
+class ALERA(StepOptimizer):
     """ALERA, Algorithm 1 without the test (see the module's text for equations and deviations).
 
     Args:
-        model_or_params: a module or its parameters, one group.
+        model_or_params: module or its parameters, one group.
         horizon: not used.
         learning_rate: η₀.
         memory: α, in (0, 1).
         gain: C; 0 is plain SGD.
         clip_gradient: largest global norm of the gradient, or None.
-        rates_by_tensor: report the rate of each tensor too, as ``learning_rate/<name>`` (Fig. 1).
+        rates_by_tensor: whether to report the rate of each tensor too, as ``learning_rate/<name>`` (Fig. 1).
 
     Raises:
         ValueError: a setting out of bounds, or several parameter groups.
@@ -137,10 +135,10 @@ class Alera(StepOptimizer):
         clip_gradient: float | None = None,
         rates_by_tensor: bool = False,
     ) -> None:
-        require_positive(self.name, "learning_rate", learning_rate)
-        require(self.name, "memory", memory, 0 < memory < 1, "in (0, 1)")
-        require(self.name, "gain", gain, 0 <= gain < math.inf, "finite and at least 0")
-        require_clip(self.name, clip_gradient)
+        require_positive(f"{self.name}: learning_rate", learning_rate)
+        require(f"{self.name}: memory", memory, 0 < memory < 1, "in (0, 1)")
+        require(f"{self.name}: gain", gain, 0 <= gain < math.inf, "finite and at least 0")
+        require_clip_gradient(self.name, clip_gradient)
         super().__init__(one_group(self.name, model_or_params), {})
         self.learning_rate, self.memory, self.gain = learning_rate, memory, gain
         self.clip_gradient, self.rates_by_tensor = clip_gradient, rates_by_tensor
@@ -150,72 +148,72 @@ class Alera(StepOptimizer):
     def step(self, batch: Batch, *, validation: Batch | None = None) -> StepReport:  # type: ignore[override]
         """Lines 3 to 15 of Algorithm 1 on one batch.
 
-        Vectors of the parameters' size are written in place; what must not count there is multiplied by zero.
+        Vectors of the parameters' size are written in place; a rejected gradient is multiplied by zero.
         """
         check_batch(self, batch)
         objective, state = batch.objective, self.shared
         if not state:
             state.update(self._initial(objective))
         loss, gradient = batch.value_and_gradient()
-        clip(gradient, self.clip_gradient)
+        clip_gradient_(gradient, self.clip_gradient)
         norms = torch.stack(torch._foreach_norm(gradient)).double()
-        known = torch.isfinite(loss) & torch.isfinite(norms).all()
+        finite = torch.isfinite(loss) & torch.isfinite(norms).all()
         test, fires = self._watch(loss)
-        counts = known & ~fires
-        gradient.keep_if(counts)
+        accepted = finite & ~fires
+        gradient.keep_if(accepted)
 
-        path = self._path(gradient, norms, counts)
-        agreement = self._grow(path, counts)
-        direction, norms = self._direction(gradient, norms, counts)
-        sound = known & ((self._largest_rates() * norms).max() <= torch.finfo(gradient.flat.dtype).max)
-        taken, finite, scalars = self._settle(objective, known, sound, test, fires)
+        path = self._update_path(gradient, norms, accepted)
+        alignment = self._update_rates(path, accepted)
+        direction, norms = self._direction(gradient, norms, accepted)
+        sound = finite & ((self._largest_rates() * norms).max() <= torch.finfo(gradient.flat.dtype).max)
+        taken, finite, scalars = self._settle(objective, finite, sound, test, fires)
         torch._foreach_addcmul_(objective.parameters, direction, self._steps(direction, taken), value=-1)
-        return StepReport(loss, {**self._rates(objective), "agreement": agreement, **scalars}, finite)
+        return StepReport(loss, {**self._rates(objective), "alignment": alignment, **scalars}, finite)
 
     def _initial(self, objective: Objective) -> dict[str, Tensor]:
         growth = torch.zeros(len(objective.parameters), dtype=torch.float64, device=objective.device)
         return {"path": torch.zeros_like(objective.direction(objective.parameters).flat), "growth": growth}
 
     def _watch(self, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Lines 3 to 7: the test after this loss, and whether it fires. ALERA has none."""
+        """Lines 3 to 7: the test after this loss, and whether it fires. ALERA has no test."""
         return loss, torch.zeros_like(loss, dtype=torch.bool)
 
-    def _path(self, gradient: Direction, norms: Tensor, counts: Tensor) -> Direction:
-        """p, eq. 2, for each tensor."""
+    def _update_path(self, gradient: Direction, norms: Tensor, accepted: Tensor) -> Direction:
+        """Update p of each tensor, eq. 2."""
         rounding = _ROUNDING * torch.finfo(gradient.flat.dtype).eps * torch.linalg.vector_norm(norms)
-        weights = torch.where(counts & (norms > rounding), self.memory / norms, 0.0).to(gradient.flat.dtype)
-        path = Direction(self.shared["path"].mul_(1 - self.memory * counts.double()), gradient)
+        weights = torch.where(accepted & (norms > rounding), self.memory / norms, 0.0).to(gradient.flat.dtype)
+        path = Direction(self.shared["path"].mul_(1 - self.memory * accepted.double()), gradient)
         torch._foreach_addcmul_(path, gradient, list(weights.unbind()))
         return path
 
-    def _grow(self, path: Direction, counts: Tensor) -> Tensor:
-        """log(η/η₀) of each tensor, eq. 6; returns the mean of (‖p‖² − μ)/σ(d)."""
+    def _update_rates(self, path: Direction, accepted: Tensor) -> Tensor:
+        """Update log(η/η₀) of each tensor, eq. 6; returns the mean of (‖p‖² − μ)/σ(d)."""
         squares = torch.stack(torch._foreach_norm(path)).double().square()
         if self._deviations is None:
-            self._deviations = squares.new_tensor([printed_deviation(self.memory, p.numel()) for p in path])
+            self._deviations = squares.new_tensor([paper_deviation(self.memory, p.numel()) for p in path])
         gap = (squares - self.memory / (2 - self.memory)) / self._deviations
-        self.shared["growth"] += self.gain * counts.double() * gap
+        self.shared["growth"] += self.gain * accepted.double() * gap
         return gap.mean()
 
-    def _direction(self, gradient: Direction, norms: Tensor, counts: Tensor) -> tuple[Direction, Tensor]:
-        """What the rates multiply, and the norm of each tensor of it."""
+    def _direction(self, gradient: Direction, norms: Tensor, accepted: Tensor) -> tuple[Direction, Tensor]:
+        """Direction that the rates multiply, and the norm of each of its tensors."""
         return gradient, norms
 
     def _largest_rates(self) -> Tensor:
-        """The largest rate of each tensor, or of all."""
+        """Largest rate of each tensor, or of all tensors."""
         return self.learning_rate * self.shared["growth"].exp()
 
     def _settle(
-        self, objective: Objective, known: Tensor, sound: Tensor, test: Tensor, fires: Tensor
+        self, objective: Objective, finite: Tensor, sound: Tensor, test: Tensor, fires: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Decide.
+        """Decide whether the step is taken.
 
         Args:
-            objective: of this batch.
-            known: loss and gradient are finite.
-            sound: and so is the step.
-            test: after this loss.
-            fires: the test.
+            objective: objective of this batch.
+            finite: whether loss and gradient are finite.
+            sound: whether loss, gradient and step are finite.
+            test: state of the test after this loss.
+            fires: whether the test fires.
 
         Returns:
             Whether the step is taken, `finite` of the report, and scalars.
@@ -223,7 +221,7 @@ class Alera(StepOptimizer):
         return sound, sound, {}
 
     def _steps(self, direction: Direction, taken: Tensor) -> list[Tensor]:
-        """What each tensor of the direction is multiplied by: its rate, or 0."""
+        """Factor of each tensor of the direction: its rate, or 0."""
         rates = torch.where(taken, self.learning_rate * self.shared["growth"].exp(), 0.0)
         return list(rates.to(direction.flat.dtype).unbind())
 
@@ -241,19 +239,19 @@ class Alera(StepOptimizer):
 
 
 @register("salera")
-class Salera(Alera):
-    """SALERA, Algorithm 1: ALERA with a Page–Hinkley test and a way back (see the module's text).
+class SALERA(ALERA):
+    """SALERA, Algorithm 1: ALERA with a Page–Hinkley test and backtracking (see the module's text).
 
     Args:
-        model_or_params: a module or its parameters, one group.
-        horizon: its steps in a pass give ρ.
+        model_or_params: module or its parameters, one group.
+        horizon: its steps per epoch give ρ.
         learning_rate: η₀.
         memory: α, in (0, 1).
         gain: C.
         batch_ratio: ρ, batch size over training-set size; None takes it from the horizon, or 0.01.
         sensitivity: λ; Δ is the first loss divided by it, 10 in the paper's runs.
         clip_gradient: largest global norm of the gradient, or None.
-        rates_by_tensor: report the rate of each tensor too, as ``learning_rate/<name>`` (Fig. 1).
+        rates_by_tensor: whether to report the rate of each tensor too, as ``learning_rate/<name>`` (Fig. 1).
 
     Raises:
         ValueError: a setting out of bounds, or several parameter groups.
@@ -274,14 +272,15 @@ class Salera(Alera):
         clip_gradient: float | None = None,
         rates_by_tensor: bool = False,
     ) -> None:
-        require_positive(self.name, "sensitivity", sensitivity)
-        require(self.name, "batch_ratio", batch_ratio, batch_ratio is None or 0 < batch_ratio <= 1, "None or in (0, 1]")
+        require_positive(f"{self.name}: sensitivity", sensitivity)
+        holds = batch_ratio is None or 0 < batch_ratio <= 1
+        require(f"{self.name}: batch_ratio", batch_ratio, holds, "None or in (0, 1]")
         super().__init__(
             model_or_params, learning_rate=learning_rate, memory=memory, gain=gain,
             clip_gradient=clip_gradient, rates_by_tensor=rates_by_tensor,
         )  # fmt: skip
-        known = _BATCH_RATIO if horizon is None else 1 / horizon.steps_per_epoch
-        self.batch_ratio = known if batch_ratio is None else batch_ratio
+        default = _BATCH_RATIO if horizon is None else 1 / horizon.steps_per_epoch
+        self.batch_ratio = default if batch_ratio is None else batch_ratio
         self.sensitivity = sensitivity
 
     def _initial(self, objective: Objective) -> dict[str, Tensor]:
@@ -295,16 +294,16 @@ class Salera(Alera):
         return page_hinkley(self.shared["test"], loss, self.batch_ratio, self.sensitivity)
 
     def _settle(
-        self, objective: Objective, known: Tensor, sound: Tensor, test: Tensor, fires: Tensor
+        self, objective: Objective, finite: Tensor, sound: Tensor, test: Tensor, fires: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Lines 7 to 15: one step on, or back to where the last one started."""
+        """Lines 7 to 15: take the step, or restore the parameters from before the last one."""
         state = self.shared
         before = state["test"]
-        curable = known | state["moved"]  # by smaller rates, or by going back
+        curable = finite | state["moved"]  # by smaller rates, or by going back
         alarm = torch.where(sound, fires, curable)
         taken = sound & ~alarm
-        again = torch.cat([torch.zeros_like(before[:5]), before[5:]])
-        state["test"] = torch.where(taken, test, torch.where(alarm, again, before))
+        restarted = torch.cat([torch.zeros_like(before[:5]), before[5:]])
+        state["test"] = torch.where(taken, test, torch.where(alarm, restarted, before))
         state["growth"] -= alarm.double() * math.log(2)
         state["alarms"] = state["alarms"] + alarm
         state["moved"] = taken
@@ -324,10 +323,22 @@ class Salera(Alera):
 
 
 @register("spalera")
-class Spalera(Salera):
+class SPALERA(SALERA):
     """SPALERA, Algorithm 2: SALERA with one rate for each parameter (see the module's text).
 
-    Its settings are :class:`Salera`'s with other defaults; `rates_by_tensor` reports geometric means.
+    Args:
+        model_or_params: module or its parameters, one group.
+        horizon: its steps per epoch give ρ.
+        learning_rate: η₀.
+        memory: α, in (0, 1).
+        gain: C.
+        batch_ratio: ρ, batch size over training-set size; None takes it from the horizon, or 0.01.
+        sensitivity: λ; Δ is the first loss divided by it, 10 in the paper's runs.
+        clip_gradient: largest global norm of the gradient, or None.
+        rates_by_tensor: whether to report the geometric mean of each tensor's rates, as ``learning_rate/<name>``.
+
+    Raises:
+        ValueError: a setting out of bounds, or several parameter groups.
     """
 
     name = "spalera"
@@ -350,27 +361,27 @@ class Spalera(Salera):
             batch_ratio=batch_ratio, sensitivity=sensitivity, clip_gradient=clip_gradient,
             rates_by_tensor=rates_by_tensor,
         )  # fmt: skip
-        self._spare: Tensor | None = None  # a vector to calculate in, kept because new memory is slow
+        self._scratch: Tensor | None = None  # scratch vector, kept because allocating is slow
 
     def _initial(self, objective: Objective) -> dict[str, Tensor]:
         found = super()._initial(objective)
         wide = torch.float64 if objective.dtype == torch.float64 else torch.float32
         return found | {"growth": torch.zeros_like(found["path"], dtype=wide)}
 
-    def _path(self, gradient: Direction, norms: Tensor, counts: Tensor) -> Direction:
+    def _update_path(self, gradient: Direction, norms: Tensor, accepted: Tensor) -> Direction:
         norm = torch.linalg.vector_norm(norms)
-        weight = torch.where(counts & (norm > 0), self.memory / norm, 0.0).to(gradient.flat.dtype)
-        path = self.shared["path"].mul_(1 - self.memory * counts.double()).addcmul_(gradient.flat, weight)
+        weight = torch.where(accepted & (norm > 0), self.memory / norm, 0.0).to(gradient.flat.dtype)
+        path = self.shared["path"].mul_(1 - self.memory * accepted.double()).addcmul_(gradient.flat, weight)
         return Direction(path, gradient)
 
-    def _grow(self, path: Direction, counts: Tensor) -> Tensor:
+    def _update_rates(self, path: Direction, accepted: Tensor) -> Tensor:
         dimension, growth = len(path.flat), self.shared["growth"]
         mean = self.memory / (2 - self.memory) / dimension
-        deviation = printed_deviation(self.memory, dimension) / math.sqrt(dimension)
-        gain = self.gain / deviation * counts.double()
-        spare = torch.empty_like(growth) if self._spare is None else self._spare
-        growth.addcmul_(torch.mul(path.flat, gain, out=spare), path.flat).sub_(gain * mean)
-        self._spare = spare
+        deviation = paper_deviation(self.memory, dimension) / math.sqrt(dimension)
+        gain = self.gain / deviation * accepted.double()
+        scratch = torch.empty_like(growth) if self._scratch is None else self._scratch
+        growth.addcmul_(torch.mul(path.flat, gain, out=scratch), path.flat).sub_(gain * mean)
+        self._scratch = scratch
         square = torch.linalg.vector_norm(path.flat).double().square()
         return (square / dimension - mean) / deviation
 
@@ -378,70 +389,8 @@ class Spalera(Salera):
         return self.learning_rate * self.shared["growth"].max().double().exp()
 
     def _steps(self, direction: Direction, taken: Tensor) -> list[Tensor]:
-        rates = torch.add(self.shared["growth"], taken.double().log() + math.log(self.learning_rate), out=self._spare)
+        rates = torch.add(self.shared["growth"], taken.double().log() + math.log(self.learning_rate), out=self._scratch)
         return Direction(rates.exp_().to(direction.flat.dtype), direction)
 
     def _by_tensor(self, objective: Objective, growth: Tensor) -> Iterable[Tensor]:
         return Direction(growth, objective.parameters)
-
-
-@register("ag_adam")
-class AgAdam(Alera):
-    """Ag-Adam: ALERA's rates, Adam's direction m̂/(√v̂ + ε) (see the module's text).
-
-    Args:
-        model_or_params: a module or its parameters, one group.
-        horizon: not used.
-        learning_rate: η₀.
-        memory: α, in (0, 1).
-        gain: C; 0 is plain Adam.
-        beta1: of the first moment.
-        beta2: of the second moment.
-        epsilon: ε.
-        clip_gradient: largest global norm of the gradient, or None.
-        rates_by_tensor: report the rate of each tensor too, as ``learning_rate/<name>``.
-
-    Raises:
-        ValueError: a setting out of bounds, or several parameter groups.
-    """
-
-    name = "ag_adam"
-
-    def __init__(
-        self,
-        model_or_params: Params,
-        *,
-        horizon: Horizon | None = None,
-        learning_rate: float = 1e-3,
-        memory: float = 0.001,
-        gain: float = 3e-6,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        epsilon: float = 1e-8,
-        clip_gradient: float | None = None,
-        rates_by_tensor: bool = False,
-    ) -> None:
-        require(self.name, "beta1", beta1, 0 <= beta1 < 1, "in [0, 1)")
-        require(self.name, "beta2", beta2, 0 <= beta2 < 1, "in [0, 1)")
-        require_positive(self.name, "epsilon", epsilon)
-        super().__init__(
-            model_or_params, learning_rate=learning_rate, memory=memory, gain=gain,
-            clip_gradient=clip_gradient, rates_by_tensor=rates_by_tensor,
-        )  # fmt: skip
-        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
-
-    def _initial(self, objective: Objective) -> dict[str, Tensor]:
-        found = super()._initial(objective)
-        moments = {key: torch.zeros_like(found["path"]) for key in ("first", "second")}
-        return found | moments | {"taken": torch.zeros((), dtype=torch.float64, device=objective.device)}
-
-    def _direction(self, gradient: Direction, norms: Tensor, counts: Tensor) -> tuple[Direction, Tensor]:
-        state, g = self.shared, gradient.flat
-        state["taken"] += counts
-        first = state["first"].lerp_(g, ((1 - self.beta1) * counts.double()).to(g.dtype))
-        second = state["second"].mul_(1 - (1 - self.beta2) * counts.double()).addcmul_(g, g, value=1 - self.beta2)
-        # m̂/(√v̂ + ε) over the gradient, which is not needed any more; before the first step 0/ε.
-        correction = (1 - self.beta2 ** state["taken"].clamp(min=1)).sqrt()
-        torch.sqrt(second, out=g).add_(self.epsilon * correction)
-        torch.div(first, g, out=g).mul_(correction / (1 - self.beta1 ** state["taken"].clamp(min=1)))
-        return gradient, torch.stack(torch._foreach_norm(gradient)).double()

@@ -103,7 +103,7 @@ def test_subjects_are_read_from_text():
     assert MeasuredOptimizer.of("red_sgd:lean=True").label == "red_sgd (lean=True)"
     with pytest.raises(ValueError, match="must look like"):
         MeasuredOptimizer.of("red_sgd:lean=maybe")
-    with pytest.raises(ValueError, match="has no setting 'learn'"):
+    with pytest.raises(ValueError, match="setting 'learn' is unknown"):
         MeasuredOptimizer.of("red_sgd:learn=True")
 
 

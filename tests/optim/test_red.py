@@ -382,7 +382,7 @@ def test_several_parameter_groups_are_refused():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("red_sgd", {"scale": 0.0}, r"red_sgd: scale is 0\.0; it must be positive"),
+        ("red_sgd", {"scale": 0.0}, r"red_sgd: scale is 0\.0; it must be a positive finite number"),
         ("red_sgd", {"scale": math.nan}, "scale is nan"),
         ("red_rmsprop", {"decay": 1.5}, r"decay is 1\.5; it must be in \(0, 1\]"),
         ("red_rmsprop", {"beta2": 1.0}, r"beta2 is 1\.0; it must be in \[0, 1\)"),
@@ -395,7 +395,7 @@ def test_several_parameter_groups_are_refused():
         ("ran_rmsprop", {"phases": (5, 0, 2)}, "whole numbers of epochs of at least 1"),
         ("ran_rmsprop", {"phases": (), "scales": ()}, "one or more"),
         ("ran_rmsprop", {"scales": (1.0, -1.0, 2.0)}, "scales is"),
-        ("red_sgd", {"beta1": 0.9}, "has no setting 'beta1'"),
+        ("red_sgd", {"beta1": 0.9}, "red_sgd: setting 'beta1' is unknown"),
         ("red_sgd", {"clip_gradient": 1.0}, "clip_gradient has no meaning"),
     ],
 )

@@ -16,7 +16,7 @@ def test_unknown_names_suggest_the_nearest():
 
 
 def test_unknown_settings_list_the_known():
-    with pytest.raises(ValueError, match="'sgd' has no setting 'lr' "):
+    with pytest.raises(ValueError, match="sgd: setting 'lr' is unknown; all names: learning_rate, schedule"):
         optim.create("sgd", nn.Linear(1, 1), lr=0.1)
 
 

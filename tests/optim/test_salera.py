@@ -6,7 +6,7 @@ from torch import nn
 
 import raycurv
 from raycurv import optim
-from raycurv.optim.salera import page_hinkley, printed_deviation, random_walk_mean, random_walk_variance
+from raycurv.optim.salera import page_hinkley, paper_deviation, random_walk_mean, random_walk_variance
 from tests.cases import BY_NAME
 from tests.reference.salera import Agnostic
 
@@ -107,7 +107,7 @@ def test_mean_and_variance_are_those_of_random_walks(memory, dimension, steps):
 
 
 def test_the_printed_variance_is_half_the_right_one():
-    assert random_walk_variance(0.1, 50, 10_000) == pytest.approx(2 * printed_deviation(0.1, 50) ** 2)
+    assert random_walk_variance(0.1, 50, 10_000) == pytest.approx(2 * paper_deviation(0.1, 50) ** 2)
 
 
 def run_test(losses, ratio, **settings):

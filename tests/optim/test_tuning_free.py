@@ -6,7 +6,8 @@ from torch import nn
 
 import raycurv
 from raycurv import optim
-from raycurv.optim.tuning_free import RelativeRate, SwitchingOptimizer, pace_of
+from raycurv.optim.auto import schedule_factor
+from raycurv.optim.tuning_free import LLRRelativeDamping, SwitchingOptimizer
 from tests.cases import BY_NAME
 from tests.reference.auto import NaiveAveraged, NaiveRelative
 
@@ -50,7 +51,7 @@ def check_steps(case, model, optimizer, reference, steps):
      ("red_sgd_free", "mlp-l2")],
 )  # fmt: skip
 def test_averaged_steps_equal_the_naive_reference(name, case_name):
-    """Through the rise of the pace, the steps without curvature, and its fall."""
+    """Through the rise of the schedule, the steps without curvature, and its fall."""
     case = BY_NAME[case_name]
     model = case.model()
     optimizer = optim.create(name, model, horizon=HORIZON, start=0.5)
@@ -62,7 +63,7 @@ def test_averaged_steps_equal_the_naive_reference(name, case_name):
 def test_a_relative_damping_equals_the_naive_reference(case_name):
     case = BY_NAME[case_name]
     model = case.model()
-    optimizer = RelativeRate(model, learning_rate=0.1)
+    optimizer = LLRRelativeDamping(model, learning_rate=0.1)
     check_steps(case, model, optimizer, NaiveRelative(case.model(), cross_entropy, case.l2, 0.1), 20)
 
 
@@ -94,21 +95,21 @@ class Bowl(nn.Module):
         return x * self.w
 
 
-def test_on_a_round_bowl_the_first_step_is_the_pace_of_newtons():
+def test_on_a_round_bowl_the_first_step_is_newtons_times_the_schedule():
     model = Bowl()
     optimizer = optim.create("red_sgd_free", model, horizon=HORIZON)
     batch = raycurv.Objective(model, "squared_error").batch(torch.ones(4, 3).double(), torch.zeros(4, 3).double())
     optimizer.step(batch)
-    torch.testing.assert_close(model.w.detach(), torch.full((3,), 2.0 * (1 - pace_of(0, 28))).double())
+    torch.testing.assert_close(model.w.detach(), torch.full((3,), 2.0 * (1 - schedule_factor(0, 28))).double())
 
 
-def test_the_pace_rises_stays_and_falls_to_zero():
-    paces = [pace_of(step, 100) for step in range(101)]
-    assert paces[0] == 0.1
-    assert set(paces[9:75]) == {1.0}
-    assert paces[75:] == sorted(paces[75:], reverse=True)
-    assert paces[100] == pace_of(500, 100) == 0
-    assert [pace_of(step, None) for step in (0, 49, 99, 10_000)] == [0.01, 0.5, 1, 1]
+def test_the_schedule_rises_stays_and_falls_to_zero():
+    factors = [schedule_factor(step, 100) for step in range(101)]
+    assert factors[0] == 0.1
+    assert set(factors[9:75]) == {1.0}
+    assert factors[75:] == sorted(factors[75:], reverse=True)
+    assert factors[100] == schedule_factor(500, 100) == 0
+    assert [schedule_factor(step, None) for step in (0, 49, 99, 10_000)] == [0.01, 0.5, 1, 1]
 
 
 @pytest.mark.parametrize("start", [1e-5, 10.0])
@@ -131,7 +132,7 @@ def test_a_method_takes_over_with_the_rate_that_was_found(name):
     assert optimizer.method is not None
     assert optimizer.found == pytest.approx(float(reports[-1].scalars["learning_rate"]))
     _, reports, _, _ = run(name, 15)
-    assert "pace" not in reports[-1].scalars
+    assert "schedule" not in reports[-1].scalars
     assert float(reports[-1].scalars["learning_rate"]) == pytest.approx(optimizer.found, rel=1e-3)
 
 

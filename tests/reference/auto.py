@@ -38,7 +38,9 @@ class NaiveAveraged(Naive):
         losses = self.samples(theta, x, y, seed)
         gradients = [torch.autograd.grad(j, theta, create_graph=True)[0] for j in losses]
         g = sum(gradients).detach() / len(y)
-        pace = min(1.0, (self.k + 1) / round(0.1 * self.steps), max(0.0, (self.steps - self.k) / (0.25 * self.steps)))
+        schedule = min(
+            1.0, (self.k + 1) / round(0.1 * self.steps), max(0.0, (self.steps - self.k) / (0.25 * self.steps))
+        )
         self.k += 1
         self.m = self.beta1 * self.m + (1 - self.beta1) * g
         d = self.m / (1 - self.beta1**self.k)
@@ -46,14 +48,14 @@ class NaiveAveraged(Naive):
             self.v = self.beta2 * self.v + (1 - self.beta2) * g * g
             d = d / (torch.sqrt(self.v / (1 - self.beta2**self.k)) + 1e-8)
         if self.k - 1 <= 0.75 * self.steps and (self.k <= 20 or (self.k - 1) % 5 == 0):
-            bends = [float(d @ torch.autograd.grad(h @ d, theta, retain_graph=True)[0]) for h in gradients]
+            curvatures = [float(d @ torch.autograd.grad(h @ d, theta, retain_graph=True)[0]) for h in gradients]
             if self.k == 2:
                 self.up = self.down = 0.0
-            self.up += pace * float(g @ d) * (self.start if self.k == 1 else 1.0)
-            self.down += pace * sum(map(abs, bends)) / len(y)
-        rate = pace * max(0.0, self.up / self.down)
+            self.up += schedule * float(g @ d) * (self.start if self.k == 1 else 1.0)
+            self.down += schedule * sum(map(abs, curvatures)) / len(y)
+        rate = schedule * max(0.0, self.up / self.down)
         self.theta = self.theta - rate * d
-        return {"loss": float(sum(losses).detach()) / len(y), "learning_rate": rate, "pace": pace}
+        return {"loss": float(sum(losses).detach()) / len(y), "learning_rate": rate, "schedule": schedule}
 
 
 class NaiveRelative(Naive):

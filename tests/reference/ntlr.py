@@ -35,7 +35,7 @@ class Windowed:
             old = sum(self.directions[-2 * self.k : -self.k]) / self.k
             before, cosine = self.alpha, (old @ new / (old.norm() * new.norm())).item()
             self.alpha = self.updated(old, new, cosine)
-            report |= {"learning_rate_factor": self.alpha / before, "agreement": cosine}
+            report |= {"learning_rate_factor": self.alpha / before, "cosine": cosine}
         return report
 
     def updated(self, old: Tensor, new: Tensor, cosine: float) -> float:

@@ -56,11 +56,11 @@ class NaiveRed:
             direction = direction / (torch.sqrt(self.v_hat / (1 - self.beta2**self.k)) + self.epsilon)
 
         curved = math.ceil(self.fraction * len(y))
-        bends = [
+        curvatures = [
             direction @ torch.autograd.grad(h @ direction, theta, retain_graph=True)[0] for h in gradients[:curved]
         ]
         norm = float(direction @ direction)
-        c = sum(abs(float(bend)) for bend in bends) / curved / norm
+        c = sum(abs(float(value)) for value in curvatures) / curved / norm
         self.c_hat = self.beta3 * self.c_hat + (1 - self.beta3) * c
         lipschitz = max(self.c_hat / (1 - self.beta3**self.k), c)
         slope = float(direction @ g)

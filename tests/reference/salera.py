@@ -56,7 +56,7 @@ class Agnostic:
         rates = torch.cat([eta.flatten() for eta in self.eta])
         report |= {"learning_rate": float(rates.log().mean().exp()), "learning_rate_min": float(rates.min()),
                    "learning_rate_max": float(rates.max())}  # fmt: skip
-        report["agreement"] = float(torch.cat([gap.flatten() for gap in self.gaps(self.p)]).mean())
+        report["alignment"] = float(torch.cat([gap.flatten() for gap in self.gaps(self.p)]).mean())
         if self.rho is not None:
             report["alarms"] = float(self.alarms)
         return report

@@ -14,8 +14,8 @@ def rosenbrock(w, noise=1.0):
 
 
 def rosenbrock_gradient(w, noise=1.0):
-    bend = w[1] - w[0] ** 2
-    return np.array([-2 * (1 - w[0]) - 400 * noise * w[0] * bend, 200 * noise * bend])
+    height = w[1] - w[0] ** 2
+    return np.array([-2 * (1 - w[0]) - 400 * noise * w[0] * height, 200 * noise * height])
 
 
 def rosenbrock_hessian(w, noise=1.0):

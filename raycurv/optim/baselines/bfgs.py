@@ -9,25 +9,23 @@ estimate B of the inverse Hessian, one step is
 and before the first update B is (yᵀs / yᵀy)·I (eq. 6.20).
 
 With mini-batches both gradients of y are taken on the same batch, so that y holds curvature alone and yᵀs > 0 follows
-from the line search. The plain form, which subtracts the gradients of two batches, suffers more from noise.
+from the line search. The plain form, which subtracts the gradients of two batches, is noisier.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from raycurv.arguments import require
 from raycurv.objective import Batch
 from raycurv.objective.direction import Direction
-from raycurv.optim.base import Horizon, StepOptimizer, StepReport, check_batch, one_group
+from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, check_batch, one_group
 from raycurv.optim.baselines.dense_curvature import check_size
 from raycurv.optim.baselines.line_search import LinePoint, strong_wolfe
 from raycurv.optim.registry import register
 
-_LEAST_CURVATURE = 1e-10  # of yᵀs / (‖y‖‖s‖): below, the pair tells nothing and is left out
+_LEAST_CURVATURE = 1e-10  # of yᵀs / (‖y‖‖s‖): below it the pair is rounding and is skipped
 
 
 def updated_inverse(inverse: Tensor, s: Tensor, y: Tensor) -> Tensor:
@@ -42,12 +40,12 @@ class BFGS(StepOptimizer):
     """BFGS with a strong-Wolfe line search (see the module's text).
 
     Args:
-        model_or_params: a module or its parameters, one group.
+        model_or_params: module or its parameters, one group.
         horizon: not used.
         decrease: c₁ of the line search.
         curvature: c₂ of the line search; small values make it nearly exact.
-        evaluations: of value and gradient in one line search.
-        max_parameters: refuse larger networks.
+        evaluations: number of values and gradients in one line search, at most.
+        max_parameters: largest number of parameters; larger networks are refused.
 
     Raises:
         ValueError: more parameters than that, several groups, or a setting out of bounds.
@@ -57,7 +55,7 @@ class BFGS(StepOptimizer):
 
     def __init__(
         self,
-        model_or_params: nn.Module | Iterable[Any],
+        model_or_params: Params,
         *,
         horizon: Horizon | None = None,
         decrease: float = 1e-4,  # c₁
@@ -65,16 +63,15 @@ class BFGS(StepOptimizer):
         evaluations: int = 30,
         max_parameters: int = 1000,
     ) -> None:
-        if not 0 < decrease < curvature < 1:
-            raise ValueError(
-                f"bfgs: decrease is {decrease!r} and curvature {curvature!r}; they must satisfy "
-                "0 < decrease < curvature < 1"
-            )
-        if evaluations < 1:
-            raise ValueError(f"bfgs: evaluations is {evaluations!r}; it must be at least 1")
+        require("bfgs: curvature", curvature, 0 < curvature < 1, "in (0, 1)")
+        require(
+            "bfgs: decrease", decrease, 0 < decrease < curvature, f"between 0 and curvature, which is {curvature!r}"
+        )
+        require("bfgs: evaluations", evaluations, evaluations >= 1, "at least 1")
         super().__init__(one_group("bfgs", model_or_params), {})
         check_size("bfgs", sum(p.numel() for p in self.param_groups[0]["params"]), max_parameters)
         self.decrease, self.curvature, self.evaluations = decrease, curvature, evaluations
+        self.max_parameters = max_parameters
 
     @torch.no_grad()
     def step(self, batch: Batch, *, validation: Batch | None = None) -> StepReport:  # type: ignore[override]
@@ -95,7 +92,7 @@ class BFGS(StepOptimizer):
             )
             line.go(found.step if found else 0.0)
             length += found.step if found else 0.0
-            self._learn(line, found)
+            self._update(line, found)
         return StepReport(line.loss, {"learning_rate": length}, finite)
 
     def _direction(self, gradient: Tensor) -> Tensor:
@@ -104,13 +101,13 @@ class BFGS(StepOptimizer):
         return direction if direction @ gradient < 0 else -gradient
 
     def _first_step(self, gradient: Tensor) -> float:
-        """1 as soon as B has a scale, before that at most a step of length 1."""
+        """1 once B has a scale; before that a step of length at most 1."""
         return 1.0 if "inverse_hessian" in self.shared else min(1.0, float(1 / gradient.abs().sum()))
 
-    def _learn(self, line: _Line, found: LinePoint | None) -> None:
+    def _update(self, line: _Line, found: LinePoint | None) -> None:
         state = self.shared
         if found is None:
-            state.pop("inverse_hessian", None)  # the model is worthless here: begin again with the gradient
+            state.pop("inverse_hessian", None)  # the model does not hold here: restart with the gradient
             return
         s, y = found.step * line.direction, line.gradients[found.step] - line.gradient
         product = y @ s
@@ -122,7 +119,7 @@ class BFGS(StepOptimizer):
 
 
 class _Line:
-    """The objective of one batch along a direction; the parameters move to the points that are asked for."""
+    """The objective of one batch along a direction; evaluating a point moves the parameters there."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch

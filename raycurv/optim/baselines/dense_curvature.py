@@ -1,12 +1,11 @@
-"""Curvature as a dense matrix, for networks so tiny that one can afford it.
+"""Curvature as a dense matrix, for tiny networks.
 
-Methods that factorise a matrix of (number of parameters)² entries share this: the Gauss-Newton matrix from tangents of
-the outputs, the exact Hessian from a second backward pass for each parameter. Everything is global and float64.
+Shared by methods that factorise a matrix of (number of parameters)² entries: the Gauss-Newton matrix from tangents of
+the outputs, the exact Hessian from a second backward pass for each parameter. All results are global and float64.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +20,9 @@ class Quadratic:
     """A quadratic model of the objective at the parameters, float64.
 
     Attributes:
-        loss: 0-d, the objective.
-        gradient: (p,).
-        matrix: (p, p), the Gauss-Newton matrix or the Hessian, with the L2 term.
+        loss: objective, 0-d.
+        gradient: gradient of the objective, (p,).
+        matrix: Gauss-Newton matrix or Hessian with the L2 term, (p, p).
     """
 
     loss: Tensor
@@ -71,7 +70,7 @@ def hessian(batch: Batch) -> Quadratic:
 
 
 def check_size(name: str, parameters: int, limit: int) -> None:
-    """Refuse a network whose dense matrix nobody wants to factorise.
+    """Refuse a network whose dense matrix is too large.
 
     Raises:
         ValueError: there are more parameters than the limit.
@@ -81,19 +80,6 @@ def check_size(name: str, parameters: int, limit: int) -> None:
             f"{name} keeps a dense matrix and takes at most max_parameters={limit} parameters; the model has "
             f"{parameters}, whose matrix would take {parameters**2 * 8 / 2**30:.3g} GiB and a factorisation every "
             "step: use curveball, or raise max_parameters if you mean it"
-        )
-
-
-def check_setting(name: str, setting: str, value: float, *, low: float = 0.0, open_low: bool = False) -> None:
-    """Refuse a setting that is not finite or below its bound.
-
-    Raises:
-        ValueError: it is.
-    """
-    holds = math.isfinite(value) and (value > low if open_low else value >= low)
-    if not holds:
-        raise ValueError(
-            f"{name}: {setting} is {value!r}; it must be finite and {'above' if open_low else 'at least'} {low:g}"
         )
 
 

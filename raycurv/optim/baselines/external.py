@@ -1,4 +1,4 @@
-"""Methods that people use today to tune less, each from its authors' own package (the optional extra ``modern``).
+"""Recent methods with less to tune, each from its authors' own package (optional extra ``modern``).
 
 | name | paper | package |
 |---|---|---|
@@ -7,13 +7,13 @@
 | `dadapt_adam` | *Learning-Rate-Free Learning by D-Adaptation*, Defazio and Mishchenko 2023 | dadaptation |
 | `dog` | *DoG is SGD's Best Friend*, Ivgi, Hinder and Carmon 2023 | dog-optimizer |
 
-They are what they are in their packages, with the packages' defaults. What their authors say about use:
+Updates and defaults are those of the packages. Advice of the authors:
 
-- Schedule-Free SGD wants 10 to 50 times the rate of plain SGD, and a rate that is found by trying.
-- Schedule-Free trains at one point and evaluates at another, the average: ``evaluation_weights()`` puts it in place,
-  and the training point back, bit by bit. Running statistics of batch normalisation belong to the training point; renew
-  them before trusting an evaluation of a network that has them.
-- DoG evaluates its averaged iterate (polynomial decay, from the package). Networks with batch normalisation want
+- Schedule-Free SGD needs 10 to 50 times the rate of plain SGD, found by trial.
+- Schedule-Free trains at one point and evaluates at another, the average: ``evaluation_weights()`` loads it, and
+  restores the training point bit by bit. Running statistics of batch normalisation belong to the training point;
+  compute them anew before an evaluation of a network that has them.
+- DoG evaluates its averaged iterate (polynomial decay, from the package). Networks with batch normalisation need
   ``initial_movement=1e-4``.
 - Prodigy, D-Adaptation and DoG read numbers from the device in every step, and start with a rate of about 1e-6 that
   grows within some tens of steps.
@@ -36,7 +36,13 @@ from raycurv.optim.baselines.schedules import ScheduledRate
 
 
 class ScheduleFree(FirstOrder):
-    """An optimizer of schedulefree: it has a point to train at and another to evaluate at."""
+    """An optimizer of schedulefree, with separate points for training and evaluation.
+
+    Args:
+        inner: optimizer of the package schedulefree.
+        clip_gradient: largest global norm of the gradient, or None.
+        schedule: schedule of the rates of `inner`, or None.
+    """
 
     evaluates_other_weights = True
 
@@ -51,7 +57,7 @@ class ScheduleFree(FirstOrder):
     @contextlib.contextmanager
     def evaluation_weights(self) -> Iterator[None]:
         """While entered, the model holds the average."""
-        with _restored(self._parameters()):  # the package goes back by interpolation, which rounds
+        with _restored(self._parameters()):  # the package returns by interpolation, which rounds
             self._modes.eval()
             try:
                 yield
@@ -59,13 +65,19 @@ class ScheduleFree(FirstOrder):
                 self._modes.train()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the state, and go to the point to train at if it was saved at the other."""
+        """Load the state and switch to the training point, also if it was saved at the evaluation point."""
         super().load_state_dict(state_dict)
         self._modes.train()
 
 
 class EstimatedRate(FirstOrder):
-    """An optimizer that estimates its rate: ``d`` times ``lr``."""
+    """An optimizer that estimates its learning rate, ``d`` times ``lr``: Prodigy and D-Adaptation.
+
+    Args:
+        inner: optimizer whose parameter groups have a factor ``d`` of ``lr``.
+        clip_gradient: largest global norm of the gradient, or None.
+        schedule: schedule of the rates of `inner`, or None.
+    """
 
     synchronises = True
 
@@ -73,8 +85,14 @@ class EstimatedRate(FirstOrder):
         return float(self.param_groups[0]["d"]) * float(self.param_groups[0]["lr"])
 
 
-class DistanceOverGradients(FirstOrder):
-    """DoG, with the average of its iterates to evaluate."""
+class DoG(FirstOrder):
+    """An optimizer of dog; the average of its iterates is evaluated.
+
+    Args:
+        inner: optimizer of the package dog.
+        clip_gradient: largest global norm of the gradient, or None.
+        schedule: schedule of the rates of `inner`, or None.
+    """
 
     synchronises = True
     evaluates_other_weights = True
@@ -169,17 +187,17 @@ def dadapt_adam(
     return DAdaptAdam(parameters, learning_rate, (beta1, beta2), d0=initial_estimate)
 
 
-@baseline("dog", DistanceOverGradients, scheduled=False)
+@baseline("dog", DoG, scheduled=False)
 def dog(parameters: list[Any], *, initial_movement: float = 1e-6) -> torch.optim.Optimizer:
     """DoG; its first step has the length `initial_movement` times (1 + ‖x₀‖), r_ε."""
     with extra("modern"):
-        from dog import DoG
-    return DoG(parameters, reps_rel=initial_movement)
+        from dog import DoG as Inner
+    return Inner(parameters, reps_rel=initial_movement)
 
 
 @contextlib.contextmanager
 def _restored(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Bring the values back, bit by bit, at the end.
+    """Restore the values, bit by bit, at the end.
 
     Yields:
         The parameters.

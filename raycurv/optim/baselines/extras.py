@@ -1,4 +1,4 @@
-"""Packages that only some methods need: imported when one is made, with an error that names the optional extra."""
+"""Optional packages, imported when a method needs them; the error names the extra to install."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Imports in the block belong to this extra.
+    """Context of imports that belong to this extra.
 
     Raises:
         ModuleNotFoundError: a package is missing; the message says what to install.

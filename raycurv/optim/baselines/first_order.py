@@ -1,39 +1,38 @@
 """torch's own first-order optimizers behind the step contract, as baselines.
 
-They are what they are in torch; only the call differs, and each can follow a schedule (see `schedules`). A step whose
+Their updates are torch's own; only the call differs, and each can follow a schedule (see `schedules`). A step whose
 loss or gradient is not finite is taken with a gradient of zero (decided on the device) and reported, so that parameters
-stay finite until the loop reads the report. Defaults are torch's, but for the rates of `sgd`, `momentum`, `nesterov`
-(0.01; 1e-3 is far from what anyone uses) and `rmsprop`.
+stay finite until the loop reads the report. Defaults are torch's, except for the rates of `sgd`, `momentum`, `nesterov`
+(0.01; 1e-3 is far from what is used in practice) and `rmsprop`.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raycurv.objective import Batch
-from raycurv.optim.base import Horizon, StepOptimizer, StepReport, check_batch, parameters_of
+from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, check_batch, parameters_of
 from raycurv.optim.baselines.schedules import Schedule, ScheduledRate
-from raycurv.optim.bounds import clip, require_clip
+from raycurv.optim.gradient_clipping import clip_gradient_, require_clip_gradient
 from raycurv.optim.registry import register
-
-Params = nn.Module | Iterable[Any]
 
 
 class FirstOrder(StepOptimizer):
     """Any torch optimizer that reads ``.grad``.
 
     Args:
-        inner: the optimizer; its parameter groups and state are shared.
+        inner: optimizer of torch; its parameter groups and state are shared, so torch's schedulers work on both.
         clip_gradient: largest global norm of the gradient, or None.
-        schedule: changes the rates of `inner` from step to step, or None.
+        schedule: schedule of the rates of `inner`, or None.
 
     Raises:
+        TypeError: `inner` is no optimizer of torch.
         ValueError: `clip_gradient` is not positive and finite.
     """
 
@@ -45,11 +44,23 @@ class FirstOrder(StepOptimizer):
         clip_gradient: float | None = None,
         schedule: ScheduledRate | None = None,
     ) -> None:
-        require_clip(type(inner).__name__, clip_gradient)
+        if not isinstance(inner, torch.optim.Optimizer) or isinstance(inner, StepOptimizer):
+            raise TypeError(
+                f"{type(self).__name__} wraps an optimizer that reads .grad, such as torch.optim.SGD(model.parameters("
+                f"), lr=0.1); it is {type(inner).__name__}"
+            )
+        require_clip_gradient(type(inner).__name__, clip_gradient)
         super().__init__(inner.param_groups, inner.defaults)
         self.inner = inner
         self.clip_gradient, self.schedule = clip_gradient, schedule
         self._share()
+
+    def __repr__(self) -> str:
+        """Class, inner optimizer with its settings, clipping and schedule."""
+        group = {name: value for name, value in self.param_groups[0].items() if name != "params"}
+        inner = f"{type(self.inner).__name__}({', '.join(f'{name}={value!r}' for name, value in group.items())})"
+        schedule = "" if self.schedule is None else f", schedule={self.schedule!r}"
+        return f"{type(self).__name__}({inner}, clip_gradient={self.clip_gradient!r}{schedule})"
 
     def _share(self) -> None:
         self.param_groups, self.state = self.inner.param_groups, self.inner.state
@@ -64,7 +75,7 @@ class FirstOrder(StepOptimizer):
         loss, gradient = batch.value_and_gradient()
         norm = torch.linalg.vector_norm(gradient.flat)
         finite = torch.isfinite(loss) & torch.isfinite(norm)
-        clip(gradient, self.clip_gradient)
+        clip_gradient_(gradient, self.clip_gradient)
         for parameter, grad in zip(batch.objective.parameters, gradient.keep_if(finite), strict=True):
             parameter.grad = grad
         self.inner.step()
@@ -80,11 +91,11 @@ class FirstOrder(StepOptimizer):
         return {} if rate is None else {"learning_rate": torch.as_tensor(rate, dtype=like.dtype, device=like.device)}
 
     def _rate(self) -> float | Tensor | None:
-        """The learning rate of this step, of the first parameter group."""
+        """Learning rate of this step in the first parameter group."""
         return self.param_groups[0].get("lr")
 
     def state_dict(self) -> dict[str, Any]:
-        """The inner optimizer's state, with the schedule's position if there is one."""
+        """State of the inner optimizer, with the schedule's position if there is one."""
         state = self.inner.state_dict()
         return state if self.schedule is None else {**state, "schedule": self.schedule.state_dict()}
 
@@ -92,7 +103,7 @@ class FirstOrder(StepOptimizer):
         """Load the inner optimizer's state, and the schedule's position.
 
         Raises:
-            ValueError: the state is of an optimizer with a schedule and this one has none, or the other way round.
+            ValueError: either the state or this optimizer has a schedule and the other has none.
         """
         if ("schedule" in state_dict) != (self.schedule is not None):
             raise ValueError(
@@ -109,13 +120,13 @@ def baseline(
 ) -> Callable[[Callable[..., torch.optim.Optimizer]], Callable[..., FirstOrder]]:
     """Register a function ``(parameters, *, **its own settings)`` that makes an optimizer which reads ``.grad``.
 
-    Registered is a function that also takes what all such methods share: ``horizon``, ``clip_gradient`` and, if
-    `scheduled`, the settings of :class:`raycurv.optim.baselines.schedules.Schedule`. Its signature shows all of them.
+    The registered function also takes the settings that all such methods share: ``horizon``, ``clip_gradient`` and, if
+    `scheduled`, those of :class:`raycurv.optim.baselines.schedules.Schedule`. Its signature shows all of them.
 
     Args:
-        name: in the registry.
-        wrap: makes the method out of the optimizer, ``clip_gradient`` and the schedule at work.
-        scheduled: whether its rate can follow a schedule.
+        name: name in the registry.
+        wrap: builds the method from the optimizer, ``clip_gradient`` and the schedule.
+        scheduled: whether the rate can follow a schedule.
     """
 
     def add(make: Callable[..., torch.optim.Optimizer]) -> Callable[..., FirstOrder]:

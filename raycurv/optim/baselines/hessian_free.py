@@ -1,4 +1,4 @@
-"""Hessian-free: damped Gauss-Newton steps solved by conjugate gradients, with products alone.
+"""Hessian-free: damped Gauss-Newton steps solved by conjugate gradients, from matrix-vector products.
 
 *Deep learning via Hessian-free optimization* (Martens 2010), the method of CurveBall's Algorithm 2 and Figure 7. With
 G = J_φ H_L J_φᵀ and the L2 term's Hessian, a step minimises
@@ -15,14 +15,14 @@ and λ follows the reduction ratio (section 4.1)
 
     ϱ = (J(θ + p) − J(θ)) / (∇Jᵀp + ½ pᵀGp):    λ ← ⅔λ where ϱ > ¾,  λ ← ³⁄₂λ where ϱ < ¼
 
-Symbols: λ₀ ``damping``, ζ ``memory``, most iterations ``iterations``.
+Symbols: λ₀ ``damping``, ζ ``memory``, largest number of iterations ``iterations``.
 
 What the paper leaves open, and deviations:
 
-- Gradient, curvature and objective are of one and the same batch; Martens takes the gradient of the whole set.
-- No preconditioner: Martens' wants the squared gradients of single samples.
-- λ₀ is 1, ζ 0.95 (Martens and Sutskever 2012; the paper has 1), and 50 iterations stand where the paper has 250, whose
-  batches are large. The quadratic model in ϱ is the undamped one.
+- Gradient, curvature and objective are those of one and the same batch; Martens takes the gradient of the whole set.
+- No preconditioner: Martens' needs the squared gradients of single samples.
+- λ₀ is 1, ζ 0.95 (Martens and Sutskever 2012; the paper has 1), and the limit is 50 iterations where the paper has 250,
+  whose batches are large. The quadratic model in ϱ is the undamped one.
 - Where the start is worse than no step, q > 0, conjugate gradients begin at 0, so that p always goes downhill.
 - Where no length satisfies Armijo's condition nothing moves, and λ grows. A gradient of zero moves nothing. A loss or
   gradient that is not finite moves nothing and is reported.
@@ -34,17 +34,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from raycurv.arguments import require, require_positive
 from raycurv.objective import Batch
 from raycurv.objective.direction import Direction
-from raycurv.optim.base import Horizon, StepOptimizer, StepReport, check_batch, one_group
+from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, check_batch, one_group
 from raycurv.optim.baselines.sls import armijo
-from raycurv.optim.bounds import require, require_positive
 from raycurv.optim.registry import register
 
 _TOLERANCE = 5e-4  # ε
@@ -60,11 +59,11 @@ def conjugate_gradients(product: Product, gradient: Tensor, start: Tensor, itera
     Args:
         product: x ↦ Bx, positive definite.
         gradient: g, not zero.
-        start: x₀; 0 is taken in its place if q(x₀) > 0.
-        iterations: at most.
+        start: x₀; replaced by 0 if q(x₀) > 0.
+        iterations: largest number of iterations.
 
     Returns:
-        The iterates to look back at, the last one last, and the number of iterations.
+        Iterates to choose from, in order, and the number of iterations.
     """
     x, residual = start, gradient
     if start.any():
@@ -84,7 +83,7 @@ def conjugate_gradients(product: Product, gradient: Tensor, start: Tensor, itera
         if i == keep_at:
             keep_at = next(powers)
             kept.append(x)
-        if _settled(values):
+        if _converged(values):
             break
         before, squared = squared, torch.dot(residual, residual)
         direction = squared / before * direction - residual
@@ -96,7 +95,7 @@ def _half(x: Tensor, residual: Tensor, gradient: Tensor) -> float:
     return 0.5 * float(torch.dot(x, residual + gradient))
 
 
-def _settled(values: list[float]) -> bool:
+def _converged(values: list[float]) -> bool:
     i = len(values) - 1
     k = max(10, math.ceil(0.1 * i))
     return i > k and values[i] < 0 and (values[i] - values[i - k]) / values[i] < k * _TOLERANCE
@@ -120,11 +119,11 @@ class HessianFree(StepOptimizer):
     """Hessian-free optimisation (see the module's text).
 
     Args:
-        model_or_params: a module or its parameters, one group.
+        model_or_params: module or its parameters, one group.
         horizon: not used.
         damping: λ₀.
-        iterations: of conjugate gradients in one step, at most.
-        memory: ζ, in [0, 1]; 0 begins every solution at zero.
+        iterations: largest number of conjugate-gradient iterations in one step.
+        memory: ζ, in [0, 1]; 0 starts every solution at zero.
 
     Raises:
         ValueError: a setting out of bounds, or several parameter groups.
@@ -134,16 +133,16 @@ class HessianFree(StepOptimizer):
 
     def __init__(
         self,
-        model_or_params: nn.Module | Iterable[Any],
+        model_or_params: Params,
         *,
         horizon: Horizon | None = None,
         damping: float = 1.0,  # λ₀
         iterations: int = 50,
         memory: float = 0.95,  # ζ
     ) -> None:
-        require_positive("hessian_free", "damping", damping)
-        require("hessian_free", "iterations", iterations, iterations >= 1, "at least 1")
-        require("hessian_free", "memory", memory, 0 <= memory <= 1, "in [0, 1]")
+        require_positive("hessian_free: damping", damping)
+        require("hessian_free: iterations", iterations, iterations >= 1, "at least 1")
+        require("hessian_free: memory", memory, 0 <= memory <= 1, "in [0, 1]")
         super().__init__(one_group("hessian_free", model_or_params), {})
         self.damping, self.iterations, self.memory = damping, iterations, memory
 
@@ -152,23 +151,23 @@ class HessianFree(StepOptimizer):
         """One linearisation, conjugate gradients on it, the best of its iterates, and a length for it."""
         check_batch(self, batch)
         damping = float(self.shared.get("damping", self.damping))
-        curved = _Curved(batch)
-        finite = torch.isfinite(curved.loss) & torch.isfinite(curved.gradient).all()
+        model = _GaussNewton(batch)
+        finite = torch.isfinite(model.loss) & torch.isfinite(model.gradient).all()
         found = {"learning_rate": 0.0, "iterations": 0.0, "reduction_ratio": 0.0}
-        if finite and curved.gradient.any():
-            found = self._move(batch, curved, damping)
+        if finite and model.gradient.any():
+            found = self._move(batch, model, damping)
         numbers = {"damping": damping, **found}
-        return StepReport(curved.loss, {key: torch.full_like(curved.loss, x) for key, x in numbers.items()}, finite)
+        return StepReport(model.loss, {key: torch.full_like(model.loss, x) for key, x in numbers.items()}, finite)
 
-    def _move(self, batch: Batch, curved: _Curved, damping: float) -> dict[str, float]:
-        state, gradient, loss = self.shared, curved.gradient, float(curved.loss)
+    def _move(self, batch: Batch, model: _GaussNewton, damping: float) -> dict[str, float]:
+        state, gradient, loss = self.shared, model.gradient, float(model.loss)
         start = self.memory * state["solution"] if "solution" in state else torch.zeros_like(gradient)
         iterates, count = conjugate_gradients(
-            lambda v: curved.product(v) + damping * v, gradient, start, self.iterations
+            lambda v: model.product(v) + damping * v, gradient, start, self.iterations
         )
         p, value = _best(batch, iterates)
         slope = float(torch.dot(gradient, p))
-        predicted = slope + 0.5 * float(torch.dot(p, curved.product(p)))
+        predicted = slope + 0.5 * float(torch.dot(p, model.product(p)))
         ratio = (value - loss) / predicted if predicted < 0 else 0.0  # 0 where the numbers underflow
         direction = Direction(p, batch.objective.parameters)
         length = armijo(
@@ -180,8 +179,8 @@ class HessianFree(StepOptimizer):
         return {"learning_rate": length, "iterations": float(count), "reduction_ratio": ratio}
 
 
-class _Curved:
-    """The objective's gradient and products with its Gauss-Newton matrix, on one kept forward pass; flat vectors."""
+class _GaussNewton:
+    """Gradient and Gauss-Newton products of the objective, from one kept forward pass; flat vectors."""
 
     def __init__(self, batch: Batch) -> None:
         self.objective = batch.objective
@@ -197,7 +196,7 @@ class _Curved:
 
 
 def _best(batch: Batch, iterates: list[Tensor]) -> tuple[Tensor, float]:
-    """Back from the last iterate as long as the objective falls: where that ends, and the objective there."""
+    """Walk back from the last iterate while the objective falls; returns that iterate and its objective."""
     best, lowest = iterates[-1], _at(batch, iterates[-1])
     for x in reversed(iterates[:-1]):
         value = _at(batch, x)
@@ -212,5 +211,5 @@ def _at(batch: Batch, step: Tensor) -> float:
 
 
 def _factor(ratio: float) -> float:
-    """By which λ changes; a ratio that is NaN is no success."""
+    """Factor of λ; NaN counts as a failure."""
     return 2 / 3 if ratio > 0.75 else 1.0 if ratio >= 0.25 else 1.5

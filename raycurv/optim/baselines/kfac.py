@@ -8,35 +8,35 @@ convolutional layer, with the inputs a (1 appended for the bias) and back-propag
 
 The optional extra ``kfac`` installs the package, which computes A, B and the product with the inverse.
 
-Symbols: τ ``learning_rate``, λ ``damping``, the averages' ε ``memory``.
+Symbols: τ ``learning_rate``, λ ``damping``, ε of the averages ``memory``.
 
-What it does, and what it leaves out of the paper:
+Choices, and parts of the paper that are left out:
 
 - A and B are averages over the steps with the factor min(1 − 1/k, ε), ε = 0.95 (section 5 of the paper).
 - B is that of the Gauss-Newton matrix itself, with one backward pass for each output, where the paper samples one
-  target for each input from the model: no random number, so any number of workers goes the same way.
-- λ stands on A ⊗ B as a whole, by eigenvalues, not on the factors (section 6.3); the L2 term's factor is added to it.
+  target for each input from the model: no random number, so the step does not depend on the number of workers.
+- λ is added to A ⊗ B as a whole, by eigenvalues, not to the factors (section 6.3), together with the factor of the L2
+  term.
 - τ and λ are constant: no rescaling, no momentum and no adaptation of λ (sections 6.2, 6.4, 6.5, 7). The paper compares
   the best rate of each method; the default of 0.1 with λ = 0.01 is a start.
 - The factors are computed and their averages decomposed in every step: some fifteen times the time of a step of SGD on
   a small MLP with ten outputs.
 - Parameters in other layers (normalisations, embeddings) take plain steps −τ∇J, as is usual.
-- A step whose loss or gradient is not finite is not taken and reported.
+- A step whose loss or gradient is not finite is not taken, and the report says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from raycurv.arguments import require, require_positive
 from raycurv.objective import Batch, Objective
 from raycurv.objective.direction import Direction
-from raycurv.optim.base import Horizon, StepOptimizer, StepReport, check_batch, one_group
+from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, check_batch, one_group
 from raycurv.optim.baselines.extras import extra
-from raycurv.optim.bounds import require, require_positive
 from raycurv.optim.registry import register
 
 _LAYERS = (nn.Linear, nn.Conv2d)
@@ -47,9 +47,9 @@ class KFAC(StepOptimizer):
     """K-FAC with constant rate and damping (see the module's text).
 
     Args:
-        model_or_params: a module or its parameters, one group.
+        model_or_params: module or its parameters, one group.
         horizon: not used.
-        learning_rate: τ.
+        learning_rate: τ, the setting ``lr`` of the parameter group, which torch's schedulers can change.
         damping: λ.
         memory: ε, in [0, 1).
 
@@ -62,17 +62,17 @@ class KFAC(StepOptimizer):
 
     def __init__(
         self,
-        model_or_params: nn.Module | Iterable[Any],
+        model_or_params: Params,
         *,
         horizon: Horizon | None = None,
         learning_rate: float = 0.1,  # τ
         damping: float = 0.01,  # λ
         memory: float = 0.95,  # ε
     ) -> None:
-        require_positive("kfac", "learning_rate", learning_rate)
-        require_positive("kfac", "damping", damping)
-        require("kfac", "memory", memory, 0 <= memory < 1, "in [0, 1)")
-        super().__init__(one_group("kfac", model_or_params), {})
+        require_positive("kfac: learning_rate", learning_rate)
+        require_positive("kfac: damping", damping)
+        require("kfac: memory", memory, 0 <= memory < 1, "in [0, 1)")
+        super().__init__(one_group("kfac", model_or_params), {"lr": learning_rate})
         _package()
         self.learning_rate, self.damping, self.memory = learning_rate, damping, memory
 
@@ -86,23 +86,24 @@ class KFAC(StepOptimizer):
         """
         check_batch(self, batch)
         _check_supported(batch.objective)
+        rate = self.param_groups[0]["lr"]
         loss, gradient = batch.value_and_gradient()
         finite = torch.isfinite(loss) & torch.isfinite(gradient.flat).all()
         if finite:
             self._precondition(batch, gradient)
-            torch._foreach_sub_(batch.objective.parameters, gradient, alpha=self.learning_rate)
-        return StepReport(loss, {"learning_rate": torch.full_like(loss, self.learning_rate)}, finite)
+            torch._foreach_sub_(batch.objective.parameters, gradient, alpha=rate)
+        return StepReport(loss, {"learning_rate": torch.full_like(loss, rate)}, finite)
 
     def _precondition(self, batch: Batch, gradient: Direction) -> None:
         """Multiply the layers' gradients by the inverse, in place."""
         objective = batch.objective
-        asked = _Asked(batch)
-        covered = asked.layers_parameters()
+        model = _BatchModel(batch)
+        covered = model.layers_parameters()
         if not covered:
             return
         loss, scale = _loss_and_scale(batch)
         operator = _package().KFACLinearOperator(
-            asked, loss, [objective.parameters[i] for i in covered], [(batch.inputs, batch.targets)],
+            model, loss, [objective.parameters[i] for i in covered], [(batch.inputs, batch.targets)],
             check_deterministic=False, fisher_type="type-2", separate_weight_and_bias=False,
             num_data=len(batch.targets), batch_size_fn=lambda inputs: len(batch.targets),
         )  # fmt: skip
@@ -134,8 +135,8 @@ class KFAC(StepOptimizer):
             factor.copy_(state[name])
 
 
-class _Asked(nn.Module):
-    """The model, called through the batch: one dropout mask, running statistics that have moved already."""
+class _BatchModel(nn.Module):
+    """The model, called through the batch: same dropout mask, running statistics are not updated again."""
 
     def __init__(self, batch: Batch) -> None:
         super().__init__()
@@ -180,14 +181,14 @@ def _check_supported(objective: Objective) -> None:
 
 
 def _loss_and_scale(batch: Batch) -> tuple[nn.Module, float]:
-    """The loss of torch, and by how much the objective's curvature is larger: MSELoss is a mean over outputs too."""
+    """The loss of torch, and the ratio of the objective's curvature to its own: MSELoss is a mean over outputs too."""
     if batch.objective.loss.function == "cross_entropy":
         return nn.CrossEntropyLoss(), 1.0
     return nn.MSELoss(), float(batch.targets[0].numel())
 
 
 def _mean_over_workers(batch: Batch, factors: list[Tensor]) -> None:
-    """Means over this worker's samples to means over all, in place, in one all-reduce."""
+    """Turn means over this worker's samples into means over all, in place, in one all-reduce."""
     if batch.objective.collectives.size == 1:
         return
     sums = torch.cat([batch.samples * factor.flatten() for factor in factors])

@@ -15,16 +15,16 @@ Deviations: D is taken anew at every step (Moré keeps the largest seen), and λ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from raycurv.arguments import require, require_positive
 from raycurv.objective import Batch
 from raycurv.objective.direction import Direction
-from raycurv.optim.base import Horizon, StepOptimizer, StepReport, check_batch, one_group
-from raycurv.optim.baselines.dense_curvature import Quadratic, check_setting, check_size, gauss_newton, move
+from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, check_batch, one_group
+from raycurv.optim.baselines.dense_curvature import Quadratic, check_size, gauss_newton, move
 from raycurv.optim.registry import register
 
 _SMALLEST_DAMPING = 1e-15  # keeps λ from underflowing on long runs; far below any effect
@@ -50,12 +50,12 @@ class LevenbergMarquardt(StepOptimizer):
     """Levenberg-Marquardt with Marquardt's damping rule (see the module's text).
 
     Args:
-        model_or_params: a module or its parameters, one group.
+        model_or_params: module or its parameters, one group.
         horizon: not used.
         damping: λ₀.
-        factor: ν, by which λ falls after a success and grows after a failure.
+        factor: ν, factor by which λ falls after a success and grows after a failure.
         attempts: steps tried in one iteration before the parameters stay where they are.
-        max_parameters: refuse larger networks.
+        max_parameters: largest number of parameters; larger networks are refused.
 
     Raises:
         ValueError: more parameters than that, several groups, or a setting out of bounds.
@@ -65,7 +65,7 @@ class LevenbergMarquardt(StepOptimizer):
 
     def __init__(
         self,
-        model_or_params: nn.Module | Iterable[Any],
+        model_or_params: Params,
         *,
         horizon: Horizon | None = None,
         damping: float = 1e-2,  # λ₀
@@ -73,12 +73,12 @@ class LevenbergMarquardt(StepOptimizer):
         attempts: int = 20,
         max_parameters: int = 1000,
     ) -> None:
-        check_setting("levenberg_marquardt", "damping", damping, open_low=True)
-        check_setting("levenberg_marquardt", "factor", factor, low=1, open_low=True)
-        check_setting("levenberg_marquardt", "attempts", attempts, low=1)
+        require_positive("levenberg_marquardt: damping", damping)
+        require("levenberg_marquardt: factor", factor, 1 < factor < math.inf, "finite and above 1")
+        require("levenberg_marquardt: attempts", attempts, 1 <= attempts < math.inf, "finite and at least 1")
         super().__init__(one_group("levenberg_marquardt", model_or_params), {})
         check_size("levenberg_marquardt", sum(p.numel() for p in self.param_groups[0]["params"]), max_parameters)
-        self.damping, self.factor, self.attempts = damping, factor, attempts
+        self.damping, self.factor, self.attempts, self.max_parameters = damping, factor, attempts, max_parameters
 
     @torch.no_grad()
     def step(self, batch: Batch, *, validation: Batch | None = None) -> StepReport:  # type: ignore[override]

@@ -18,7 +18,7 @@ _EXPANSION = 2.0  # growth of the step while the objective still falls steeply
 
 @dataclass(frozen=True)
 class LinePoint:
-    """A step along the direction, and what was found there.
+    """Objective and slope at a step along the direction.
 
     Attributes:
         step: t.
@@ -43,12 +43,12 @@ def strong_wolfe(
     """A step that satisfies the strong Wolfe conditions.
 
     Args:
-        evaluate: φ and φ′ at a step.
-        start: the point at step 0, with a negative slope.
-        first: the step to try first.
+        evaluate: function that returns φ and φ′ at a step.
+        start: point at step 0, with a negative slope.
+        first: first step to try.
         decrease: c₁.
         curvature: c₂.
-        evaluations: after so many, the best step with sufficient decrease is taken.
+        evaluations: number of evaluations after which the best step with sufficient decrease is taken.
 
     Returns:
         The accepted trial, or None if no step was found that lowers the objective enough.
@@ -68,7 +68,7 @@ def strong_wolfe(
 
 
 class _Search:
-    """Counts evaluations and remembers the best point with sufficient decrease."""
+    """Number of evaluations left, and best point with sufficient decrease."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class _Search:
 
 
 def cubic_minimum(a: LinePoint, b: LinePoint) -> float:
-    """Where the cubic through both values and slopes has its minimum (eq. 3.59); NaN if it has none."""
+    """Minimum of the cubic through both values and slopes (eq. 3.59); NaN if it has none."""
     d1 = a.slope + b.slope - 3 * (a.value - b.value) / (a.step - b.step)
     root = d1 * d1 - a.slope * b.slope
     if not root >= 0:
@@ -125,7 +125,7 @@ def cubic_minimum(a: LinePoint, b: LinePoint) -> float:
 
 
 def _inside(a: LinePoint, b: LinePoint) -> float:
-    """The cubic's minimum, kept inside the bracket; its middle where there is none."""
+    """Minimum of the cubic, kept inside the bracket; the middle of the bracket if there is none."""
     low, high = sorted((a.step, b.step))
     step = cubic_minimum(a, b)
     if not math.isfinite(step):

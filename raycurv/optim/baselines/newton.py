@@ -15,29 +15,29 @@ Without damping, eigenvalues below the rounding of the largest are noise: along 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from raycurv.arguments import require
 from raycurv.objective import Batch
 from raycurv.objective.direction import Direction
-from raycurv.optim.base import Horizon, StepOptimizer, StepReport, check_batch, one_group
-from raycurv.optim.baselines.dense_curvature import Quadratic, check_setting, check_size, hessian, move
+from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, check_batch, one_group
+from raycurv.optim.baselines.dense_curvature import Quadratic, check_size, hessian, move
 from raycurv.optim.registry import register
 
-_DECREASE = 1e-4  # c₁: the share of the decrease promised by the slope that a step must keep
+_DECREASE = 1e-4  # c₁: share of the decrease predicted by the slope that a step must reach
 
 
 def newton_step(gradient: Tensor, eigenvalues: Tensor, vectors: Tensor, damping: float) -> Tensor:
     """−V diag(1 / (|h| + damping)) Vᵀ g, without the directions whose curvature is rounding.
 
     Args:
-        gradient: (p,).
-        eigenvalues: (p,), h.
-        vectors: (p, p), V, one eigenvector a column.
-        damping: added to every absolute eigenvalue.
+        gradient: g, (p,).
+        eigenvalues: h, (p,).
+        vectors: V, (p, p), one eigenvector per column.
+        damping: number added to every absolute eigenvalue.
     """
     size = eigenvalues.abs()
     rounding = len(size) * torch.finfo(size.dtype).eps * size.max()
@@ -50,11 +50,11 @@ class Newton(StepOptimizer):
     """Newton steps with absolute eigenvalues (see the module's text).
 
     Args:
-        model_or_params: a module or its parameters, one group.
+        model_or_params: module or its parameters, one group.
         horizon: not used.
-        damping: added to the absolute eigenvalues.
-        halvings: how often t may be halved before the parameters stay where they are; 0 takes every full step unasked.
-        max_parameters: refuse larger networks.
+        damping: number added to the absolute eigenvalues.
+        halvings: how often t may be halved before the parameters stay where they are; 0 takes every full step.
+        max_parameters: largest number of parameters; larger networks are refused.
 
     Raises:
         ValueError: more parameters than that, several groups, or a setting out of bounds.
@@ -64,18 +64,18 @@ class Newton(StepOptimizer):
 
     def __init__(
         self,
-        model_or_params: nn.Module | Iterable[Any],
+        model_or_params: Params,
         *,
         horizon: Horizon | None = None,
         damping: float = 1e-2,
         halvings: int = 30,
         max_parameters: int = 1000,
     ) -> None:
-        check_setting("newton", "damping", damping)
-        check_setting("newton", "halvings", halvings)
+        require("newton: damping", damping, 0 <= damping < math.inf, "finite and at least 0")
+        require("newton: halvings", halvings, 0 <= halvings < math.inf, "finite and at least 0")
         super().__init__(one_group("newton", model_or_params), {})
         check_size("newton", sum(p.numel() for p in self.param_groups[0]["params"]), max_parameters)
-        self.damping, self.halvings = damping, halvings
+        self.damping, self.halvings, self.max_parameters = damping, halvings, max_parameters
 
     @torch.no_grad()
     def step(self, batch: Batch, *, validation: Batch | None = None) -> StepReport:  # type: ignore[override]

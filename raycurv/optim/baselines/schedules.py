@@ -1,6 +1,6 @@
 """Schedules of the learning rate for methods that have one, on `torch.optim.lr_scheduler` where torch has them.
 
-With k the steps taken so far, T the steps of the run, n those of an epoch and τ the learning rate that was given:
+With k the steps taken so far, T the steps of the run, n those of an epoch and τ the given learning rate:
 
 | schedule | rate of the next step | settings |
 |---|---|---|
@@ -11,8 +11,8 @@ With k the steps taken so far, T the steps of the run, n those of an epoch and �
 | `robbins_monro` | τ/(1 + k/k₀) | k₀ `half_life` times n, 1 epoch: after it the rate has halved |
 
 The defaults of `multi_step` are those of NTLR's SGD baseline, the ends of `one_cycle` torch's own; the momentum is not
-cycled, so that every method can have the schedule. All but `constant` must know the run's length. From its last step
-on, the rate stays where it is.
+cycled, so that every method can have the schedule. All but `constant` depend on the length of the run. After its
+last step the rate stays constant.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, LRScheduler, MultiStepLR, OneCycleLR
 
+from raycurv.arguments import require, require_positive
 from raycurv.optim.base import Horizon
-from raycurv.optim.bounds import require, require_positive
 
 Build = Callable[[Optimizer, Horizon, dict[str, Any]], LRScheduler]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The settings of a schedule, shared by all methods that have one; None is the schedule's own default.
+    """Settings of a schedule, shared by all methods that have one; None is the schedule's own default.
 
     Attributes:
-        schedule: one of the names above.
-        schedule_decay: d, in (0, 1]; of `exponential` and `multi_step`.
-        milestones: shares of the run, increasing, in (0, 1); of `multi_step`.
-        warmup: share of the run in which the rate grows, in (0, 1); of `one_cycle`.
-        half_life: epochs after which the rate has halved; of `robbins_monro`.
+        schedule: name of the schedule, from the table above.
+        schedule_decay: d, in (0, 1]; for `exponential` and `multi_step`.
+        milestones: increasing shares of the run, in (0, 1); for `multi_step`.
+        warmup: share of the run in which the rate grows, in (0, 1); for `one_cycle`.
+        half_life: epochs after which the rate has halved; for `robbins_monro`.
 
     Raises:
-        ValueError: the schedule is unknown, or a number is out of bounds or not one of this schedule's.
+        ValueError: the schedule is unknown, or a number is out of bounds or does not belong to this schedule.
     """
 
     schedule: str = "constant"
@@ -52,58 +52,59 @@ class Schedule:
     half_life: float | None = None  # k₀, in epochs
 
     def __post_init__(self) -> None:
-        require("schedule", "schedule", self.schedule, self.schedule in _KINDS, f"one of {', '.join(_KINDS)}")
-        known = ", ".join(_KINDS[self.schedule].defaults) or "none"
+        require("schedule", self.schedule, self.schedule in _KINDS, f"one of {', '.join(_KINDS)}")
+        defaults = _KINDS[self.schedule].defaults
         for name, value in self._given().items():
-            require(self.schedule, name, value, name in known, f"left out: the numbers of this schedule are {known}")
+            allowed = f"left out: the numbers of this schedule are {', '.join(defaults) or 'none'}"
+            require(f"{self.schedule}: {name}", value, name in defaults, allowed)
         found = {"schedule_decay": 1.0, "milestones": (), "warmup": 0.5, "half_life": 1.0, **self.numbers}
         decay, warmup, points = found["schedule_decay"], found["warmup"], found["milestones"]
-        require(self.schedule, "schedule_decay", decay, 0 < decay <= 1, "in (0, 1]")
-        require(self.schedule, "warmup", warmup, 0 < warmup < 1, "in (0, 1)")
+        require(f"{self.schedule}: schedule_decay", decay, 0 < decay <= 1, "in (0, 1]")
+        require(f"{self.schedule}: warmup", warmup, 0 < warmup < 1, "in (0, 1)")
         rising = sorted(set(points)) == list(points) and all(0 < share < 1 for share in points)
-        require(self.schedule, "milestones", points, rising, "increasing shares of the run, each in (0, 1)")
-        require_positive(self.schedule, "half_life", found["half_life"])
+        require(f"{self.schedule}: milestones", points, rising, "increasing shares of the run, each in (0, 1)")
+        require_positive(f"{self.schedule}: half_life", found["half_life"])
 
     @property
     def numbers(self) -> dict[str, Any]:
-        """The schedule's numbers, defaults filled in."""
+        """Numbers of the schedule, including defaults."""
         return {**_KINDS[self.schedule].defaults, **self._given()}
 
     def on(self, inner: Optimizer, horizon: Horizon | None) -> ScheduledRate | None:
-        """The schedule at work on an optimizer; None for a constant rate.
+        """Apply the schedule to an optimizer; None for a constant rate.
 
         Raises:
-            ValueError: the schedule must know the run's length, and `horizon` is None.
+            ValueError: the schedule depends on the length of the run, and `horizon` is None.
         """
         kind = _KINDS[self.schedule]
         if kind.build is None:
             return None
         if horizon is None:
             raise ValueError(
-                f"schedule {self.schedule!r} must know the length of the run: give horizon=Horizon(epochs, "
+                f"schedule {self.schedule!r} depends on the length of the run: give horizon=Horizon(epochs, "
                 "steps_per_epoch, training_samples), or take schedule='constant'"
             )
         stride = horizon.steps_per_epoch if kind.by_epoch else 1
-        return ScheduledRate(kind.build(inner, horizon, self.numbers), stride, _length(horizon))
+        return ScheduledRate(kind.build(inner, horizon, self.numbers), stride, horizon.steps)
 
     def _given(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "schedule" and value is not None}
 
 
 class ScheduledRate:
-    """A scheduler of torch, moved after every step of its optimizer.
+    """A scheduler of torch that advances after every step of its optimizer.
 
     Args:
-        scheduler: changes the rates of the optimizer's parameter groups.
-        stride: steps of the optimizer for one of the scheduler.
-        length: steps of the run; the rate of the last one stays.
+        scheduler: scheduler of the rates in the optimizer's parameter groups.
+        stride: optimizer steps per step of the scheduler.
+        length: steps of the run; afterwards the rate stays constant.
     """
 
     def __init__(self, scheduler: LRScheduler, stride: int, length: int) -> None:
         self.scheduler, self.stride, self.length = scheduler, stride, length
         self.steps = 0
-        # torch warns where the first step of a scheduler finds an optimizer that it has not wrapped, and a copied one
-        # is not. The order of calls is right by construction.
+        # torch warns at the first step of a scheduler whose optimizer it has not wrapped, as after a copy. Here the
+        # order of calls is right by construction.
         scheduler._step_count += 1
 
     def advance(self) -> None:
@@ -113,18 +114,18 @@ class ScheduledRate:
             self.scheduler.step()
 
     def state_dict(self) -> dict[str, int]:
-        """The position alone: the rates are in the optimizer's parameter groups, the length is the horizon's."""
+        """Position in the schedule; the rates are in the optimizer's parameter groups, the length in the horizon."""
         return {"steps": self.steps}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a position, also in a run that is longer now."""
+        """Continue from a position, also in a run that is longer now."""
         self.steps = state["steps"]
         self.scheduler.last_epoch = min(self.steps, self.length - 1) // self.stride
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """How a schedule is built, its numbers with their defaults, and whether it moves once an epoch."""
+    """Builder of a schedule, its numbers with defaults, and whether it advances once an epoch."""
 
     build: Build | None
     defaults: dict[str, Any]
@@ -146,21 +147,17 @@ def _exponential(inner: Optimizer, horizon: Horizon, numbers: dict[str, Any]) ->
 
 
 def _multi_step(inner: Optimizer, horizon: Horizon, numbers: dict[str, Any]) -> LRScheduler:
-    steps = [round(share * _length(horizon)) for share in numbers["milestones"]]
+    steps = [round(share * horizon.steps) for share in numbers["milestones"]]
     return MultiStepLR(inner, steps, numbers["schedule_decay"])
 
 
 def _one_cycle(inner: Optimizer, horizon: Horizon, numbers: dict[str, Any]) -> LRScheduler:
     peaks = [group["lr"] for group in inner.param_groups]
-    return OneCycleLR(inner, peaks, _length(horizon), pct_start=numbers["warmup"], cycle_momentum=False)
+    return OneCycleLR(inner, peaks, horizon.steps, pct_start=numbers["warmup"], cycle_momentum=False)
 
 
 def _robbins_monro(inner: Optimizer, horizon: Horizon, numbers: dict[str, Any]) -> LRScheduler:
     return LambdaLR(inner, _Hyperbola(numbers["half_life"] * horizon.steps_per_epoch))
-
-
-def _length(horizon: Horizon) -> int:
-    return horizon.epochs * horizon.steps_per_epoch
 
 
 _KINDS = {
@@ -172,7 +169,7 @@ _KINDS = {
 }
 
 
-STEPS_PER_EPOCH = 500  # without a horizon; what the published code of SPS and SLS takes
+STEPS_PER_EPOCH = 500  # without a horizon, as in the published code of SPS and SLS
 
 
 def growth_per_step(by_epoch: float, horizon: Horizon | None) -> float:

@@ -22,17 +22,13 @@ What the paper leaves open, and deviations:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import torch
-from torch import nn
 
+from raycurv.arguments import require, require_positive
 from raycurv.objective import Batch
 from raycurv.objective.direction import Direction
-from raycurv.optim.base import Horizon, StepOptimizer, StepReport, check_batch, one_group
+from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, check_batch, one_group
 from raycurv.optim.baselines.schedules import growth_per_step
-from raycurv.optim.bounds import require, require_positive
 from raycurv.optim.registry import register
 
 
@@ -43,14 +39,14 @@ def armijo(
     """The first step of first·β^i that lowers the batch's objective enough, or 0.
 
     Args:
-        batch: whose objective is searched.
-        direction: where to go.
-        value: of the objective here, f.
-        slope: of the objective along `direction`; not positive.
-        first: the step to try first.
+        batch: batch whose objective is evaluated.
+        direction: direction of the search.
+        value: objective at the parameters, f.
+        slope: slope of the objective along `direction`; not positive.
+        first: first step to try.
         decrease: c.
         backtracking: β.
-        attempts: how many steps to try.
+        attempts: number of steps to try.
     """
     step = first
     for _ in range(attempts):
@@ -61,18 +57,18 @@ def armijo(
 
 
 @register("sls")
-class StochasticLineSearch(StepOptimizer):
+class SLS(StepOptimizer):
     """SGD with Armijo's line search (see the module's text).
 
     Args:
-        model_or_params: a module or its parameters, one group.
-        horizon: its steps in an epoch give n/b.
-        learning_rate: η, where the first search begins.
+        model_or_params: module or its parameters, one group.
+        horizon: its steps per epoch give n/b.
+        learning_rate: η, first rate of the first search.
         decrease: c, in (0, 1).
         backtracking: β, in (0, 1).
         growth: γ, at least 1.
         largest_rate: η_max.
-        attempts: rates tried in one search.
+        attempts: number of rates tried in one search.
 
     Raises:
         ValueError: a setting out of bounds, or several parameter groups.
@@ -82,7 +78,7 @@ class StochasticLineSearch(StepOptimizer):
 
     def __init__(
         self,
-        model_or_params: nn.Module | Iterable[Any],
+        model_or_params: Params,
         *,
         horizon: Horizon | None = None,
         learning_rate: float = 1.0,  # η
@@ -92,18 +88,15 @@ class StochasticLineSearch(StepOptimizer):
         largest_rate: float = 10.0,  # η_max
         attempts: int = 100,
     ) -> None:
-        require_positive("sls", "learning_rate", learning_rate)
-        require("sls", "decrease", decrease, 0 < decrease < 1, "in (0, 1)")
-        require("sls", "backtracking", backtracking, 0 < backtracking < 1, "in (0, 1)")
-        require("sls", "growth", growth, 1 <= growth < float("inf"), "finite and at least 1")
-        require_positive("sls", "largest_rate", largest_rate)
-        require("sls", "attempts", attempts, attempts >= 1, "at least 1")
+        require_positive("sls: learning_rate", learning_rate)
+        require("sls: decrease", decrease, 0 < decrease < 1, "in (0, 1)")
+        require("sls: backtracking", backtracking, 0 < backtracking < 1, "in (0, 1)")
+        require("sls: growth", growth, 1 <= growth < float("inf"), "finite and at least 1")
+        require_positive("sls: largest_rate", largest_rate)
+        require("sls: attempts", attempts, attempts >= 1, "at least 1")
         super().__init__(one_group("sls", model_or_params), {})
-        self.learning_rate, self.largest_rate, self.growth = (
-            learning_rate,
-            largest_rate,
-            growth_per_step(growth, horizon),
-        )
+        self.learning_rate, self.largest_rate, self.growth = learning_rate, largest_rate, growth
+        self._growth_per_step = growth_per_step(growth, horizon)
         self.decrease, self.backtracking, self.attempts = decrease, backtracking, attempts
 
     @torch.no_grad()
@@ -116,7 +109,7 @@ class StochasticLineSearch(StepOptimizer):
         finite = torch.isfinite(loss) & (squared < float("inf"))
         last, rate = state.get("rate"), 0.0
         if finite and squared > 0:
-            first = self.learning_rate if last is None else min(last * self.growth, self.largest_rate)
+            first = self.learning_rate if last is None else min(last * self._growth_per_step, self.largest_rate)
             descent = gradient.scaled(-1.0)
             rate = armijo(
                 batch, descent, value=float(loss), slope=-squared, first=first, decrease=self.decrease,

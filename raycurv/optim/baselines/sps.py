@@ -19,23 +19,21 @@ What the paper leaves open, and deviations:
 - f* is 0: every loss here is at least that, and so is the L2 term, as in the paper.
 - n/b is the number of steps in an epoch; without a horizon 500, as in the published code.
 - The first bound is 1, as in the published code.
-- A gradient of zero moves nothing and leaves the bound; a loss below f* does not go uphill (rate 0).
+- A gradient of zero moves nothing and leaves the bound; a loss below f* gives the rate 0.
 - A loss or gradient that is not finite moves nothing and is reported.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from raycurv.arguments import require, require_positive
 from raycurv.objective import Batch
-from raycurv.optim.base import Horizon, StepOptimizer, StepReport, check_batch, one_group
+from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, check_batch, one_group
 from raycurv.optim.baselines.schedules import growth_per_step
-from raycurv.optim.bounds import require, require_positive
 from raycurv.optim.registry import register
 
 
@@ -46,16 +44,16 @@ def polyak_rate(loss: Tensor, squared_norm: Tensor, lower_bound: float, scale: f
 
 
 @register("sps")
-class StochasticPolyak(StepOptimizer):
+class SPS(StepOptimizer):
     """SPS_max with the smoothed bound (see the module's text).
 
     Args:
-        model_or_params: a module or its parameters, one group.
-        horizon: its steps in an epoch give n/b.
+        model_or_params: module or its parameters, one group.
+        horizon: its steps per epoch give n/b.
         scale: c.
         lower_bound: f*.
-        growth: τ, at least 1; infinity takes the bound away after the first step.
-        largest_first_rate: the bound before the first step, before it grows.
+        growth: τ, at least 1; infinity removes the bound after the first step.
+        largest_first_rate: γ_{−1}, bound of the first step before it grows.
 
     Raises:
         ValueError: a setting out of bounds, or several parameter groups.
@@ -63,7 +61,7 @@ class StochasticPolyak(StepOptimizer):
 
     def __init__(
         self,
-        model_or_params: nn.Module | Iterable[Any],
+        model_or_params: Params,
         *,
         horizon: Horizon | None = None,
         scale: float = 0.5,  # c
@@ -71,13 +69,13 @@ class StochasticPolyak(StepOptimizer):
         growth: float = 2.0,  # τ
         largest_first_rate: float = 1.0,
     ) -> None:
-        require_positive("sps", "scale", scale)
-        require("sps", "lower_bound", lower_bound, math.isfinite(lower_bound), "finite")
-        require("sps", "growth", growth, growth >= 1, "at least 1")
-        require_positive("sps", "largest_first_rate", largest_first_rate)
+        require_positive("sps: scale", scale)
+        require("sps: lower_bound", lower_bound, math.isfinite(lower_bound), "finite")
+        require("sps: growth", growth, growth >= 1, "at least 1")
+        require_positive("sps: largest_first_rate", largest_first_rate)
         super().__init__(one_group("sps", model_or_params), {})
         self.scale, self.lower_bound, self.largest_first_rate = scale, lower_bound, largest_first_rate
-        self.growth = growth_per_step(growth, horizon)
+        self.growth, self._growth_per_step = growth, growth_per_step(growth, horizon)
 
     @torch.no_grad()
     def step(self, batch: Batch, *, validation: Batch | None = None) -> StepReport:  # type: ignore[override]
@@ -87,7 +85,7 @@ class StochasticPolyak(StepOptimizer):
         loss, gradient = batch.value_and_gradient()
         squared = torch.linalg.vector_norm(gradient.flat, dtype=torch.float64).square()
         last = state.get("rate", torch.full_like(loss, self.largest_first_rate))
-        rate = torch.minimum(polyak_rate(loss, squared, self.lower_bound, self.scale), self.growth * last)
+        rate = torch.minimum(polyak_rate(loss, squared, self.lower_bound, self.scale), self._growth_per_step * last)
         finite = torch.isfinite(loss) & torch.isfinite(squared)
         gradient.flat.mul_(rate)
         torch._foreach_sub_(objective.parameters, gradient.keep_if(finite))

@@ -1,4 +1,4 @@
-"""Step-Tuned SGD: the step size from curvature that two gradients of the same batch show.
+"""Step-Tuned SGD: a step size from the difference of two gradients of the same batch.
 
 *Second-order step-size tuning of SGD for non-convex optimization* (Castera, Bolte, Févotte, Pauwels; 2021, in Neural
 Processing Letters 2022), Algorithm 2; the baseline of RED's Figures 11 and 12. One step on a batch is two of SGD,
@@ -6,7 +6,7 @@ Processing Letters 2022), Algorithm 2; the baseline of RED's Figures 11 and 12. 
     η_k = α γ_k / (k + 1)^{1/2 + δ}
     θ_{k+½} = θ_k − η_k ∇J(θ_k),    θ_{k+1} = θ_{k+½} − η_k ∇J(θ_{k+½})
 
-and the difference of their gradients, averaged over the batches, tells the curvature along the step:
+and the difference of their gradients, averaged over the batches, gives the curvature along the step:
 
     G_k = β G_{k−1} + (1 − β) (∇J(θ_{k+½}) − ∇J(θ_k)),    Ĝ_k = G_k / (1 − β^{k+1}),    Δθ = θ_{k+½} − θ_k
     γ_{k+1} = ‖Δθ‖² / ⟨Ĝ_k, Δθ⟩ if that is positive, else ν, kept in [m̃, M̃];    γ_0 = 1
@@ -25,16 +25,14 @@ What the paper leaves open, and deviations:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from raycurv.arguments import require, require_positive
 from raycurv.objective import Batch, Objective
 from raycurv.objective.direction import Direction
-from raycurv.optim.base import Horizon, StepOptimizer, StepReport, check_batch, one_group
-from raycurv.optim.bounds import require, require_positive
+from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, check_batch, one_group
 from raycurv.optim.registry import register
 
 
@@ -43,10 +41,10 @@ class StepTunedSGD(StepOptimizer):
     """Step-Tuned SGD (see the module's text); the defaults but the rate are the paper's.
 
     Args:
-        model_or_params: a module or its parameters, one group.
+        model_or_params: module or its parameters, one group.
         horizon: not used.
-        learning_rate: α.
-        concave_factor: ν, for directions without positive curvature.
+        learning_rate: α, the setting ``lr`` of the parameter group, which torch's schedulers can change.
+        concave_factor: ν, factor for directions without positive curvature.
         memory: β, in [0, 1).
         smallest_factor: m̃.
         largest_factor: M̃.
@@ -58,7 +56,7 @@ class StepTunedSGD(StepOptimizer):
 
     def __init__(
         self,
-        model_or_params: nn.Module | Iterable[Any],
+        model_or_params: Params,
         *,
         horizon: Horizon | None = None,
         learning_rate: float = 0.1,  # α
@@ -69,26 +67,26 @@ class StepTunedSGD(StepOptimizer):
         decay: float = 0.001,  # δ
     ) -> None:
         name = "step_tuned_sgd"
-        require_positive(name, "learning_rate", learning_rate)
-        require_positive(name, "concave_factor", concave_factor)
-        require(name, "memory", memory, 0 <= memory < 1, "in [0, 1)")
-        require_positive(name, "smallest_factor", smallest_factor)
+        require_positive(f"{name}: learning_rate", learning_rate)
+        require_positive(f"{name}: concave_factor", concave_factor)
+        require(f"{name}: memory", memory, 0 <= memory < 1, "in [0, 1)")
+        require_positive(f"{name}: smallest_factor", smallest_factor)
         largest = smallest_factor <= largest_factor < math.inf
-        require(name, "largest_factor", largest_factor, largest, "finite and at least smallest_factor")
-        require(name, "decay", decay, 0 <= decay < 0.5, "in [0, 0.5)")
-        super().__init__(one_group(name, model_or_params), {})
+        require(f"{name}: largest_factor", largest_factor, largest, "finite and at least smallest_factor")
+        require(f"{name}: decay", decay, 0 <= decay < 0.5, "in [0, 0.5)")
+        super().__init__(one_group(name, model_or_params), {"lr": learning_rate})
         self.learning_rate, self.concave_factor, self.memory, self.decay = learning_rate, concave_factor, memory, decay
         self.smallest_factor, self.largest_factor = smallest_factor, largest_factor
 
     @torch.no_grad()
     def step(self, batch: Batch, *, validation: Batch | None = None) -> StepReport:  # type: ignore[override]
-        """Two half steps on one batch, and the factor of the next."""
+        """Two half steps on one batch, and the factor of the next step."""
         check_batch(self, batch)
         objective, state = batch.objective, self.shared
         if not state:
             state.update(self._initial(objective))
         factor = state["factor"]
-        rate = self.learning_rate * factor / (state["steps"] + 1) ** (0.5 + self.decay)
+        rate = self.param_groups[0]["lr"] * factor / (state["steps"] + 1) ** (0.5 + self.decay)
         start = objective.direction(objective.parameters).flat
         loss, first = batch.value_and_gradient()
         half = first.flat * -rate.to(first.flat.dtype)
@@ -108,7 +106,7 @@ class StepTunedSGD(StepOptimizer):
         return {"steps": zero, "factor": zero + 1, "differences": differences}
 
     def _tuned(self, half: Tensor, difference: Tensor) -> dict[str, Tensor]:
-        """k, γ and G after a step by `half` that changed the gradient by `difference`."""
+        """k, γ and G after a half step that changed the gradient by `difference`."""
         state = self.shared
         steps = state["steps"] + 1
         mean = self.memory * state["differences"] + (1 - self.memory) * difference

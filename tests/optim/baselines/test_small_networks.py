@@ -356,10 +356,14 @@ def test_a_large_network_is_refused_with_a_way_out(name):
     [
         ("newton", {"damping": -1.0}, "newton: damping is -1.0; it must be finite and at least 0"),
         ("newton", {"halvings": -1}, "newton: halvings is -1"),
-        ("levenberg_marquardt", {"damping": 0.0}, "damping is 0.0; it must be finite and above 0"),
+        (
+            "levenberg_marquardt",
+            {"damping": 0.0},
+            "levenberg_marquardt: damping is 0.0; it must be a positive finite number",
+        ),
         ("levenberg_marquardt", {"factor": 1.0}, "factor is 1.0; it must be finite and above 1"),
         ("levenberg_marquardt", {"attempts": 0}, "attempts is 0; it must be finite and at least 1"),
-        ("bfgs", {"decrease": 0.95}, "0 < decrease < curvature < 1"),
+        ("bfgs", {"decrease": 0.95}, "bfgs: decrease is 0.95; it must be between 0 and curvature, which is 0.9"),
         ("bfgs", {"evaluations": 0}, "evaluations is 0"),
         ("bfgs", {"clip_gradient": 1.0}, "clip_gradient has no meaning"),
     ],
