@@ -1,35 +1,15 @@
-"""Where CurveBall with fixed ρ and β converges, and how fast (Theorem A.1, Fig. 4): computed, not measured.
-
-On a quadratic each eigenvalue h of the Hessian makes a system of its own (eq. 36) with the transition matrix
-
-    R = [[ρ − βh, −βh], [ρ − βh, 1 − βh]],
-
-which converges where 3/2·βh − 1 < ρ < 1 + βh (eq. 39), by the factor max |eig R| (eq. 38) at each step.
-"""
+"""The region of convergence of CurveBall with fixed ρ and β on a quadratic (Theorem A.1, Fig. 4)."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from raycurv.benchmarks.quadratic_convergence import rate
 from raycurv.figures import style
 from raycurv.figures.rendered import RenderedFigure
 from raycurv.results import table_formats
-from raycurv.results.histories import Array
 
 _STEPS, _MOMENTA = 1.6, 1.6  # the largest βh and ρ of the figure
-
-
-def rate(momentum: Array, step: Array) -> Array:
-    """Max |eig R| (eq. 38) for ρ and βh, which broadcast; below 1 the iteration converges."""
-    trace = momentum - 2 * step + 1
-    root = np.sqrt(((momentum - 2 * step) ** 2 - 2 * momentum + 1).astype(complex))
-    return np.maximum(np.abs(trace + root), np.abs(trace - root)) / 2
-
-
-def converges(momentum: Array, step: Array) -> NDArray[np.bool_]:
-    """Eq. 39 with ρ > 0 and βh > 0."""
-    return (momentum > 0) & (step > 0) & (1.5 * step - 1 < momentum) & (momentum < 1 + step)
 
 
 def draw(points: int = 257) -> RenderedFigure:
@@ -56,8 +36,8 @@ def draw(points: int = 257) -> RenderedFigure:
     (lower,) = axes.plot(h, 1.5 * h - 1, color="black", linewidth=1.4, label="ρ = 3/2·βh − 1")
     (upper,) = axes.plot(h, 1 + h, color="black", linewidth=1.4, linestyle="--", label="ρ = 1 + βh")
     (widest,) = axes.plot([4 / 3], [1], "o", color="black", markersize=5, label="βh = 4/3 at ρ = 1")
-    axes.set(xlim=(0, _STEPS), ylim=(0, _MOMENTA), xlabel="βh (learning rate × eigenvalue of the Hessian)",
-             ylabel="momentum ρ")  # fmt: skip
+    axes.set(xlim=(0, _STEPS), ylim=(0, _MOMENTA))
+    axes.set(xlabel="βh (learning rate × eigenvalue of the Hessian)", ylabel="momentum ρ")
     figure.colorbar(filled, ax=axes, label="factor of the error at each step, max |eig R|")
     text = (
         "After CurveBall, Fig. 4 and Theorem A.1. Computed from eq. 38 for one eigenvalue h of a convex quadratic; no "

@@ -87,7 +87,7 @@ FIGURES = (
             View("optimizer/learning_rate", reduction="epoch mean", title="learning rate β"),
             View("optimizer/damping", reduction="epoch mean", relative=True, title="damping λ"),
         ),
-        needs=("optimizer/damping",), hint="runs of a method that reports optimizer/damping, such as curveball",
+        needs=("optimizer/damping",), hint="runs of a method that reports optimizer/damping",
     ),
     FigureSpec(
         "gradient", "CurveBall, Fig. 6", "Evolution of the gradient",
@@ -107,8 +107,8 @@ FIGURES = (
             View("train/batch_error", share=True), View(TENSORS),
         ),
         columns="method", choose=_watched, one_seed=True, marks=ALARMS, marked="alarm",
-        hint=f"runs that report {TENSORS} or {ALARMS}, such as --optimizer salera --setting rates_by_tensor=true; "
-             "the mini-batch error by --batch-error",
+        hint=f"runs that report {TENSORS} (--setting rates_by_tensor=true) or {ALARMS}; the mini-batch error by "
+             "--batch-error",
     ),
 )  # fmt: skip
 

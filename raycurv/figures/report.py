@@ -12,6 +12,7 @@ from raycurv.figures.rendered import RenderedFigure
 from raycurv.results import comparison
 from raycurv.results.caveats import differences, remarks
 from raycurv.results.outcomes import Outcome
+from raycurv.results.performance_profile import performance_profiles
 
 METRICS: tuple[tuple[str, curves.Axis], ...] = (
     ("train/epoch_loss", "epoch"), ("train/epoch_loss", "seconds"), ("test/loss", "epoch"), ("test/accuracy", "epoch"),
@@ -85,7 +86,7 @@ def page(
     for number, one in enumerate(drawn):
         parts.append(f"<h2>{html.escape(one.title)}</h2>")
         parts.append(interactive.embedded(f"more{number}", one.for_page(), one.names, one.caption, one.data))
-    found = performance_profile.profiles(outcomes)
+    found = performance_profiles(outcomes)
     if len(found) > 1:
         text = "Share of problems solved within a factor of the fastest: within a tenth of the lowest training loss."
         parts += ["<h2>Performance profile</h2>"]

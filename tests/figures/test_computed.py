@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from raycurv.benchmarks import memory as recordings
-from raycurv.benchmarks import step_cost
+from raycurv.benchmarks import quadratic_convergence, step_cost
 from raycurv.benchmarks import trajectories as ways
 from raycurv.benchmarks.step_cost import MeasuredOptimizer, PeakMemory
 from raycurv.figures import convergence, memory, trajectories
@@ -27,9 +27,9 @@ def test_the_rate_is_the_spectral_radius_and_the_region_is_that_of_the_theorem()
     random = np.random.default_rng(0)
     rho, h = random.uniform(0, 2, 300), random.uniform(0.01, 2, 300)
     wanted = [max(abs(np.linalg.eigvals(matrix(*pair)))) for pair in zip(rho, h, strict=True)]
-    np.testing.assert_allclose(convergence.rate(rho, h), wanted, atol=1e-7)
+    np.testing.assert_allclose(quadratic_convergence.rate(rho, h), wanted, atol=1e-7)
     clear = abs(np.array(wanted) - 1) > 1e-6
-    np.testing.assert_array_equal(convergence.converges(rho, h)[clear], np.array(wanted)[clear] < 1)
+    np.testing.assert_array_equal(quadratic_convergence.converges(rho, h)[clear], np.array(wanted)[clear] < 1)
 
 
 def test_the_rate_is_how_fast_curveballs_iteration_converges():
@@ -41,7 +41,7 @@ def test_the_rate_is_how_fast_curveballs_iteration_converges():
         x += z
         errors.append(np.hypot(z, x))
     found = (errors[-1] / errors[99]) ** (1 / 100)
-    assert found == pytest.approx(float(convergence.rate(np.array(rho), np.array(beta * h))), abs=0.01)
+    assert found == pytest.approx(float(quadratic_convergence.rate(np.array(rho), np.array(beta * h))), abs=0.01)
 
 
 def test_the_region_is_drawn_with_its_numbers(tmp_path):

@@ -1,6 +1,5 @@
 import csv
 import io
-import math
 import xml.etree.ElementTree as xml
 from html.parser import HTMLParser
 
@@ -8,6 +7,7 @@ import pytest
 
 from raycurv.figures import curves, performance_profile, report
 from raycurv.results.outcomes import EvaluationPoint, Outcome
+from raycurv.results.performance_profile import PerformanceProfile, performance_profiles
 
 
 def run(optimizer, losses, *, seed=0, seconds=1.0, status="finished", setting="", network=""):
@@ -63,19 +63,8 @@ def test_nothing_to_draw_is_said():
         report.page("x", [], versions={}, command="")
 
 
-def test_a_profile_counts_problems_within_a_factor_of_the_fastest():
-    outcomes = [
-        run("fast", [0.5, 0.1], network="one"), run("slow", [0.5, 0.1], seconds=2.0, network="one"),
-        run("fast", [0.5, 0.4], network="two"), run("slow", [0.3, 0.1], network="two"),
-    ]  # fmt: skip
-    fast, slow = performance_profile.profiles(outcomes)
-    assert fast.ratios == (1.0, math.inf)
-    assert slow.ratios == (1.0, 2.0)
-    assert (fast.solved(1.0), fast.solved(100.0), slow.solved(1.5), slow.solved(2.0)) == (0.5, 0.5, 0.5, 1.0)
-
-
 def test_more_profiles_than_colours_are_drawn():
-    found = [performance_profile.PerformanceProfile(f"method {i}", (1.0, 1.0 + i)) for i in range(15)]
+    found = [PerformanceProfile(f"method {i}", (1.0, 1.0 + i)) for i in range(15)]
     lines = performance_profile.draw(found).axes[0].lines
     assert len({(line.get_color(), line.get_linestyle(), str(line._dash_pattern)) for line in lines}) == 15
 
@@ -123,7 +112,7 @@ def test_more_methods_than_colours_are_drawn_with_a_legend_that_hides_nothing():
     runs = [run(f"method{i}", [0.5, 0.1 + i], network="one") for i in range(12)]
     for figure in (
         curves.draw(curves.series(runs, "test/accuracy"), "test/accuracy"),
-        performance_profile.draw(performance_profile.profiles(runs)),
+        performance_profile.draw(performance_profiles(runs)),
     ):
         figure.draw_without_rendering()
         (legend,), (axes,) = figure.legends, figure.axes

@@ -1,0 +1,55 @@
+"""Performance profiles (Dolan and Moré 2002): on how many problems is a method within a factor of the best?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raycurv.results.outcomes import Outcome
+
+
+@dataclass(frozen=True)
+class PerformanceProfile:
+    """One method.
+
+    Attributes:
+        name: of the optimizer, with its setting.
+        ratios: its cost over the best cost, one for each problem, ascending; infinite where it did not get there.
+    """
+
+    name: str
+    ratios: tuple[float, ...]
+
+    def solved(self, factor: float) -> float:
+        """Share of the problems that it solves within `factor` times the best cost."""
+        return sum(ratio <= factor for ratio in self.ratios) / len(self.ratios)
+
+
+def performance_profiles(
+    outcomes: Sequence[Outcome], metric: str = "train/epoch_loss", slack: float = 0.1
+) -> list[PerformanceProfile]:
+    """Seconds until a run is within `slack` of the lowest loss that anybody has on its problem.
+
+    A problem is a recipe, or one network of a sweep over networks, with one seed.
+    """
+    problems: dict[tuple[str, str, int], dict[str, Outcome]] = {}
+    for o in outcomes:
+        if o.stage == "final":
+            name = f"{o.optimizer} {o.setting}".strip()
+            problems.setdefault((o.recipe, o.labels.get("network", ""), o.seed), {})[name] = o
+    names = dict.fromkeys(name for found in problems.values() for name in found)
+    ratios: dict[str, list[float]] = {name: [] for name in names}
+    for found in problems.values():
+        values = [v for o in found.values() for p in o.points if math.isfinite(v := p.values.get(metric, math.nan))]
+        target = min(values, default=math.nan) * (1 + slack)
+        costs = {name: _seconds_to(found.get(name), metric, target) for name in names}
+        best = min(costs.values())
+        for name, cost in costs.items():
+            ratios[name].append(cost / best if math.isfinite(cost) else math.inf)
+    return [PerformanceProfile(name, tuple(sorted(found))) for name, found in ratios.items()]
+
+
+def _seconds_to(outcome: Outcome | None, metric: str, target: float) -> float:
+    points = () if outcome is None else outcome.points
+    return next((max(p.seconds, 1e-9) for p in points if p.values.get(metric, math.inf) <= target), math.inf)
