@@ -65,9 +65,13 @@ class AgAdam(ALERA):
         require(f"{self.name}: beta2", beta2, 0 <= beta2 < 1, "in [0, 1)")
         require_positive(f"{self.name}: epsilon", epsilon)
         super().__init__(
-            model_or_params, learning_rate=learning_rate, memory=memory, gain=gain,
-            clip_gradient=clip_gradient, rates_by_tensor=rates_by_tensor,
-        )  # fmt: skip
+            model_or_params,
+            learning_rate=learning_rate,
+            memory=memory,
+            gain=gain,
+            clip_gradient=clip_gradient,
+            rates_by_tensor=rates_by_tensor,
+        )
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
 
     def _initial(self, objective: Objective) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ from raycurv.optim.registry import register_variant
 FIRST_STEPS, _INTERVAL = 20, 5  # steps with curvature: the first ones, then one of so many
 _WARMUP, _COOLDOWN = 0.1, 0.25  # shares of the run
 _WARMUP_STEPS = 100  # without a horizon
-_OLD_KEYS = {"slope": "slope_sum", "bend": "curvature_sum"}  # of states saved by versions up to 0.1
+_OLD_KEYS = {"slope": "slope_sum", "bend": "curvature_sum"}  # in states saved by version 0.1
 
 
 def schedule_factor(step: int, steps: int | None) -> float:

@@ -99,7 +99,7 @@ _NO_RATE = (
 
 
 class StepOptimizer(torch.optim.Optimizer):
-    """An optimizer whose step asks a batch for derivatives and moves the parameters once.
+    """An optimizer whose step takes derivatives from a batch and moves the parameters once.
 
     Attributes:
         follows_gradient: whether the step is a function of the gradient, so that gradient clipping has a meaning.
@@ -137,7 +137,7 @@ class StepOptimizer(torch.optim.Optimizer):
     def step(self, batch: Batch, *, validation: Batch | None = None) -> StepReport:  # type: ignore[override]
         """Take one step on a mini-batch.
 
-        The signature differs from torch's on purpose: a batch answers questions that a closure cannot.
+        The signature differs from torch's on purpose: a batch gives derivatives that a closure cannot.
         """
         raise NotImplementedError
 
@@ -226,6 +226,11 @@ def one_group(name: str, model_or_params: Params) -> list[Any]:
             )
         return list(found[0]["params"])
     return found
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether the model contains batch normalisation."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def check_batch(optimizer: StepOptimizer, batch: Batch) -> None:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from raycurv.arguments import require
 from raycurv.objective import Batch, Linearisation, Objective
 from raycurv.objective.direction import Direction
-from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, check_batch, one_group
+from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, check_batch, has_batch_norm, one_group
 from raycurv.optim.registry import register
 
 _DAMPING_WITH_BATCH_NORM, _DAMPING_WITHOUT = 1.0, 10.0  # section 3, "Automatic λ hyper-parameter rescaling"
@@ -239,5 +239,4 @@ def _move(objective: Objective, z: Direction, delta: Direction, x: Tensor, finit
 
 
 def _default_damping(model: nn.Module) -> float:
-    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    return _DAMPING_WITH_BATCH_NORM if normalised else _DAMPING_WITHOUT
+    return _DAMPING_WITH_BATCH_NORM if has_batch_norm(model) else _DAMPING_WITHOUT

@@ -162,12 +162,12 @@ class WindowedRate(FirstOrder):
         state.update({key: value.to(device) for key, value in state.items() if isinstance(value, Tensor)})
 
 
-class _OwnInner(WindowedRate):
-    """A windowed rate around an optimizer that it makes itself; base of the registered methods."""
+class _WindowedMethod(WindowedRate):
+    """A windowed rate around an optimizer of its own; base of the registered methods."""
 
     __repr__ = StepOptimizer.__repr__  # settings of the method, not of the inner optimizer
 
-    def _wrap(
+    def __init__(
         self,
         name: str,
         inner: Callable[..., torch.optim.Optimizer],
@@ -184,12 +184,12 @@ class _OwnInner(WindowedRate):
         require_clip_gradient(name, clip_gradient)
         window = _WINDOW if horizon is None else max(1, round(portion * horizon.steps_per_epoch))
         parameters = one_group(name, model_or_params)
-        WindowedRate.__init__(self, inner(parameters, lr=float(learning_rate)), rule, window, clip_gradient)
+        super().__init__(inner(parameters, lr=float(learning_rate)), rule, window, clip_gradient)
         self.horizon, self.learning_rate, self.portion = horizon, learning_rate, portion
 
 
 @register("ntlr_sgd")
-class NTLR(_OwnInner):
+class NTLR(_WindowedMethod):
     """NTLR around stochastic gradient descent (see the module's text).
 
     Args:
@@ -215,15 +215,21 @@ class NTLR(_OwnInner):
         clip_gradient: float | None = None,
     ) -> None:
         require("ntlr_sgd: damping", damping, 0 <= damping <= 1, "in [0, 1]")
-        self._wrap(
-            "ntlr_sgd", torch.optim.SGD, model_or_params, horizon, newton(damping),
-            learning_rate=learning_rate, portion=portion, clip_gradient=clip_gradient,
-        )  # fmt: skip
+        super().__init__(
+            "ntlr_sgd",
+            torch.optim.SGD,
+            model_or_params,
+            horizon,
+            newton(damping),
+            learning_rate=learning_rate,
+            portion=portion,
+            clip_gradient=clip_gradient,
+        )
         self.damping = damping
 
 
 @register("ntlr_adam")
-class NTLRAdam(_OwnInner):
+class NTLRAdam(_WindowedMethod):
     """NTLR around Adam (see the module's text).
 
     Args:
@@ -253,14 +259,20 @@ class NTLRAdam(_OwnInner):
         clip_gradient: float | None = None,
     ) -> None:
         require("ntlr_adam: damping", damping, 0 <= damping <= 1, "in [0, 1]")
-        self._wrap(
-            "ntlr_adam", partial(torch.optim.Adam, betas=(beta1, beta2)), model_or_params, horizon, newton(damping),
-            learning_rate=learning_rate, portion=portion, clip_gradient=clip_gradient,
-        )  # fmt: skip
+        super().__init__(
+            "ntlr_adam",
+            partial(torch.optim.Adam, betas=(beta1, beta2)),
+            model_or_params,
+            horizon,
+            newton(damping),
+            learning_rate=learning_rate,
+            portion=portion,
+            clip_gradient=clip_gradient,
+        )
         self.damping, self.beta1, self.beta2 = damping, beta1, beta2
 
 
-class Hypergradient(_OwnInner):
+class Hypergradient(_WindowedMethod):
     """A first-order rule of Table 1 around stochastic gradient descent (see the module's text).
 
     Args:
@@ -290,10 +302,16 @@ class Hypergradient(_OwnInner):
         require("Hypergradient: rule", rule, rule in _RULES, f"one of {', '.join(_RULES)}")
         name = f"hypergradient_{rule}"
         require(f"{name}: meta_rate", meta_rate, 0 <= meta_rate < math.inf, "finite and at least 0")
-        self._wrap(
-            name, torch.optim.SGD, model_or_params, horizon, _RULES[rule](meta_rate),
-            learning_rate=learning_rate, portion=portion, clip_gradient=clip_gradient,
-        )  # fmt: skip
+        super().__init__(
+            name,
+            torch.optim.SGD,
+            model_or_params,
+            horizon,
+            _RULES[rule](meta_rate),
+            learning_rate=learning_rate,
+            portion=portion,
+            clip_gradient=clip_gradient,
+        )
         self.rule, self.meta_rate = rule, meta_rate
 
 

@@ -276,9 +276,18 @@ class RED(Rescaled):
         require(f"{name}: decay", decay, 0 < decay <= 1, "in (0, 1]")
         schedule = exponential_decay(self.scale, decay, None if horizon is None else horizon.epochs)
         super().__init__(
-            name, model_or_params, schedule, None if horizon is None else horizon.steps_per_epoch, beta1=beta1,
-            beta2=beta2, beta3=beta3, factor=factor, eps=eps, lean=lean, curvature_fraction=curvature_fraction,
-        )  # fmt: skip
+            name,
+            model_or_params,
+            schedule,
+            None if horizon is None else horizon.steps_per_epoch,
+            beta1=beta1,
+            beta2=beta2,
+            beta3=beta3,
+            factor=factor,
+            eps=eps,
+            lean=lean,
+            curvature_fraction=curvature_fraction,
+        )
 
 
 class RAn(Rescaled):
@@ -321,9 +330,17 @@ class RAn(Rescaled):
         require(f"{name}: phases", phases, whole, "one or more whole numbers of epochs of at least 1")
         require(f"{name}: phases", phases, len(phases) == len(scales), f"as long as scales, which is {scales!r}")
         super().__init__(
-            name, model_or_params, annealing(scales, phases), None if horizon is None else horizon.steps_per_epoch,
-            beta2=beta2, beta3=beta3, factor=factor, eps=eps, lean=lean, curvature_fraction=curvature_fraction,
-        )  # fmt: skip
+            name,
+            model_or_params,
+            annealing(scales, phases),
+            None if horizon is None else horizon.steps_per_epoch,
+            beta2=beta2,
+            beta3=beta3,
+            factor=factor,
+            eps=eps,
+            lean=lean,
+            curvature_fraction=curvature_fraction,
+        )
 
 
 def direction_name(beta1: float, beta2: float | None) -> str:

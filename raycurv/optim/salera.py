@@ -276,9 +276,13 @@ class SALERA(ALERA):
         holds = batch_ratio is None or 0 < batch_ratio <= 1
         require(f"{self.name}: batch_ratio", batch_ratio, holds, "None or in (0, 1]")
         super().__init__(
-            model_or_params, learning_rate=learning_rate, memory=memory, gain=gain,
-            clip_gradient=clip_gradient, rates_by_tensor=rates_by_tensor,
-        )  # fmt: skip
+            model_or_params,
+            learning_rate=learning_rate,
+            memory=memory,
+            gain=gain,
+            clip_gradient=clip_gradient,
+            rates_by_tensor=rates_by_tensor,
+        )
         default = _BATCH_RATIO if horizon is None else 1 / horizon.steps_per_epoch
         self.batch_ratio = default if batch_ratio is None else batch_ratio
         self.sensitivity = sensitivity
@@ -357,10 +361,16 @@ class SPALERA(SALERA):
         rates_by_tensor: bool = False,
     ) -> None:
         super().__init__(
-            model_or_params, horizon=horizon, learning_rate=learning_rate, memory=memory, gain=gain,
-            batch_ratio=batch_ratio, sensitivity=sensitivity, clip_gradient=clip_gradient,
+            model_or_params,
+            horizon=horizon,
+            learning_rate=learning_rate,
+            memory=memory,
+            gain=gain,
+            batch_ratio=batch_ratio,
+            sensitivity=sensitivity,
+            clip_gradient=clip_gradient,
             rates_by_tensor=rates_by_tensor,
-        )  # fmt: skip
+        )
         self._scratch: Tensor | None = None  # scratch vector, kept because allocating is slow
 
     def _initial(self, objective: Objective) -> dict[str, Tensor]:

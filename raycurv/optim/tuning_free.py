@@ -1,9 +1,9 @@
 """Methods of the papers with nothing to tune: rates and damping that forget where they start.
 
-**Hand-over** (`ntlr_sgd_free`, `alera_free`, `salera_free`, `llr_free`). A method that wants an initial rate gets the R
+**Hand-over** (`ntlr_sgd_free`, `alera_free`, `salera_free`, `llr_free`). A method that needs an initial rate gets the R
 of `auto` after the first tenth of the run and at least 20 steps (100 without a horizon). Until then the parameters take
-averaged RED steps along the gradient. R is read from the device once in a run. From there on the method is as its paper
-has it: NTLR, whose rate has no bound, may diverge.
+averaged RED steps along the gradient. R is read from the device once in a run. After that the method follows its
+paper: NTLR, whose rate has no bound, may diverge.
 
 **LLR with a relative damping** (`llr_free`). The paper's 2500 in f′/(f″ + 2500) is a curvature, so it depends on the
 scale of the loss. Here it is a multiple of the running mean of |f″|:

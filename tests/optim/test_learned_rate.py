@@ -34,8 +34,8 @@ def made(name, case_name="mlp", **settings):
 def check_against_reference(name, case_name, order, tolerance=1e-10, held_out=False, **more):
     settings = SETTINGS[name] | more
     case, model, objective, optimizer = made(name, case_name, **settings)
-    known = {OF_REFERENCE[key]: value for key, value in settings.items() if key in OF_REFERENCE}
-    reference = Learned(case.model(), cross_entropy, case.l2, order=order, **known)
+    arguments = {OF_REFERENCE[key]: value for key, value in settings.items() if key in OF_REFERENCE}
+    reference = Learned(case.model(), cross_entropy, case.l2, order=order, **arguments)
     for t in range(20):
         rows, others = rows_of(t), rows_of(100 + t)
         data, other = ((case.inputs[r], case.targets[r]) for r in (rows, others))

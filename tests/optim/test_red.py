@@ -18,7 +18,7 @@ from tests.objective import distributed
 from tests.reference.red import NaiveRed
 
 RED, RAN = ("red_sgd", "red_rmsprop", "red_momentum", "red_adam"), ("ran_sgd", "ran_rmsprop")
-# What the reference is told: the betas of the direction, and ℓ by epoch of seven.
+# Arguments of the reference: the betas of the direction, and ℓ by epoch of seven.
 EPOCHS, STEPS_PER_EPOCH = 7, 3
 REFERENCES = {
     "red_sgd": ({}, lambda e: 0.5 ** (e / EPOCHS)),
@@ -61,8 +61,8 @@ def compare(name, case, number=20, reference=None, **settings):
     def loss(outputs, targets):
         return nn.functional.cross_entropy(outputs, targets, reduction="none")
 
-    told = {"ell": ell, **betas, **(reference or {})}
-    naive = NaiveRed(other, loss, case.l2, steps_per_epoch=STEPS_PER_EPOCH, **told)
+    arguments = {"ell": ell, **betas, **(reference or {})}
+    naive = NaiveRed(other, loss, case.l2, steps_per_epoch=STEPS_PER_EPOCH, **arguments)
     for t in range(number):
         rows = torch.randperm(24, generator=torch.Generator().manual_seed(t))[: 5 if t % 4 == 3 else 12]
         torch.manual_seed(t)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raycurv.objective import Batch, Objective
 from raycurv.objective.direction import Direction
+from raycurv.optim.base import has_batch_norm
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def hessian(batch: Batch) -> Quadratic:
     Raises:
         NotImplementedError: batch normalisation on several workers, whose statistics have no second backward pass.
     """
-    if batch.objective.collectives.size > 1 and _batch_normalised(batch.objective.model):
+    if batch.objective.collectives.size > 1 and has_batch_norm(batch.objective.model):
         raise NotImplementedError(
             "newton cannot differentiate batch normalisation twice across workers: train on one worker, or use "
             "curveball"
@@ -100,10 +101,6 @@ def _global(batch: Batch, loss: Tensor, gradient: Tensor, matrix: Tensor) -> Qua
         gradient = gradient + objective.l2_gradient(objective.parameters).flat.double()
         loss = loss + objective.l2_value(objective.parameters)
     return Quadratic(loss, gradient, matrix)
-
-
-def _batch_normalised(model: nn.Module) -> bool:
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def _row(entry: Tensor, objective: Objective) -> Tensor:

@@ -70,7 +70,7 @@ def conjugate_gradients(product: Product, gradient: Tensor, start: Tensor, itera
         residual = product(start) + gradient
         if torch.dot(start, residual + gradient) > 0:
             x, residual = torch.zeros_like(start), gradient
-    values, kept, powers = [_half(x, residual, gradient)], [], _powers()
+    values, kept, powers = [_quadratic_value(x, residual, gradient)], [], _powers()
     keep_at, direction, squared = next(powers), -residual, torch.dot(residual, residual)
     for i in range(1, iterations + 1):
         mapped = product(direction)
@@ -79,7 +79,7 @@ def conjugate_gradients(product: Product, gradient: Tensor, start: Tensor, itera
             break
         length = squared / curvature
         x, residual = x + length * direction, residual + length * mapped
-        values.append(_half(x, residual, gradient))
+        values.append(_quadratic_value(x, residual, gradient))
         if i == keep_at:
             keep_at = next(powers)
             kept.append(x)
@@ -90,7 +90,7 @@ def conjugate_gradients(product: Product, gradient: Tensor, start: Tensor, itera
     return [*kept, x] if not kept or kept[-1] is not x else kept, len(values) - 1
 
 
-def _half(x: Tensor, residual: Tensor, gradient: Tensor) -> float:
+def _quadratic_value(x: Tensor, residual: Tensor, gradient: Tensor) -> float:
     """q(x) = ½ xᵀ(r + g), with the residual r = Bx + g."""
     return 0.5 * float(torch.dot(x, residual + gradient))
 
@@ -102,7 +102,7 @@ def _converged(values: list[float]) -> bool:
 
 
 def _powers() -> Iterator[int]:
-    """Count in powers.
+    """Powers of 1.3, rounded up.
 
     Yields:
         ⌈1.3^j⌉, each once.
@@ -148,7 +148,7 @@ class HessianFree(StepOptimizer):
 
     @torch.no_grad()
     def step(self, batch: Batch, *, validation: Batch | None = None) -> StepReport:  # type: ignore[override]
-        """One linearisation, conjugate gradients on it, the best of its iterates, and a length for it."""
+        """One linearisation, conjugate gradients, the best of their iterates, and a length for it."""
         check_batch(self, batch)
         damping = float(self.shared.get("damping", self.damping))
         model = _GaussNewton(batch)
@@ -171,9 +171,15 @@ class HessianFree(StepOptimizer):
         ratio = (value - loss) / predicted if predicted < 0 else 0.0  # 0 where the numbers underflow
         direction = Direction(p, batch.objective.parameters)
         length = armijo(
-            batch, direction, value=loss, slope=slope, first=1.0, decrease=_DECREASE, backtracking=_BACKTRACKING,
+            batch,
+            direction,
+            value=loss,
+            slope=slope,
+            first=1.0,
+            decrease=_DECREASE,
+            backtracking=_BACKTRACKING,
             attempts=_ATTEMPTS,
-        )  # fmt: skip
+        )
         torch._foreach_add_(batch.objective.parameters, direction, alpha=length)
         state["solution"], state["damping"] = iterates[-1], damping * _factor(ratio)
         return {"learning_rate": length, "iterations": float(count), "reduction_ratio": ratio}

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from raycurv.arguments import require, require_positive
 from raycurv.objective import Batch, Objective
 from raycurv.objective.direction import Direction
-from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, check_batch, one_group
+from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, check_batch, has_batch_norm, one_group
 from raycurv.optim.baselines.extras import extra
 from raycurv.optim.registry import register
 
@@ -81,7 +81,7 @@ class KFAC(StepOptimizer):
         """One gradient, the factors of the batch, and one product with the inverse of their averages.
 
         Raises:
-            ValueError: the loss has no Kronecker factors, samples are weighted, or batches are divided.
+            ValueError: the loss has no Kronecker factors, samples are weighted, or batches are split.
             NotImplementedError: batch normalisation on several workers.
         """
         check_batch(self, batch)
@@ -103,10 +103,16 @@ class KFAC(StepOptimizer):
             return
         loss, scale = _loss_and_scale(batch)
         operator = _package().KFACLinearOperator(
-            model, loss, [objective.parameters[i] for i in covered], [(batch.inputs, batch.targets)],
-            check_deterministic=False, fisher_type="type-2", separate_weight_and_bias=False,
-            num_data=len(batch.targets), batch_size_fn=lambda inputs: len(batch.targets),
-        )  # fmt: skip
+            model,
+            loss,
+            [objective.parameters[i] for i in covered],
+            [(batch.inputs, batch.targets)],
+            check_deterministic=False,
+            fisher_type="type-2",
+            separate_weight_and_bias=False,
+            num_data=len(batch.targets),
+            batch_size_fn=lambda inputs: len(batch.targets),
+        )
         with torch.enable_grad():
             operator.compute_kronecker_factors()
         self._average(batch, operator.state_dict(), scale)
@@ -147,13 +153,13 @@ class _BatchModel(nn.Module):
         return self.batch.outputs()
 
     def layers_parameters(self) -> list[int]:
-        """Positions of the parameters in linear and convolutional layers that the batch's outputs depend on."""
+        """Indices of the parameters of linear and convolutional layers that the outputs depend on."""
         parameters = self.batch.objective.parameters
         layers = (layer for layer in self.model.modules() if isinstance(layer, _LAYERS))
         inside = {id(parameter) for layer in layers for parameter in layer.parameters(recurse=False)}
         with torch.enable_grad():
-            reached = torch.autograd.grad(self.batch.outputs().sum(), parameters, allow_unused=True)
-        return [i for i, p in enumerate(parameters) if id(p) in inside and reached[i] is not None]
+            derivatives = torch.autograd.grad(self.batch.outputs().sum(), parameters, allow_unused=True)
+        return [i for i, p in enumerate(parameters) if id(p) in inside and derivatives[i] is not None]
 
 
 def _package() -> Any:
@@ -172,8 +178,7 @@ def _check_supported(objective: Objective) -> None:
         raise ValueError(
             "kfac: the objective must have neither weights nor micro_batch; take hessian_free or curveball"
         )
-    normalised = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in objective.model.modules())
-    if objective.collectives.size > 1 and normalised:
+    if objective.collectives.size > 1 and has_batch_norm(objective.model):
         raise NotImplementedError(
             "kfac: batch normalisation couples the samples of several workers; train on one worker, or take "
             "hessian_free or curveball"

@@ -33,9 +33,16 @@ from raycurv.optim.registry import register
 
 
 def armijo(
-    batch: Batch, direction: Direction, *, value: float, slope: float, first: float, decrease: float,
-    backtracking: float, attempts: int,
-) -> float:  # fmt: skip
+    batch: Batch,
+    direction: Direction,
+    *,
+    value: float,
+    slope: float,
+    first: float,
+    decrease: float,
+    backtracking: float,
+    attempts: int,
+) -> float:
     """The first step of first·β^i that lowers the batch's objective enough, or 0.
 
     Args:
@@ -112,9 +119,15 @@ class SLS(StepOptimizer):
             first = self.learning_rate if last is None else min(last * self._growth_per_step, self.largest_rate)
             descent = gradient.scaled(-1.0)
             rate = armijo(
-                batch, descent, value=float(loss), slope=-squared, first=first, decrease=self.decrease,
-                backtracking=self.backtracking, attempts=self.attempts,
-            )  # fmt: skip
+                batch,
+                descent,
+                value=float(loss),
+                slope=-squared,
+                first=first,
+                decrease=self.decrease,
+                backtracking=self.backtracking,
+                attempts=self.attempts,
+            )
             torch._foreach_add_(objective.parameters, descent, alpha=rate)
             state["rate"] = rate or first
         return StepReport(loss, {"learning_rate": torch.full_like(loss, rate)}, finite)
