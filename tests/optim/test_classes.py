@@ -131,10 +131,19 @@ def test_a_wrapper_refuses_anything_but_an_optimizer_of_torch(given):
 
 
 SCHEDULED = {
-    "sgd": 0.01, "momentum": 0.01, "nesterov": 0.01, "adam": 1e-3, "rmsprop": 1e-3, "adagrad": 0.01, "kfac": 0.1,
-    "step_tuned_sgd": 0.1, "ntlr_sgd": 0.01, "ntlr_adam": 1e-3, "hypergradient_additive": 0.01,
+    "sgd": 0.01,
+    "momentum": 0.01,
+    "nesterov": 0.01,
+    "adam": 1e-3,
+    "rmsprop": 1e-3,
+    "adagrad": 0.01,
+    "kfac": 0.1,
+    "step_tuned_sgd": 0.1,
+    "ntlr_sgd": 0.01,
+    "ntlr_adam": 1e-3,
+    "hypergradient_additive": 0.01,
     "hypergradient_multiplicative": 0.01,
-}  # fmt: skip
+}
 OWN_RATE = sorted(set(BY_CLASS) - set(SCHEDULED) | {"alera_free", "llr_free", "ntlr_sgd_free", "salera_free"})
 
 

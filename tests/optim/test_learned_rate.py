@@ -12,8 +12,10 @@ from tests.reference.learned_rate import Learned
 NAMES = ("llr_first_order", "llr_second_order")
 CASES = ("mlp", "mlp-l2", "batch-norm", "dropout")
 # Rates that move within twenty steps.
-SETTINGS = {"llr_first_order": {"learning_rate": 0.2, "meta_rate": 0.5},
-            "llr_second_order": {"learning_rate": 0.2, "difference": 5e-4}}  # fmt: skip
+SETTINGS = {
+    "llr_first_order": {"learning_rate": 0.2, "meta_rate": 0.5},
+    "llr_second_order": {"learning_rate": 0.2, "difference": 5e-4},
+}
 OF_REFERENCE = {"learning_rate": "eta", "meta_rate": "alpha", "difference": "epsilon", "momentum": "beta"}
 
 

@@ -12,8 +12,12 @@ from tests.reference.ntlr import Windowed
 
 NAMES = ("ntlr_sgd", "ntlr_adam", "hypergradient_additive", "hypergradient_multiplicative")
 HORIZON = optim.Horizon(2, 15, 180)  # windows of three steps
-RULES = {"ntlr_sgd": "newton", "ntlr_adam": "newton", "hypergradient_additive": "additive",
-         "hypergradient_multiplicative": "multiplicative"}  # fmt: skip
+RULES = {
+    "ntlr_sgd": "newton",
+    "ntlr_adam": "newton",
+    "hypergradient_additive": "additive",
+    "hypergradient_multiplicative": "multiplicative",
+}
 RATES = {"ntlr_adam": 0.003}
 
 

@@ -52,10 +52,17 @@ def test_twenty_steps_equal_the_naive_reference(name, case_name):
     case, model, objective, optimizer = made(name, case_name, **settings)
     reference_model = case.model()
     reference = Agnostic(
-        reference_model, cross_entropy, case.l2, rate=settings["learning_rate"], alpha=settings["memory"],
-        c=settings["gain"], rho=settings.get("batch_ratio"), each=name == "spalera", adam=name == "ag_adam",
+        reference_model,
+        cross_entropy,
+        case.l2,
+        rate=settings["learning_rate"],
+        alpha=settings["memory"],
+        c=settings["gain"],
+        rho=settings.get("batch_ratio"),
+        each=name == "spalera",
+        adam=name == "ag_adam",
         epsilon=1e-3,
-    )  # fmt: skip
+    )
     for t in range(20):
         rows = rows_of(t)
         expected = reference.step(case.inputs[rows], case.targets[rows], seed=t)

@@ -47,9 +47,14 @@ def check_steps(case, model, optimizer, reference, steps):
 
 @pytest.mark.parametrize(
     ("name", "case_name"),
-    [("auto", "mlp"), ("auto", "batch-norm-l2"), ("red_adam_free", "dropout"), ("red_momentum_free", "mlp-l2"),
-     ("red_sgd_free", "mlp-l2")],
-)  # fmt: skip
+    [
+        ("auto", "mlp"),
+        ("auto", "batch-norm-l2"),
+        ("red_adam_free", "dropout"),
+        ("red_momentum_free", "mlp-l2"),
+        ("red_sgd_free", "mlp-l2"),
+    ],
+)
 def test_averaged_steps_equal_the_naive_reference(name, case_name):
     """Through the rise of the schedule, the steps without curvature, and its fall."""
     case = BY_NAME[case_name]

@@ -26,8 +26,9 @@ class Naive:
 
 
 class NaiveAveraged(Naive):
-    def __init__(self, model, loss, l2, steps: int, beta1: float = 0.0, beta2: float | None = None,
-                 start: float = 1.0) -> None:  # fmt: skip
+    def __init__(
+        self, model, loss, l2, steps: int, beta1: float = 0.0, beta2: float | None = None, start: float = 1.0
+    ) -> None:
         super().__init__(model, loss, l2)
         self.steps, self.beta1, self.beta2, self.start = steps, beta1, beta2, start
         self.m, self.v = torch.zeros_like(self.theta), torch.zeros_like(self.theta)

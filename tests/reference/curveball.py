@@ -15,9 +15,18 @@ from torch.func import functional_call
 
 
 class DenseCurveBall:
-    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], l2: float, damping: float,
-                 factor: float = 0.999, interval: int | None = 5, rho: float | None = None, beta: float | None = None,
-                 fraction: float = 1.0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        l2: float,
+        damping: float,
+        factor: float = 0.999,
+        interval: int | None = 5,
+        rho: float | None = None,
+        beta: float | None = None,
+        fraction: float = 1.0,
+    ) -> None:
         self.model, self.loss, self.l2 = model, loss, l2
         self.damping, self.factor, self.interval, self.fixed_rho, self.fixed_beta = damping, factor, interval, rho, beta
         self.w = torch.cat([p.detach().flatten() for p in model.parameters()])

@@ -10,9 +10,19 @@ from torch.func import functional_call
 
 
 class Learned:
-    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], l2: float, *, eta: float,
-                 order: str, alpha: float = 0.0, beta: float = 0.0, epsilon: float = 1e-5,
-                 delta: float = 1e-6) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        l2: float,
+        *,
+        eta: float,
+        order: str,
+        alpha: float = 0.0,
+        beta: float = 0.0,
+        epsilon: float = 1e-5,
+        delta: float = 1e-6,
+    ) -> None:
         self.model, self.loss, self.l2, self.eta, self.order = model, loss, l2, eta, order
         self.alpha, self.beta, self.epsilon, self.delta = alpha, beta, epsilon, delta
         self.w = torch.cat([p.detach().flatten() for p in model.parameters()])

@@ -11,8 +11,18 @@ from torch import Tensor, nn
 class Windowed:
     """SGD or Adam by their formulas; `rule` is "newton", "additive" or "multiplicative", `meta` is γ or η."""
 
-    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], l2: float, *, rate: float, k: int,
-                 rule: str, meta: float, adam: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        l2: float,
+        *,
+        rate: float,
+        k: int,
+        rule: str,
+        meta: float,
+        adam: bool = False,
+    ) -> None:
         self.model, self.loss, self.l2 = model, loss, l2
         self.alpha, self.k, self.rule, self.meta, self.adam = rate, k, rule, meta, adam
         self.w = list(model.parameters())

@@ -12,10 +12,20 @@ from torch.func import functional_call
 
 
 class NaiveRed:
-    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], l2: float,
-                 ell: Callable[[int], float], steps_per_epoch: int, beta1: float | None = None,
-                 beta2: float | None = None, beta3: float = 0.9, two: float = 2.0,
-                 epsilon: float = 1e-8, fraction: float = 1.0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        l2: float,
+        ell: Callable[[int], float],
+        steps_per_epoch: int,
+        beta1: float | None = None,
+        beta2: float | None = None,
+        beta3: float = 0.9,
+        two: float = 2.0,
+        epsilon: float = 1e-8,
+        fraction: float = 1.0,
+    ) -> None:
         self.model, self.loss, self.l2, self.ell, self.steps_per_epoch = model, loss, l2, ell, steps_per_epoch
         self.beta1, self.beta2, self.beta3, self.two, self.epsilon = beta1, beta2, beta3, two, epsilon
         self.trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -68,6 +78,10 @@ class NaiveRed:
         self.theta = self.theta - ell * r * direction
         self.of_descent.append(slope >= 0)
         return {
-            "loss": float(sum(losses).detach()) / len(y), "learning_rate": ell * r, "curvature": c,
-            "lipschitz": lipschitz, "scale": ell, "descent_share": sum(self.of_descent) / len(self.of_descent),
-        }  # fmt: skip
+            "loss": float(sum(losses).detach()) / len(y),
+            "learning_rate": ell * r,
+            "curvature": c,
+            "lipschitz": lipschitz,
+            "scale": ell,
+            "descent_share": sum(self.of_descent) / len(self.of_descent),
+        }

@@ -10,9 +10,20 @@ from torch import Tensor, nn
 
 
 class Agnostic:
-    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], l2: float, *, rate: float,
-                 alpha: float, c: float, rho: float | None = None, each: bool = False, adam: bool = False,
-                 epsilon: float = 1e-8) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        l2: float,
+        *,
+        rate: float,
+        alpha: float,
+        c: float,
+        rho: float | None = None,
+        each: bool = False,
+        adam: bool = False,
+        epsilon: float = 1e-8,
+    ) -> None:
         self.model, self.loss, self.l2 = model, loss, l2
         self.alpha, self.c, self.rho, self.each, self.adam, self.epsilon = alpha, c, rho, each, adam, epsilon
         self.theta = list(model.parameters())
@@ -38,8 +49,12 @@ class Agnostic:
         new_p = self.average(gradients)
         gaps = self.gaps(new_p)
         if self.rho is not None:
-            report |= {"alarm": float(alarm), "smoothed_loss": self.ell, "deviation": self.big_l - self.l_min,
-                       "threshold": self.threshold}  # fmt: skip
+            report |= {
+                "alarm": float(alarm),
+                "smoothed_loss": self.ell,
+                "deviation": self.big_l - self.l_min,
+                "threshold": self.threshold,
+            }
         if alarm:
             # θ^(b) is where the step before started: its parameters, and the buffers as that step left them.
             parameters = dict(self.model.named_parameters())
@@ -54,8 +69,11 @@ class Agnostic:
                 self.eta[i] = self.eta[i] * torch.exp(self.c * gaps[i])
                 w.data -= self.eta[i] * (self.adams(i, g) if self.adam else g)
         rates = torch.cat([eta.flatten() for eta in self.eta])
-        report |= {"learning_rate": float(rates.log().mean().exp()), "learning_rate_min": float(rates.min()),
-                   "learning_rate_max": float(rates.max())}  # fmt: skip
+        report |= {
+            "learning_rate": float(rates.log().mean().exp()),
+            "learning_rate_min": float(rates.min()),
+            "learning_rate_max": float(rates.max()),
+        }
         report["alignment"] = float(torch.cat([gap.flatten() for gap in self.gaps(self.p)]).mean())
         if self.rho is not None:
             report["alarms"] = float(self.alarms)
