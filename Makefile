@@ -32,7 +32,7 @@ lint: install ## style, types and import rules
 
 # Ray ends with the demo unless KEEP=1.
 demo: install ## train small images on a local Ray with two workers
-	$(BIN)/python jobs/demo.py
+	$(BIN)/python -m raycurv.cli.demo
 
 clean: ## remove .venv and the runs of the demo
 	rm -rf $(VENV) runs

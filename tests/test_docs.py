@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from raycurv import recipes
+from raycurv.cli.commands import COMMANDS as COMMAND_TABLE
 from raycurv.objective.collectives import Local
 from raycurv.train import CheckpointStore, train
 
@@ -127,24 +128,29 @@ def test_the_notebook_shows_tracked_runs(tmp_path):
 
 @functools.cache
 def help_of(*words: str) -> str:
-    """What a script and its subcommand print with --help."""
-    command = [sys.executable, str(ROOT / words[0]), *words[1:], "--help"]
+    """What a command, as a script of jobs/ or of `raycurv`, prints with --help-all."""
+    program = ["-m", "raycurv.cli"] if words[0] == "raycurv" else [str(ROOT / words[0])]
+    command = [sys.executable, *program, *words[1:], "--help-all"]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, cwd=ROOT).stdout
 
 
-def subcommands(words: list[str]) -> list[str]:
-    """The words before the first flag."""
-    return words[: next((i for i, word in enumerate(words) if word.startswith("-")), len(words))]
+def command_of(words: list[str]) -> list[str]:
+    """The words that name a command: a script or `raycurv`, and what comes before its arguments."""
+    first = next(i for i, word in enumerate(words) if word == "raycurv" or word.startswith("jobs/"))
+    names = {tuple(command.name.split()) for command in COMMAND_TABLE}
+    if words[first] == "raycurv":
+        return words[first : first + (3 if tuple(words[first + 1 : first + 3]) in names else 2)]
+    group = {"jobs/prepare_data.py": "prepare"}.get(words[first], Path(words[first]).stem)
+    return words[first : first + (2 if (group, *words[first + 1 : first + 2]) in names else 1)]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "jobs/" in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if re.search(r"\braycurv [a-z]|jobs/", c)])
 def test_commands_take_their_flags(command):
     words = shlex.split(command)
-    words = words[next(i for i, word in enumerate(words) if word.startswith("jobs/")) :]
-    assert (ROOT / words[0]).exists()
-    text = help_of(*subcommands(words))
-    for flag in [word for word in words if word.startswith("--")]:
-        assert f"{flag} " in text, f"{words[0]} has no {flag}"
+    found = command_of(words)
+    text = help_of(*found)
+    for flag in [word for word in words[words.index(found[0]) :] if word.startswith("--") and word != "--help"]:
+        assert re.search(rf"{flag}\b(?!-)", text), f"{' '.join(found)} has no {flag}"
 
 
 def test_make_targets_exist():

@@ -64,7 +64,8 @@ def _table1(share: float) -> list[TableEntry]:
 MEASURED = (
     Measured(
         "curveball_table1", "CurveBall", "Table 1", _table1,
-        "Iterations to a loss of 1e-4; the scale is a fraction of the 100 runs. jobs/table1.py has more choices.",
+        "Iterations to a loss of 1e-4; the scale is a fraction of the 100 runs. "
+        "`raycurv benchmark table1` has more choices.",
     ),
     Measured(
         "salera_appendix_c", "SALERA", "Fig. 3, appendix C", learning_rate_halving.entries,

@@ -76,7 +76,7 @@ class Loader:
         if _streamed(source) and source.streams < size and rank == 0:
             _LOG.warning(
                 "%d of %d workers have nothing to do: the set is read as %d streams; a larger memory_limit, or shards "
-                "with smaller row groups (jobs/prepare_parquet.py), make more",
+                "with smaller row groups (`raycurv prepare folder --rows-per-group`), make more",
                 size - source.streams,
                 size,
                 source.streams,

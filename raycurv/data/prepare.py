@@ -33,6 +33,7 @@ def write_split(
     *,
     rows_per_group: int = 100,
     groups_per_shard: int = 100,
+    label: str = "label",
 ) -> int:
     """Write the shards ``split-00000-of-00003.parquet``, … and say how many rows they have.
 
@@ -45,6 +46,7 @@ def write_split(
         classes: the names of the labels 0, 1, ….
         rows_per_group: a reader holds dozens of row groups at once, so that a hundred photographs are enough.
         groups_per_shard: row groups of a file.
+        label: name of the column of labels.
 
     Raises:
         DataError: there are shards of this split already, there are no samples, or a label is not one of `classes`.
@@ -53,7 +55,7 @@ def write_split(
     system.create_dir(root, recursive=True)
     if any(info.base_name.startswith(f"{split}-") for info in system.get_file_info(fs.FileSelector(root))):
         raise DataError(f"{folder} has shards of the split {split!r} already; choose another folder or remove them")
-    schema, source, total = _schema(classes), iter(samples), 0
+    schema, source, total = _schema(classes, label), iter(samples), 0
     partial: list[str] = []
     while first := list(islice(source, rows_per_group)):
         partial.append(f"{root}/.{split}-{len(partial):05d}.partial")
@@ -99,8 +101,10 @@ def image_folder(root: Path, output: str, *, seed: int = 0, rows_per_group: int 
     return written
 
 
-def torchvision_set(name: str, root: Path, output: str, *, rows_per_group: int = 100) -> dict[str, int]:
-    """Convert a classification set of ``torchvision.datasets`` that lies under `root` already, images as PNG.
+def torchvision_set(
+    name: str, root: Path, output: str, *, rows_per_group: int = 100, download: bool = False
+) -> dict[str, int]:
+    """Convert a classification set of ``torchvision.datasets`` under `root`, images as PNG.
 
     Returns the rows of each split.
 
@@ -117,15 +121,22 @@ def torchvision_set(name: str, root: Path, output: str, *, rows_per_group: int =
         arguments = {"train": {"split": "train"}, "test": {"split": "test"}}
     else:
         raise DataError(f"torchvision.datasets has no set {name!r} divided by train= or split= into train and test")
+    fetched = {"download": True} if download and "download" in parameters else {}
     written = {}
     for split, argument in arguments.items():
         try:
-            found = kind(str(root), **argument)  # type: ignore[misc]
-        except (RuntimeError, FileNotFoundError) as error:
-            raise DataError(f"{name} is not under {root}: {error}") from error
+            found = kind(str(root), **argument, **fetched)  # type: ignore[misc]
+        except (RuntimeError, OSError) as error:
+            hint = "" if download else "; --download brings it"
+            raise DataError(f"{name} is not under {root}: {error}{hint}") from error
         classes = getattr(found, "classes", None) or [str(i) for i in range(1 + max(int(y) for _, y in found))]
         written[split] = write_split(
-            output, split, _encoded(found), [str(c) for c in classes], rows_per_group=rows_per_group
+            output,
+            split,
+            _encoded(found),
+            [str(c) for c in classes],
+            rows_per_group=rows_per_group,
+            label="fine_label" if name == "CIFAR100" else "label",  # as Hugging Face has it
         )
     return written
 
@@ -147,10 +158,10 @@ def _file_sample(path: Path, folder: Path, classes: list[str]) -> Sample:
     return path.read_bytes(), path.name, classes.index(path.relative_to(folder).parts[0])
 
 
-def _schema(classes: Sequence[str]) -> pa.Schema:
-    features = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"}}
+def _schema(classes: Sequence[str], label: str) -> pa.Schema:
+    features = {"image": {"_type": "Image"}, label: {"names": list(classes), "_type": "ClassLabel"}}
     return pa.schema(
-        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())],
+        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), (label, pa.int64())],
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
 

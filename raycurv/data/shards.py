@@ -72,8 +72,25 @@ class Columns:
     label: str
 
 
+def data_folder() -> Path:
+    """The folder of data sets: ``RAYCURV_DATA``, or ``~/raycurv-data``."""
+    return Path(os.environ.get("RAYCURV_DATA") or Path.home() / "raycurv-data").expanduser().absolute()
+
+
+# What brings the data that recipes read by default.
+REMEDIES = {
+    "digits": "bring it with `raycurv prepare digits`",
+    "mnist": "bring it with `raycurv prepare torchvision MNIST --download`",
+    "cifar10": "bring it with `raycurv prepare torchvision CIFAR10 --download`",
+    "cifar100": "bring it with `raycurv prepare torchvision CIFAR100 --download`",
+    "imagenet": "bring it with `raycurv prepare folder FOLDER_OF_IMAGENET --output {folder}/imagenet`",
+    "multi30k": "put the files train and val, .de.gz and .en.gz, of https://github.com/multi30k/dataset there",
+    "boston_housing.csv": "put the Boston housing data of OpenML there, as CSV with a column medv",
+}
+
+
 def locate(path: str | os.PathLike[str]) -> str:
-    """The absolute address of a data set: a URI, a path, or a name in the folder RAYCURV_DATA.
+    """The absolute address of a data set: a URI, a path, or a name in :func:`data_folder`.
 
     Raises:
         DataError: there is nothing at the path.
@@ -83,14 +100,14 @@ def locate(path: str | os.PathLike[str]) -> str:
         raise DataError("the data path is empty; name a folder with Parquet shards, or s3:// or gs://")
     if "://" in text:
         return text
-    folder = os.environ.get("RAYCURV_DATA")
-    candidates = [Path(text).expanduser()] + ([Path(folder).expanduser() / text] if folder else [])
+    candidates = [Path(text).expanduser().absolute(), data_folder() / text]
     for candidate in candidates:
         if candidate.exists():
-            return str(candidate.absolute())
-    looked = " or ".join(str(candidate.absolute()) for candidate in candidates)
-    hint = "" if folder else "; a bare name is looked up in the folder that RAYCURV_DATA names, which is not set"
-    raise DataError(f"there is no data at {looked}{hint}")
+            return str(candidate)
+    looked = " or ".join(dict.fromkeys(map(str, candidates)))
+    remedy = REMEDIES.get(text, "`raycurv prepare --help` shows how to bring data there").format(folder=data_folder())
+    hint = "" if os.environ.get("RAYCURV_DATA") else "; RAYCURV_DATA can name another folder of data sets"
+    raise DataError(f"there is no data at {looked}; {remedy}{hint}")
 
 
 @dataclass(frozen=True)
@@ -139,7 +156,7 @@ class ShardFolder:
         if not self._shards:
             raise DataError(
                 f"no Parquet shards below {uri} ({len(files)} other files); "
-                "jobs/prepare_parquet.py makes them from a folder of images"
+                "`raycurv prepare folder` makes them from a folder of images"
             )
 
     def has(self, split: str) -> bool:

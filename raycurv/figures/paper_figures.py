@@ -78,7 +78,7 @@ FIGURES = (
             View("train/epoch_loss", spread="quartiles"),
             View("test/accuracy", spread="quartiles", error=True, title="test error"),
         ),
-        choose=_networks, hint="runs on random networks, as jobs/random_architectures.py makes them",
+        choose=_networks, hint="runs on random networks, as `raycurv sweep networks` makes them",
     ),
     FigureSpec(
         "hyperparameters", "CurveBall, Fig. 5", "Evolution of momentum, learning rate and damping",

@@ -1,7 +1,6 @@
 """Experiments as typed functions that return a :class:`raycurv.train.RunConfig`, ours and the user's."""
 
 from raycurv.recipes.digits import digits
-from raycurv.recipes.overrides import Overrides
 from raycurv.recipes.papers.curveball import cifar10_basic_cnn, cifar10_resnet18, imagenet_curveball
 from raycurv.recipes.registry import (
     Recipe,
@@ -16,7 +15,6 @@ from raycurv.recipes.registry import (
 from raycurv.recipes.scale import Scale, Scaling
 
 __all__ = [
-    "Overrides",
     "Recipe",
     "RegisteredRecipe",
     "Scale",

@@ -95,7 +95,7 @@ def get(name: str) -> Recipe:
         near = difflib.get_close_matches(name, _RECIPES, 3) or [n for n in names() if name and name in n][:3]
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise ValueError(
-            f"there is no recipe {name!r}; {hint}`jobs/train.py --list` shows all {len(_RECIPES)}; your own is "
+            f"there is no recipe {name!r}; {hint}`raycurv train --list` shows all {len(_RECIPES)}; your own is "
             "package.module:function"
         )
     return _RECIPES[name].recipe

@@ -174,7 +174,7 @@ class Study:
             ValueError: a recipe refuses an option, or every optimizer of the study must be searched first.
         """
         if not self.optimizers:
-            raise ValueError(f"every optimizer of study {self.name!r} is searched first: use jobs/papers.py")
+            raise ValueError(f"every optimizer of study {self.name!r} is searched first: use `raycurv papers table`")
         return [dataclasses.replace(m.config, name=self._name(m)) for m in self.members(**options)]
 
     def _name(self, member: StudyRun) -> str:

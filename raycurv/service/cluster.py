@@ -45,10 +45,10 @@ class Cluster:
     """How often workers that died (out of memory, lost node, kill -9) are started again, from the newest checkpoint."""
 
     run_name: str | None = None
-    """Name of the run, a prefix of the names when there are several; needed to resume. By default a new, unique one."""
+    """Name of the run; a prefix of the names when there are several, needed to resume. By default a new, unique one."""
 
     resume: bool = False
-    """Go on with the run of this name where its newest checkpoint is; without it, a name that exists is refused."""
+    """Go on with the run of this name at its newest checkpoint; without it, a name that exists is refused."""
 
     runs: str = field(default_factory=default_runs)
     """Folder of all runs: MLflow's data base, artifacts, checkpoints, failures. RAYCURV_RUNS sets the default."""

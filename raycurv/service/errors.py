@@ -65,9 +65,18 @@ def reported(folder: str | None = None) -> Iterator[None]:
         _write(f"stopped: {error}" if str(error) else "stopped")
         raise SystemExit(INTERRUPTED) from None
     except Exception as error:
-        path = _write_details(error, folder)
-        _write(f"error: {describe(type(error).__name__, str(error))}\n(the whole traceback: {path})")
+        message = f"error: {describe(type(error).__name__, str(error))}"
+        if not _refused_here(error):
+            message += f"\n(the whole traceback: {_write_details(error, folder)})"
+        _write(message)
         raise SystemExit(USAGE if isinstance(error, ValueError) else FAILED) from None
+
+
+def _refused_here(error: Exception) -> bool:
+    """Whether a value was refused by this package, whose messages need no traceback."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    module = frames[-1].f_globals.get("__name__", "") if frames else ""
+    return isinstance(error, ValueError) and module.startswith("raycurv.")
 
 
 def describe(kind: str, message: str) -> str:

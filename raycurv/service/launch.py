@@ -312,7 +312,7 @@ def _tracked(plan: LaunchPlan, cluster: Cluster, say: Callable[[str], None]) -> 
     finally:
         left = tracking.finish()
         if left is not None:
-            say(f"MLflow did not take everything; the next launch or jobs/reap.py delivers the rest: {left}")
+            say(f"MLflow did not take everything; the next launch or `raycurv tracking reap` delivers the rest: {left}")
         say(f"\nSee the runs in MLflow:\n  {open_command(tracking.uri)}")
 
 

@@ -13,9 +13,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from raycurv.data import storage
 from raycurv.recipes.search import Trial
@@ -23,6 +22,7 @@ from raycurv.results.outcomes import Outcome
 from raycurv.service.artifact_writer import ArtifactWriter
 from raycurv.service.cluster import Cluster
 from raycurv.service.errors import LaunchError, Stopped
+from raycurv.service.limits import Limits
 from raycurv.tracking import provenance, run_names
 from raycurv.train.build import check
 from raycurv.train.configuration import RunConfig
@@ -38,26 +38,6 @@ RAY_TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # trials stay where the user's modules are
 }
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What trials may take, and how they are chosen."""
-
-    time_limit: float | None = None
-    """Seconds that one trial may take; one that hangs is ended, and counts as out of time."""
-
-    gpu_share: float = 1.0
-    """Part of a GPU that a trial of one worker takes with --use-gpu; 0.25 puts four on one."""
-
-    search: Literal["grid", "asha"] = "grid"
-    """grid trains every point of a search for the rule's share of the epochs; asha stops bad ones early."""
-
-    def __post_init__(self) -> None:
-        if self.time_limit is not None and not self.time_limit > 0:
-            raise ValueError(f"Limits.time_limit is {self.time_limit!r}; it must be None or a positive number")
-        if not 0 < self.gpu_share <= 1:
-            raise ValueError(f"Limits.gpu_share is {self.gpu_share!r}; it must be in (0, 1]")
 
 
 @contextlib.contextmanager
@@ -117,7 +97,7 @@ def sweeping(name: str, trials: Sequence[Trial], cluster: Cluster, limits: Limit
         tracking.done_with(parent)
         left = tracking.finish()
         if left is not None:
-            say(f"MLflow did not take everything; the next start or jobs/reap.py delivers the rest: {left}")
+            say(f"MLflow did not take everything; the next start or `raycurv tracking reap` delivers the rest: {left}")
         say(f"\nSee the runs in MLflow:\n  {open_command(tracking.uri)}")
 
 

@@ -13,7 +13,8 @@ from raycurv.recipes.table import Table, complete
 from raycurv.results.outcomes import Outcome
 from raycurv.service import report_artifacts
 from raycurv.service.cluster import Cluster
-from raycurv.service.sweep import Limits, sweeping
+from raycurv.service.limits import Limits
+from raycurv.service.sweep import sweeping
 
 
 def make(table: Table, cluster: Cluster, limits: Limits, options: Mapping[str, Any]) -> None:

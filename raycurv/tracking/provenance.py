@@ -41,7 +41,8 @@ def commit() -> dict[str, str]:
 
 def command() -> str:
     """The command line of this process, as it can be typed again in the same folder."""
-    return shlex.join(["python", *sys.argv])
+    program = Path(sys.argv[0])
+    return shlex.join(["raycurv", *sys.argv[1:]] if program.name == "raycurv" else ["python", *sys.argv])
 
 
 @functools.cache

@@ -139,7 +139,7 @@ class RunConfig:
         name: names the run in MLflow and its folder; letters, digits, ``-``, ``_`` and ``.``.
         model: builds the network; ``num_classes`` and ``input_shape`` are filled from the data unless set.
         data: builds a :class:`raycurv.data.Data` (training and evaluation sets).
-        optimizer: a name of :func:`raycurv.optim.names`; ``auto`` has nothing to tune.
+        optimizer: name of a registered optimizer; ``auto`` has nothing to tune.
         optimizer_settings: keyword arguments of the optimizer; empty means its defaults.
         loss: ``"cross_entropy"``, ``"squared_error"``, or ``"package.module:function"`` returning one value per sample.
         weights: ``"package.module:function"`` of the targets, returning what each sample counts for in the objective

@@ -219,7 +219,7 @@ def test_bad_settings_of_the_experiment_are_refused(make, message):
 
 
 def job(*arguments):
-    command = [sys.executable, str(ROOT / "jobs" / "table1.py"), *arguments]
+    command = [sys.executable, str(ROOT / "jobs" / "benchmark.py"), "table1", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
 
 
@@ -234,7 +234,7 @@ def test_the_job_prints_the_table_and_writes_it_down(tmp_path):
 
 def test_the_job_fails_with_what_to_change():
     done = job("--optimizers", "lion")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.strip().endswith(
         "its optimizers are momentum, adam, levenberg_marquardt, bfgs, newton, curveball"
     )

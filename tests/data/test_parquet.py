@@ -141,12 +141,12 @@ class TestBadInput:
         monkeypatch.delenv("RAYCURV_DATA", raising=False)
         with pytest.raises(DataError, match="data path is empty"):
             parquet_images("")
-        with pytest.raises(DataError, match=r"no data at .*/nothing; a bare name is looked up .* RAYCURV_DATA"):
+        with pytest.raises(DataError, match=r"no data at .*/nothing; `raycurv prepare --help`"):
             parquet_images(str(tmp_path / "nothing"))
 
     def test_a_folder_without_shards(self, tmp_path):
         (tmp_path / "cat.jpg").write_bytes(b"")
-        with pytest.raises(DataError, match=r"no Parquet shards below .* \(1 other files\); jobs/prepare_parquet.py"):
+        with pytest.raises(DataError, match=r"no Parquet shards below .* \(1 other files\); `raycurv prepare folder`"):
             parquet_images(tmp_path)
 
     def test_no_such_split(self, tmp_path):

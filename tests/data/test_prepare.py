@@ -13,7 +13,7 @@ from raycurv.data.digits import write_digits
 from raycurv.data.prepare import image_folder, torchvision_set, write_split
 from tests.data.cases import image, numbered, samples
 
-JOB = Path(__file__).parents[2] / "jobs" / "prepare_parquet.py"
+JOB = Path(__file__).parents[2] / "jobs" / "prepare_data.py"
 
 
 def tree(root: Path, split: str, rows: int) -> None:

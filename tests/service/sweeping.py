@@ -14,7 +14,8 @@ from torch import nn
 from raycurv.recipes.search import Trial
 from raycurv.service.cluster import Cluster
 from raycurv.service.errors import reported
-from raycurv.service.sweep import Limits, sweeping
+from raycurv.service.limits import Limits
+from raycurv.service.sweep import sweeping
 from raycurv.train import Component, RunConfig
 from tests.service.problems import points
 

@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 from raycurv.results.outcomes import EvaluationPoint, Outcome
 from raycurv.service.cluster import Cluster
 from raycurv.service.errors import LaunchError
-from raycurv.service.sweep import Limits, OutcomeLog, Sweep
+from raycurv.service.limits import Limits
+from raycurv.service.sweep import OutcomeLog, Sweep
 from raycurv.tracking.client import Tracking
 from tests.service.serving import Server
 from tests.service.sweeping import many

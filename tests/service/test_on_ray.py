@@ -195,7 +195,7 @@ def test_a_killed_driver_is_reaped_and_its_run_goes_on(uninterrupted: Driver, dr
     job.process.kill()
     job.process.wait()
     (before,) = runs_of(driver)
-    reaped = driver.run("jobs/reap.py")
+    reaped = driver.run("jobs/tracking.py", "reap")
     (closed,) = runs_of(driver)
 
     assert before.info.status == "RUNNING"

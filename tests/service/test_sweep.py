@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 from raycurv.recipes.search import Trial
 from raycurv.results.outcomes import EvaluationPoint, Outcome
 from raycurv.service.cluster import Cluster
-from raycurv.service.sweep import Limits, OutcomeLog, sweeping
+from raycurv.service.limits import Limits
+from raycurv.service.sweep import OutcomeLog, sweeping
 from raycurv.service.sweep_summary import SweepSummary
 from tests.service.driving import Driver, wait_until
 from tests.service.sweeping import config
@@ -101,7 +102,7 @@ def test_a_trial_may_be_trained_by_several_workers(driver: Driver) -> None:
 @pytest.mark.cluster
 def test_a_grid_search_ends_in_a_table_that_decides(driver: Driver) -> None:
     finished = driver.run(
-        "jobs/grid_search.py", "--recipe", "tests.service.problems:mine", "--epochs", "5", "--baselines", "sgd",
+        "jobs/sweep.py", "grid", "--recipe", "tests.service.problems:mine", "--epochs", "5", "--baselines", "sgd",
         "--free", "curveball", "--rates", "0.01", "0.3", "--seeds", "2", "--run-name", "grid",
     )  # fmt: skip
 
@@ -124,7 +125,7 @@ def test_a_grid_search_ends_in_a_table_that_decides(driver: Driver) -> None:
 @pytest.mark.cluster
 def test_more_than_the_cluster_can_ever_give_is_refused_at_once(driver: Driver) -> None:
     finished = driver.run(
-        "jobs/grid_search.py", "--recipe", "tests.service.problems:mine", "--cpus-per-worker", "64",
+        "jobs/sweep.py", "grid", "--recipe", "tests.service.problems:mine", "--cpus-per-worker", "64",
         "--worker-timeout", "1", "--run-name", "huge",
     )  # fmt: skip
     assert finished.code == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import compare
+from raycurv.cli.compare import Compare
 from raycurv.service import Cluster
 from raycurv.tracking.client import Tracking
 from raycurv.tracking.run_histories import histories
@@ -64,7 +64,7 @@ def test_every_step_comes_back_with_its_epoch_and_second(tracked: ExperimentRuns
 
 
 def test_the_job_draws_what_the_runs_have(tracked: ExperimentRuns, cluster: Cluster, tmp_path: Path) -> None:
-    compare.main(compare.Job(figures=str(tmp_path / "figures"), cluster=cluster))
+    Compare(figures=str(tmp_path / "figures"), cluster=cluster).run()
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
     assert {"figures.md", "training.png", "training.svg", "training.csv", "alarms.png", "time.png"} <= drawn
     assert "2 runs, all came to their end" in (tmp_path / "figures" / "figures.md").read_text()

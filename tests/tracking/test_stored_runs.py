@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import math
 import shutil
 import sqlite3
@@ -12,12 +11,12 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from raycurv.cli.compare import Compare
 from raycurv.service import Cluster
 from raycurv.tracking import notebook, stores
 from raycurv.tracking.client import Tracking, TrackingError
 from raycurv.tracking.stored_runs import ExperimentRuns
 from raycurv.train import Record
-from tests.service.driving import ROOT
 from tests.service.problems import mine
 from tests.service.serving import Server
 from tests.tracking import many_runs
@@ -184,19 +183,15 @@ def test_what_cannot_be_read_is_said_with_what_to_do(runs: Path, uri: str, tmp_p
         ExperimentRuns(f"sqlite:///{tmp_path}/other.db", "mine")
 
 
-def test_a_comparison_says_what_is_odd_and_shows_the_rest(
-    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_comparison_says_what_is_odd_and_shows_the_rest(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     filled(runs, "odd", 12, 5)
     with sqlite3.connect(runs / "mlflow.db") as connection:
         (broken, silent) = [run for (run,) in connection.execute("SELECT run_uuid FROM runs ORDER BY start_time")][-2:]
         connection.execute("UPDATE metrics SET value = 0, is_nan = 1 WHERE run_uuid = ? AND step = 150", [broken])
         connection.execute("DELETE FROM metrics WHERE run_uuid = ?", [silent])
         connection.execute("UPDATE alembic_version SET version_num = 'another'")
-    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
-    compare = importlib.import_module("compare")
     cluster = Cluster(runs=str(runs), tracking_uri=None, experiment="odd")
-    compare.main(compare.Job(report=str(runs / "report.html"), cluster=cluster))
+    Compare(report=str(runs / "report.html"), cluster=cluster).run()
 
     text = (runs / "report.html").read_text()
     for remark in (
@@ -209,4 +204,4 @@ def test_a_comparison_says_what_is_odd_and_shows_the_rest(
     assert text.count("<figure") >= 8
     assert "wrote" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--recipe resnet is the recipe of no run; there are runs of lenet, vgg"):
-        compare.main(compare.Job(recipe=("resnet",), cluster=cluster))
+        Compare(recipe=("resnet",), cluster=cluster).run()

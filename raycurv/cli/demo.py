@@ -1,4 +1,4 @@
-"""What `make demo` does: a local Ray, and the main job submitted to it on images that need no download.
+"""``make demo``: a local Ray, and the main job submitted to it on images that need no download.
 
 KEEP=1 leaves Ray running, for the next demo; RAYCURV_RUNS names another folder than `runs` of this checkout.
 """
@@ -17,7 +17,7 @@ from raycurv.data.digits import write_digits
 from raycurv.service import local_ray
 from raycurv.tracking import provenance
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WORKERS = 2
 
 

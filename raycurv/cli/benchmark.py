@@ -1,0 +1,256 @@
+"""``raycurv benchmark``: steps, data, workers, starts, and CurveBall's Table 1."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from raycurv.cli.train import OPTIMIZERS
+
+if TYPE_CHECKING:
+    from raycurv.data import ParquetImages
+
+
+@dataclass(frozen=True)
+class Step:
+    """Measure one step of each optimizer: operations, wall time and peak memory, as ratios to plain SGD."""
+
+    EXAMPLE: ClassVar = "raycurv benchmark step --optimizers all --fraction 0.25 --threads 1"
+    LOADS: ClassVar = "torch"
+
+    optimizers: tuple[str, ...] = field(
+        default=("adam", "curveball", "red_sgd", "red_sgd:lean=True", "llr_second_order"), metadata=OPTIMIZERS
+    )
+    """Registered names, with settings as in red_sgd:lean=True. `all` is every one, and comparisons."""
+
+    networks: tuple[str, ...] = ()
+    """Networks of raycurv.benchmarks.step_cost.WORKLOADS. By default all."""
+
+    fraction: float | None = None
+    """Measure CurveBall and RED with the curvature from this share of the batch too."""
+
+    rounds: int = 20
+    """Timed steps of each optimizer, with one of SGD beside each."""
+
+    threads: int = 2
+    """Threads of the CPU."""
+
+    device: str = "cpu"
+    """Device: cpu or cuda."""
+
+    output: Path | None = None
+    """Folder for step_cost.md, .csv, .png and .svg. The plot needs the extra figures."""
+
+    tracking_uri: str | None = None
+    """Address of the MLflow that the costs are logged to."""
+
+    experiment: str | None = None
+    """Experiment of MLflow that the costs are logged to, by default where --tracking-uri says."""
+
+    def run(self) -> None:
+        """Measure, print, write, track."""
+        import torch
+
+        from raycurv.benchmarks import step_cost
+        from raycurv.service import step_cost_tracking
+
+        torch.set_num_threads(self.threads)
+        subjects, costs = step_cost.subjects(self.optimizers, self.fraction), []
+        for network in self.networks or step_cost.WORKLOADS:
+            for cost in step_cost.measure(network, subjects, rounds=self.rounds, device=self.device):
+                costs.append(cost)
+                print(cost.text, flush=True)
+        print(f"\nOperations / wall time / peak memory, as ratios to SGD\n\n{step_cost.to_markdown(costs)}")
+        if self.output is not None:
+            step_cost_tracking.write(costs, self.output)
+        if self.tracking_uri is not None or self.experiment is not None:
+            step_cost_tracking.track(costs, self.tracking_uri, self.experiment, print)
+
+
+def _training_set(folder: str, options: dict[str, Any]) -> ParquetImages:
+    from raycurv.data import ParquetImages, parquet_images
+
+    source = parquet_images(folder, **options).train
+    assert isinstance(source, ParquetImages)
+    return source
+
+
+@dataclass(frozen=True)
+class Data:
+    """Measure how fast batches are made, beside the decoder alone, and what opening two million images takes."""
+
+    EXAMPLE: ClassVar = "raycurv benchmark data --cifar cifar10 --photographs imagenet_sample --rows 0"
+    LOADS: ClassVar = "torch"
+
+    cifar: str = "cifar10"
+    """Folder of small JPEG images, or its name in RAYCURV_DATA."""
+
+    photographs: str = "imagenet_sample"
+    """Folder of photographs, or its name in RAYCURV_DATA."""
+
+    threads: int = 2
+    """Threads that decode."""
+
+    batch_size: int = 128
+    """Images of a batch."""
+
+    repeat: int = 3
+    """Measurements of each kind; the best counts."""
+
+    rows: int = 2_000_000
+    """Rows of the large set. Each takes about 1 kB in a temporary folder; 0 leaves it out."""
+
+    def run(self) -> None:
+        """Print the table."""
+        import torch
+
+        from raycurv.benchmarks import data_speed
+
+        torch.set_num_threads(1)
+        how = {"threads": self.threads, "batch_size": self.batch_size, "repeat": self.repeat}
+        small = {"augmentation": "crop_flip", "evaluation": None}
+        photographs = {"augmentation": "resize_crop_flip", "image_size": 224, "evaluation": None}
+        print(data_speed.HEAD)
+        for name, folder, options in (
+            ("small", self.cifar, small),
+            ("photographs", self.photographs, photographs),
+        ):
+            for line in data_speed.measure(name, functools.partial(_training_set, folder, options), **how):
+                print(line, flush=True)
+        if self.rows:
+            for line in data_speed.large(self.rows):
+                print(line, flush=True)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Measure images per second over the number of workers: the basic CNN, one global batch, one thread each."""
+
+    EXAMPLE: ClassVar = "raycurv benchmark workers --workers 1 2 4"
+
+    data: str = "cifar10"
+    """Folder, s3:// or gs:// address of CIFAR-10, or a name in RAYCURV_DATA."""
+
+    workers: tuple[int, ...] = (1, 2)
+    """Numbers of workers."""
+
+    optimizer: str = "curveball"
+    """Name of a registered optimizer."""
+
+    steps: int = 60
+    """Steps of each measurement."""
+
+    def run(self) -> None:
+        """Measure one number of workers after the other, and print the table."""
+        from raycurv.recipes import cifar10_basic_cnn
+        from raycurv.service import Cluster, launch
+
+        base = cifar10_basic_cnn(data=self.data)
+        data = dataclasses.replace(base.data, settings={**base.data.settings, "evaluation": None})
+        rows = ["| workers | images/s | ratio | from launch to the last step, s |", "|---|---|---|---|"]
+        first = 0.0
+        for workers in self.workers:
+            name = f"workers-{workers}-{time.time_ns()}"
+            config = dataclasses.replace(
+                base, name=name, data=data, optimizer=self.optimizer, max_steps=self.steps, log_every=10
+            )
+            began = time.monotonic()
+            (result,) = launch([config], Cluster(workers=workers, run_name=name, threads=1, log_model=False))
+            first = first or result.images_per_second
+            speed = result.images_per_second
+            rows.append(f"| {workers} | {speed:.0f} | {speed / first:.2f}× | {time.monotonic() - began:.0f} |")
+        print("\n".join(rows))
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Measure how little `auto` and other methods without settings depend on where they start."""
+
+    EXAMPLE: ClassVar = "raycurv benchmark starts --output runs/starts.jsonl"
+    LOADS: ClassVar = "torch"
+
+    output: Path = Path("runs/free_table.jsonl")
+    """File with one line for each run. Runs that are in it are not repeated."""
+
+    methods: tuple[str, ...] = ()
+    """Methods to measure. By default all."""
+
+    problems: tuple[str, ...] = ()
+    """Problems to measure. By default all."""
+
+    seed: int = 0
+    """Seed of the initial weights and of the order of the data."""
+
+    def run(self) -> None:
+        """Measure what is missing, show every run as it comes, and print the table of all.
+
+        Raises:
+            ValueError: there is no such method or problem.
+        """
+        import torch
+
+        from raycurv.arguments import unknown
+        from raycurv.benchmarks import start_sensitivity
+
+        methods = dict.fromkeys(entry.method for entry in start_sensitivity.METHODS)
+        problems = {problem.name: problem for problem in start_sensitivity.PROBLEMS}
+        for kind, given, all_names in (("method", self.methods, methods), ("problem", self.problems, problems)):
+            for name in given:
+                if name not in all_names:
+                    raise ValueError(unknown(kind, name, all_names))
+        entries = [entry for entry in start_sensitivity.METHODS if entry.method in (self.methods or methods)]
+        torch.set_num_threads(1)  # small tensors: more threads only wait for each other
+        chosen = [problems[name] for name in self.problems or problems]
+        for o in start_sensitivity.campaign(self.output, chosen, entries, self.seed):
+            value = f"{o.optimizer} {o.value:g}"
+            print(f"{o.seconds:4.0f} s  {o.problem}: {value}: {o.raw:.4g} / {o.averaged:.4g}", file=sys.stderr)
+        print(start_sensitivity.to_markdown(start_sensitivity.finished(self.output)))
+
+
+@dataclass(frozen=True)
+class Table1:
+    """Measure CurveBall's Table 1: iterations to solve small degenerate problems, the paper's numbers beside."""
+
+    EXAMPLE: ClassVar = "raycurv benchmark table1 --runs 10 --optimizers curveball adam"
+    LOADS: ClassVar = "torch"
+
+    runs: int = 100
+    """Runs of every optimizer on every problem."""
+
+    seed: int = 0
+    """Seed of the first run. The others follow."""
+
+    optimizers: tuple[str, ...] = field(default=(), metadata=OPTIMIZERS)
+    """Rows to measure. By default all."""
+
+    output: Path | None = None
+    """Folder for table1.md and table1.csv."""
+
+    def run(self) -> None:
+        """Measure, show every entry as it comes, and print the table."""
+        import torch
+
+        from raycurv.benchmarks import table1
+
+        experiment = table1.Table1Settings(runs=self.runs, seed=self.seed)
+        rows = table1.select(self.optimizers or [row.optimizer for row in table1.ROWS])
+        if self.output is not None:
+            self.output.mkdir(parents=True, exist_ok=True)
+        torch.set_num_threads(1)  # tensors of a few numbers: more threads only wait for each other
+        began, measured = time.monotonic(), []
+        for cell in table1.cells(experiment, rows):
+            measured.append(cell)
+            settings = ", ".join(f"{name} {value:g}" for name, value in cell.settings.items())
+            entry = f"{cell.column}: {cell.row}  {cell.text()}  {settings}"
+            print(f"{time.monotonic() - began:5.0f} s  {entry}", file=sys.stderr)
+        markdown = table1.to_markdown(measured)
+        head = f"Iterations to a loss of {table1.TOLERANCE:g}, mean ± deviation of {self.runs} runs [paper]"
+        print(f"\n{head}\n\n{markdown}")
+        if self.output is not None:
+            (self.output / "table1.md").write_text(markdown, encoding="utf-8")
+            (self.output / "table1.csv").write_text(table1.to_csv(measured), encoding="utf-8")

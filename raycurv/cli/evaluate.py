@@ -1,0 +1,52 @@
+"""``raycurv evaluate``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from raycurv.tracking.settings import default_runs, default_tracking_uri
+from raycurv.train.configuration import Precision
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a checkpoint, or a model logged in MLflow, on a data set, and print one line of JSON."""
+
+    USAGE: ClassVar = "MODEL [options]"
+    POSITIONAL: ClassVar = "model"
+    EXAMPLE: ClassVar = "raycurv evaluate runs:/ID/model --data cifar10"
+    LOADS: ClassVar = "torch and MLflow"
+
+    model: str
+    """Folder or address of a run's checkpoints, or runs:/ID/model, or models:/NAME/VERSION."""
+
+    data: str | None = None
+    """Folder, s3:// or gs:// address of the data, or a name in RAYCURV_DATA. By default those of the run."""
+
+    averaged: bool = False
+    """Average of the weights, of a checkpoint of a run that kept one."""
+
+    batch_size: int = 256
+    """Samples at a time."""
+
+    precision: Precision | None = None
+    """Precision of the numbers. By default the run's."""
+
+    device: str = "cpu"
+    """Device: cpu, cuda, cuda:1, …"""
+
+    runs: str = field(default_factory=default_runs)
+    """Folder of all runs, for the default tracking URI."""
+
+    tracking_uri: str | None = field(default_factory=default_tracking_uri)
+    """MLflow's server or data base. By default MLFLOW_TRACKING_URI, or the SQLite file in the folder of all runs."""
+
+    def run(self) -> None:
+        """Load, evaluate, print."""
+        from raycurv.service.model_evaluation import load, measure
+
+        trained = load(self.model, averaged=self.averaged, tracking_uri=self.tracking_uri, runs=self.runs)
+        values = measure(trained, self.data, batch_size=self.batch_size, device=self.device, precision=self.precision)
+        print(json.dumps({"model": self.model, "step": trained.step, **values}))

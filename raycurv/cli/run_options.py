@@ -1,0 +1,100 @@
+"""Options of a command line about the run that a recipe returns; anything left out stays as the recipe has it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar, get_type_hints
+
+from raycurv.train.configuration import RunConfig, Setting
+
+T = TypeVar("T")
+_PARTS = ("name", "model", "data", "optimizer_settings")  # of a recipe alone, or settings
+
+
+def _with_fields_of_a_run(kind: type[T]) -> type[T]:
+    """Make a frozen dataclass with the fields of :class:`RunConfig` that are plain values, before its own.
+
+    A switch keeps its default. Any other field is None until it is given.
+    """
+    hints, own = get_type_hints(RunConfig), kind.__annotations__
+    fields = [field for field in dataclasses.fields(RunConfig) if field.name not in _PARTS]
+    switches = {field.name for field in fields if hints[field.name] is bool}
+    kind.__annotations__ = {f.name: bool if f.name in switches else hints[f.name] | None for f in fields} | own
+    for field in fields:
+        setattr(kind, field.name, field.default if field.name in switches else None)
+    return dataclass(frozen=True)(kind)
+
+
+@_with_fields_of_a_run
+class RunOptions:
+    """The run, where it differs from the recipe."""
+
+    DOCUMENTED_BY: ClassVar[type] = RunConfig
+
+    setting: tuple[str, ...] = dataclasses.field(default=(), metadata={"values": "NAME=VALUE …"})
+    """Settings of the optimizer; without any, its defaults, which need no tuning."""
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The fields that were given."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]  # of the decorator
+            if field.name != "setting" and getattr(self, field.name) != field.default
+        }
+
+    def apply(self, config: RunConfig) -> RunConfig:
+        """The configuration with everything replaced that was given.
+
+        Raises:
+            ValueError: a value is out of bounds, or a setting is not of the form NAME=VALUE.
+        """
+        changes = self.changes
+        if changes.get("optimizer", config.optimizer) != config.optimizer:
+            changes["optimizer_settings"] = {}  # those of the recipe are another method's
+        if self.setting:
+            kept = changes.get("optimizer_settings", config.optimizer_settings)
+            changes["optimizer_settings"] = {**kept, **dict(map(parse_setting, self.setting))}
+        return dataclasses.replace(config, **changes)
+
+
+def parse_setting(text: str) -> tuple[str, Setting]:
+    """``name=value``, the value as JSON if it is, else as it stands.
+
+    Raises:
+        ValueError: there is no ``=``, or no name before it.
+    """
+    name, sign, value = text.partition("=")
+    if not sign or not name.isidentifier():
+        raise ValueError(f"{text!r} must read NAME=VALUE, such as momentum=0.9")
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+    return name, tuple(parsed) if isinstance(parsed, list) else parsed
+
+
+def recipe_options(option: tuple[str, ...], scale: tuple[float, ...] = ()) -> dict[str, Any]:
+    """The arguments of a recipe from ``--option`` and ``--scale``.
+
+    Raises:
+        ValueError: an option is not of the form NAME=VALUE.
+    """
+    return {**dict(map(parse_setting, option)), **({"scale": scale} if scale else {})}
+
+
+def variants(config: RunConfig, compare: tuple[str, ...]) -> list[RunConfig]:
+    """The run, then the same one with each of the optimizers of `compare` at its defaults, on the same batches.
+
+    Raises:
+        ValueError: an optimizer is compared with itself.
+    """
+    if len({config.optimizer, *compare}) <= len(compare):
+        given = " ".join(compare)
+        raise ValueError(f"--compare {given} must name different optimizers, and not {config.optimizer!r}")
+    others = [
+        dataclasses.replace(config, optimizer=name, optimizer_settings={}, clip_gradient=None) for name in compare
+    ]
+    return [config, *others]
