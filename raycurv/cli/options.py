@@ -97,7 +97,8 @@ def _attributes_section(doc: str) -> dict[str, str]:
 def _plain(text: str) -> str:
     """A text of a docstring without its markup, on one line, with a capital at its start."""
     text = " ".join(_ROLE.sub(r"\1", text).replace("``", "").replace('"', "").split())
-    return text[:1].upper() + text[1:] if not text.split(" ")[0].count("_") else text
+    word = text.partition(" ")[0].rstrip(",;:.")
+    return text[:1].upper() + text[1:] if word.isalpha() else text  # fp32 or cross_entropy stay
 
 
 def _title(kind: type) -> str:

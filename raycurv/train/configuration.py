@@ -148,7 +148,7 @@ class RunConfig:
         batch_size: samples of one step, over all workers.
         epochs: passes over the training set.
         max_steps: stop after so many steps even if epochs are left.
-        seed: of the initial weights, the order of the data, augmentation and dropout.
+        seed: seed of the initial weights, the order of the data, augmentation and dropout.
         precision: ``fp32``, ``fp64``, or ``bf16`` (autocast; weights stay in float32).
         clip_gradient: largest global norm of the gradient; only for optimizers that follow a gradient.
         average_weights: decay of an exponential average of the weights, evaluated and saved beside the raw ones.
