@@ -85,6 +85,7 @@ class Auto(Rescaled):
             name, model_or_params, constant_one, None, beta1=beta1, beta2=beta2, beta3=0.0, factor=1.0, eps=1e-8
         )
         self.horizon, self.start = horizon, start
+        self.follows_horizon = horizon is not None
 
     @property
     def steps(self) -> int | None:

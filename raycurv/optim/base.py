@@ -42,6 +42,7 @@ class Horizon:
         epochs: passes over the training set.
         steps_per_epoch: optimizer steps in one pass.
         training_samples: size of the training set.
+        max_steps: steps after which the run ends even if epochs are left; None is no such limit.
 
     Raises:
         ValueError: a number below 1.
@@ -50,16 +51,26 @@ class Horizon:
     epochs: int
     steps_per_epoch: int
     training_samples: int
+    max_steps: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "steps_per_epoch", "training_samples"):
             value = getattr(self, name)
             require(f"Horizon.{name}", value, value >= 1, "at least 1")
+        require(
+            "Horizon.max_steps", self.max_steps, self.max_steps is None or self.max_steps >= 1, "None or at least 1"
+        )
 
     @property
     def steps(self) -> int:
         """Optimizer steps in the whole run."""
-        return self.epochs * self.steps_per_epoch
+        steps = self.epochs * self.steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    @property
+    def passes(self) -> int:
+        """Passes over the training set that the run begins."""
+        return -(-self.steps // self.steps_per_epoch)
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,7 @@ class StepOptimizer(torch.optim.Optimizer):
         evaluates_other_weights: whether ``evaluation_weights`` swaps in weights with batch statistics of their own.
         needs_validation: whether ``step`` needs ``validation=``, a batch of held-out samples.
         curvature_fraction: share of the batch that curvature is taken from; below 1 the batch is split.
+        follows_horizon: its step size depends on the length of the run, so that another length is another run.
     """
 
     follows_gradient = False
@@ -114,6 +126,7 @@ class StepOptimizer(torch.optim.Optimizer):
     needs_validation = False
     evaluates_other_weights = False
     curvature_fraction = 1.0
+    follows_horizon = False
 
     def __repr__(self) -> str:
         """Class and settings, as in a call of the constructor."""

@@ -274,7 +274,8 @@ class RED(Rescaled):
         self.decay, self.horizon = decay, horizon
         require_positive(f"{name}: scale", self.scale)
         require(f"{name}: decay", decay, 0 < decay <= 1, "in (0, 1]")
-        schedule = exponential_decay(self.scale, decay, None if horizon is None else horizon.epochs)
+        schedule = exponential_decay(self.scale, decay, None if horizon is None else horizon.passes)
+        self.follows_horizon = horizon is not None and decay < 1
         super().__init__(
             name,
             model_or_params,

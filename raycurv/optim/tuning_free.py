@@ -82,6 +82,7 @@ class SwitchingOptimizer(StepOptimizer):
 
     def __init__(self, pilot: Auto, build: Callable[..., StepOptimizer]) -> None:
         super().__init__(pilot.param_groups, {})
+        self.follows_horizon = pilot.follows_horizon
         self.pilot, self.build = pilot, build
         self.method: StepOptimizer | None = None
         self.found: float | None = None

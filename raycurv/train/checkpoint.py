@@ -23,13 +23,15 @@ from raycurv.train.configuration import RunConfig
 from raycurv.train.records import Result
 
 CONFIG, MANIFEST, RESULT = "config.json", "manifest.json", "result.json"
-# What may change when a run is taken up again, because no update depends on it. (Another number of epochs moves the
-# horizon of methods that have a schedule; that is what whoever asks for it wants.)
+# What may change when a run is resumed, because no update depends on it. Methods whose step sizes follow the length of
+# the run refuse other epochs and max_steps themselves, unless change_horizon asks for them.
 FREE_TO_CHANGE = frozenset(
     (
         "name",
         "epochs",
         "max_steps",
+        "stop_after",
+        "change_horizon",
         "log_every",
         "checkpoint_every",
         "keep_checkpoints",

@@ -20,7 +20,7 @@ from raycurv.train.moved_paths import current_path, former_path
 
 Precision = Literal["fp32", "fp64", "bf16"]
 _WITHOUT_EFFECT = ("name", "log_every", "checkpoint_every", "keep_checkpoints",
-                   "gradient_norm", "batch_error")  # on what is measured  # fmt: skip
+                   "gradient_norm", "batch_error", "stop_after", "change_horizon")  # on what is measured  # fmt: skip
 Setting = bool | int | float | str | None | tuple[Any, ...]
 
 
@@ -147,7 +147,9 @@ class RunConfig:
         l2: factor of ½‖Θ‖² in the objective.
         batch_size: samples of one step, over all workers.
         epochs: passes over the training set.
-        max_steps: stop after so many steps even if epochs are left.
+        max_steps: length of the run in steps, if that is less than its epochs; schedules end there.
+        stop_after: steps after which this sitting ends with a checkpoint, for a later resume; schedules ignore it.
+        change_horizon: let a resumed run have other epochs or max_steps although its step sizes depend on them.
         seed: seed of the initial weights, the order of the data, augmentation and dropout.
         precision: ``fp32``, ``fp64``, or ``bf16`` (autocast; weights stay in float32).
         clip_gradient: largest global norm of the gradient; only for optimizers that follow a gradient.
@@ -176,6 +178,8 @@ class RunConfig:
     batch_size: int = 128
     epochs: int = 10
     max_steps: int | None = None
+    stop_after: int | None = None
+    change_horizon: bool = False
     seed: int = 0
     precision: Precision = "fp32"
     clip_gradient: float | None = None
@@ -197,7 +201,9 @@ class RunConfig:
         for name in ("batch_size", "epochs", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every"):
             value = getattr(self, name)
             _require(isinstance(value, int) and value >= 1, name, value, "a whole number of at least 1")
-        _require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "None or at least 1")
+        for name in ("max_steps", "stop_after"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "None or at least 1")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2⁶³−1")
         _require(math.isfinite(self.l2) and self.l2 >= 0, "l2", self.l2, "a finite number of at least 0")
         _require(self.precision in get_args(Precision), "precision", self.precision, "one of fp32, fp64, bf16")

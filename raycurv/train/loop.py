@@ -86,7 +86,7 @@ class _Trainer:
         self.run, self.store, self.stop = run, store, stop
         self.emit = emit if run.collectives.rank == 0 else _nobody
         self.ledger = MetricBuffer(run.collectives, run.device)
-        self.saved_at = run.progress.step
+        self.saved_at = self.first_step = run.progress.step
         self.interval_samples = 0
         self.mark = time.perf_counter()
 
@@ -120,8 +120,9 @@ class _Trainer:
                 self.step(inputs, targets)
                 last = progress.step_in_epoch == run.steps_per_epoch or progress.step == run.total_steps
                 save = progress.step % config.checkpoint_every == 0 and not last
-                due = last or save or progress.step % config.log_every == 0
-                asked = (due or run.collectives.size == 1) and self.stop()
+                over = config.stop_after is not None and progress.step - self.first_step >= config.stop_after
+                due = last or save or over or progress.step % config.log_every == 0
+                asked = over or ((due or run.collectives.size == 1) and self.stop())
                 if due or asked:
                     stopped = self.close_interval(asked)
                     if save or (stopped and not last):

@@ -77,7 +77,10 @@ class TrainingRun:
         self.loader = self._loader(self.training)
         self.validation = None if self.held_out is None else ValidationBatches(self._loader(self.held_out))
         self.horizon = optim.Horizon(
-            epochs=config.epochs, steps_per_epoch=self.loader.steps_per_epoch, training_samples=len(self.training)
+            epochs=config.epochs,
+            steps_per_epoch=self.loader.steps_per_epoch,
+            training_samples=len(self.training),
+            max_steps=config.max_steps,
         )
         self.objective = Objective(self.model, self.loss, config.l2, weights=self.weights, collectives=collectives)
         self.optimizer = build_optimizer(config, self.model, self.horizon)
@@ -110,8 +113,7 @@ class TrainingRun:
     @property
     def total_steps(self) -> int:
         """Updates of the whole run."""
-        total = self.config.epochs * self.steps_per_epoch
-        return total if self.config.max_steps is None else min(total, self.config.max_steps)
+        return self.horizon.steps
 
     @property
     def epochs_done(self) -> float:
@@ -157,11 +159,21 @@ class TrainingRun:
         }
         return state if self.average is None else state | {"average": self.average.state_dict()}
 
+    def _check_horizon(self, stored: optim.Horizon) -> None:
+        if not self.optimizer.follows_horizon or self.config.change_horizon or stored.steps == self.horizon.steps:
+            return
+        raise CheckpointError(
+            f"the step sizes of {self.config.optimizer!r} follow the length of the run, which was {stored.steps} steps "
+            f"and is now {self.horizon.steps}: resume with the epochs and max_steps that it was started with (end a "
+            "sitting early with stop_after), or ask for the other length with change_horizon"
+        )
+
     def restore(self, state: dict[str, Any]) -> str:
         """Go on from a checkpoint, and say in words from where.
 
         Raises:
-            CheckpointError: it is one of another release or of other data.
+            CheckpointError: it is one of another release or of other data, or the length of the run has changed and
+                the step sizes depend on it.
         """
         if state.get("version") != VERSION:
             raise CheckpointError(
@@ -172,6 +184,7 @@ class TrainingRun:
                 f"the data set is {self.shape} and was {state['data']} when the checkpoint was written: "
                 "put the data back as it was, or start a new run"
             )
+        self._check_horizon(optim.Horizon(**state["horizon"]))
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:

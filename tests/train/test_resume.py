@@ -111,6 +111,35 @@ def test_changed_configuration_is_refused_by_field(tmp_path: Path) -> None:
         assert field in str(refused.value)
 
 
+@pytest.mark.parametrize("optimizer", ["curveball", "auto", "red_sgd"])
+def test_a_sitting_that_ends_early_never_touches_the_schedule(tmp_path: Path, optimizer: str) -> None:
+    wanted = config(epochs=3, optimizer=optimizer)
+    go(tmp_path / "a", wanted)
+    sittings = [go(tmp_path / "b", dataclasses.replace(wanted, stop_after=4), resume="auto") for _ in range(4)]
+    assert [(result.steps, result.stopped) for result in sittings] == [(4, True), (8, True), (12, True), (15, False)]
+    a, b = (load_trained_model(CheckpointStore(str(tmp_path / name))) for name in "ab")
+    assert_same(dict(a.model.state_dict()), dict(b.model.state_dict()))
+
+
+@pytest.mark.parametrize(("optimizer", "settings"), [("auto", {}), ("red_sgd", {}), ("sgd", {"schedule": "one_cycle"})])
+def test_the_horizon_is_what_will_be_done(tmp_path: Path, optimizer: str, settings: dict[str, Any]) -> None:
+    wanted = config(epochs=3, optimizer=optimizer, optimizer_settings=settings)
+    go(tmp_path / "a", wanted)
+    go(tmp_path / "b", dataclasses.replace(wanted, epochs=100, max_steps=15))
+    a, b = (load_trained_model(CheckpointStore(str(tmp_path / name))) for name in "ab")
+    assert_same(dict(a.model.state_dict()), dict(b.model.state_dict()))
+
+
+@pytest.mark.parametrize("optimizer", ["auto", "red_sgd"])
+def test_another_length_of_a_scheduled_run_is_refused_unless_asked_for(tmp_path: Path, optimizer: str) -> None:
+    wanted = config(epochs=3, optimizer=optimizer, stop_after=7)
+    go(tmp_path, wanted)
+    longer = dataclasses.replace(wanted, epochs=4, stop_after=None)
+    with pytest.raises(CheckpointError, match=r"was 15 steps and is now 20: .* change_horizon"):
+        go(tmp_path, longer, resume="must")
+    assert go(tmp_path, dataclasses.replace(longer, change_horizon=True), resume="must").steps == 20
+
+
 def test_more_epochs_and_other_intervals_are_not_another_run(tmp_path: Path) -> None:
     go(tmp_path / "a", config(epochs=3))
     go(tmp_path / "b", config(max_steps=7))

@@ -53,6 +53,7 @@ class FirstOrder(StepOptimizer):
         super().__init__(inner.param_groups, inner.defaults)
         self.inner = inner
         self.clip_gradient, self.schedule = clip_gradient, schedule
+        self.follows_horizon = schedule is not None
         self._share()
 
     def __repr__(self) -> str:
