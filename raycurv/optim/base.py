@@ -118,7 +118,7 @@ class StepOptimizer(torch.optim.Optimizer):
         evaluates_other_weights: whether ``evaluation_weights`` swaps in weights with batch statistics of their own.
         needs_validation: whether ``step`` needs ``validation=``, a batch of held-out samples.
         curvature_fraction: share of the batch that curvature is taken from; below 1 the batch is split.
-        follows_horizon: its step size depends on the length of the run, so that another length is another run.
+        follows_horizon: whether step sizes depend on the length of the run, so that another length is another run.
     """
 
     follows_gradient = False
@@ -161,7 +161,9 @@ class StepOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a copy, on the parameters' device: torch does so only for the state of single parameters."""
+        defaults = dict(self.defaults)
         super().load_state_dict(copy.deepcopy(state_dict))
+        self.defaults = defaults  # torch adds "differentiable", which would make a loaded state another one
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)  # states saved before the setting moved into the group

@@ -13,6 +13,7 @@ import torch
 
 from raycurv.objective.collectives import Local
 from raycurv.train import CheckpointStore, Result, ResumeError, RunConfig, check, load_trained_model, train
+from raycurv.train.checkpoint import CheckpointError
 from tests.train.problems import Kept, config
 
 
