@@ -3,6 +3,7 @@
 from raycurv.data.csv_table import csv_table
 from raycurv.data.errors import DataError
 from raycurv.data.loader import Loader
+from raycurv.data.map_style import from_dataset
 from raycurv.data.parquet import ParquetImages, parquet_images
 from raycurv.data.reconstruction import reconstructions
 from raycurv.data.shards import locate
@@ -18,6 +19,7 @@ __all__ = [
     "StreamedSource",
     "TensorSource",
     "csv_table",
+    "from_dataset",
     "locate",
     "multi30k",
     "parquet_images",

@@ -123,9 +123,14 @@ class TensorSource:
 
     def convert(self, inputs: Tensor, dtype: torch.dtype) -> Tensor:
         """Inputs as the network takes them."""
-        if inputs.dtype == torch.uint8:
-            return inputs.to(dtype) / 255
-        return inputs.to(dtype) if inputs.is_floating_point() else inputs
+        return converted(inputs, dtype)
+
+
+def converted(inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Floating inputs in `dtype`, bytes scaled to [0, 1], other whole numbers as they are."""
+    if inputs.dtype == torch.uint8:
+        return inputs.to(dtype) / 255
+    return inputs.to(dtype) if inputs.is_floating_point() else inputs
 
 
 def tensors(
