@@ -1,4 +1,4 @@
-"""An exponential average of the weights, evaluated beside the raw ones."""
+"""An exponential moving average of the weights, evaluated beside the raw ones."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from torch import Tensor, nn
 class AveragedWeights:
     """w̄ ← decay·w̄ + (1 − decay)·w after every step, from the weights after the first.
 
-    `torch.optim.swa_utils.AveragedModel` asks the device for its counter at every step; this one never waits for it.
+    `torch.optim.swa_utils.AveragedModel` reads its counter from the device at every step; this class keeps it on the
+    host, so that no step waits for the device.
 
     Args:
-        model: whose parameters are averaged; its buffers are not (see `applied`).
-        decay: between 0 and 1.
+        model: the model whose parameters are averaged; its buffers are not (see `applied`).
+        decay: decay of the average, between 0 and 1.
+
+    Attributes:
+        steps: number of updates.
+        weights: the average of each parameter.
+        buffers: the model's buffers that belong to the average; empty before the first `applied`.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -30,37 +36,37 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights of the model as they are now."""
+        """Add the current weights of the model to the average."""
         share = 1.0 if self.steps == 0 else 1.0 - self.decay
         torch._foreach_lerp_(self.weights, self._parameters, share)
         self.steps += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Put the average in place of the model's weights, for a renewal of its running statistics and an evaluation.
+        """Replace the model's weights by the average within the block, and restore weights and buffers afterwards.
 
-        The buffers as the block leaves them are kept with the average; the model has its own back afterwards.
+        The buffers at the end of the block are kept with the average, so update running statistics in the block.
         """
         kept = copies([*self._parameters, *self._model.buffers()])
-        self.impose()
+        self.copy_to_model()
         try:
             yield
             self.buffers = copies(self._model.buffers())
         finally:
             overwrite([*self._parameters, *self._model.buffers()], kept)
 
-    def impose(self) -> None:
-        """Overwrite the model by the average, and by the buffers that belong to it once there are some."""
+    def copy_to_model(self) -> None:
+        """Overwrite the model's parameters by the average, and its buffers by those of the average if there are any."""
         overwrite(self._parameters, self.weights)
         if self.buffers:
             overwrite(list(self._model.buffers()), self.buffers)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, for a checkpoint."""
+        """The state of the average, for a checkpoint."""
         return {"steps": self.steps, "weights": list(self.weights), "buffers": list(self.buffers)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state of a checkpoint."""
         self.steps = state["steps"]
         overwrite(self.weights, state["weights"])
         own = list(self._model.buffers())

@@ -33,7 +33,7 @@ def check(config: RunConfig) -> None:
 
 
 def data_shape(data: Data) -> dict[str, Any]:
-    """What a model must know of its data, and a checkpoint must find again."""
+    """Shape of the data: the arguments of the model, and what a resumed run must find again."""
     return {
         "num_classes": None if data.train.classes is None else len(data.train.classes),
         "classes": None if data.train.classes is None else list(data.train.classes),
@@ -47,7 +47,7 @@ def build_model(config: RunConfig, shape: dict[str, Any]) -> nn.Module:
 
     Raises:
         ValueError: a setting of the model is unknown or missing.
-        TypeError: the component builds something else.
+        TypeError: the component does not build a module.
     """
     offered: dict[str, Any] = {"input_shape": tuple(shape["input_shape"])}
     if shape["num_classes"] is not None:
@@ -62,7 +62,7 @@ def build_optimizer(config: RunConfig, model: nn.Module, horizon: optim.Horizon)
     """The optimizer of a configuration.
 
     Raises:
-        ValueError: its name or one of its settings is unknown or out of bounds, or it needs what a run cannot give.
+        ValueError: its name or one of its settings is unknown or out of bounds, or it needs a validation set.
     """
     settings: dict[str, Any] = dict(config.optimizer_settings)
     if config.clip_gradient is not None:
@@ -70,14 +70,14 @@ def build_optimizer(config: RunConfig, model: nn.Module, horizon: optim.Horizon)
     optimizer = optim.create(config.optimizer, model, horizon=horizon, **settings)
     if optimizer.needs_validation and config.validation == 0:
         raise ValueError(
-            f"optimizer {config.optimizer!r} wants a validation batch at every step: hold out a share of the training "
-            "set for it (--validation 0.1)"
+            f"optimizer {config.optimizer!r} needs a validation batch at every step: hold out a fraction of the "
+            "training set for it (--validation 0.1)"
         )
     return optimizer
 
 
 def resolve_loss(name: str) -> str | Callable[[Tensor, Tensor], Tensor]:
-    """A named loss by its name, another by its function.
+    """The loss of a configuration: a name, or the function at an import path.
 
     Raises:
         ValueError: there is no such function.
@@ -86,7 +86,7 @@ def resolve_loss(name: str) -> str | Callable[[Tensor, Tensor], Tensor]:
 
 
 def resolve_weights(name: str | None) -> Callable[[Tensor], Tensor] | None:
-    """The function that says what each sample counts for; None where all count alike.
+    """The function of the sample weights; None where all samples have equal weights.
 
     Raises:
         ValueError: there is no such function.

@@ -1,4 +1,4 @@
-"""A folder on a disk or in an object store, in which a file is there as a whole or not at all."""
+"""A folder on a disk or in an object store whose files are written atomically: as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ class Folder(Protocol):
     """Files by name, without subfolders."""
 
     def uri(self, name: str) -> str:
-        """Where the file lies, for messages."""
+        """Address of a file, for messages."""
 
     def names(self) -> list[str]:
-        """The files that are there; none if the folder does not exist."""
+        """Names of the files; none if the folder does not exist."""
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file, None if it is not there."""
+        """The content of a file; None if there is no such file."""
 
     def write(self, name: str, fill: Callable[[BinaryIO], None]) -> None:
-        """Make or replace the file by what `fill` writes; on an error there is what was there before."""
+        """Create or replace a file with what `fill` writes; after an error the former file is unchanged."""
 
     def remove(self, name: str) -> None:
-        """Remove the file if it is there."""
+        """Remove a file if it exists."""
 
 
 def open_folder(uri: str | os.PathLike[str]) -> Folder:
@@ -40,7 +40,7 @@ def open_folder(uri: str | os.PathLike[str]) -> Folder:
 
 
 class LocalFolder:
-    """A folder of a file system: files are written aside, flushed to the disk, and renamed."""
+    """A folder of a file system: files are written under a temporary name, flushed to the disk, and renamed."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path).expanduser().absolute()
@@ -50,33 +50,33 @@ class LocalFolder:
         return str(self._path / name)
 
     def names(self) -> list[str]:
-        """The files that are there."""
+        """Names of the files."""
         return sorted(entry.name for entry in self._path.iterdir()) if self._path.is_dir() else []
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file, None if it is not there."""
+        """The content of a file; None if there is no such file."""
         try:
             return (self._path / name).read_bytes()
         except FileNotFoundError:
             return None
 
     def write(self, name: str, fill: Callable[[BinaryIO], None]) -> None:
-        """Make or replace the file by what `fill` writes."""
+        """Create or replace a file with what `fill` writes."""
         self._path.mkdir(parents=True, exist_ok=True)
-        aside = self._path / (name + PARTIAL)
+        temporary = self._path / (name + PARTIAL)
         try:
-            with aside.open("wb") as file:
+            with temporary.open("wb") as file:
                 fill(file)
                 file.flush()
                 os.fsync(file.fileno())
-            aside.replace(self._path / name)
+            temporary.replace(self._path / name)
         except BaseException:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         self._flush_names()
 
     def remove(self, name: str) -> None:
-        """Remove the file if it is there."""
+        """Remove a file if it exists."""
         (self._path / name).unlink(missing_ok=True)
 
     def _flush_names(self) -> None:
@@ -103,7 +103,7 @@ class ObjectFolder:
         return str(self._storage.join(self._uri, name))
 
     def names(self) -> list[str]:
-        """The files that are there."""
+        """Names of the files."""
         from pyarrow import fs
 
         with self._storage.explained(self._uri):
@@ -111,7 +111,7 @@ class ObjectFolder:
         return sorted(info.base_name for info in found if info.type == fs.FileType.File)
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file, None if it is not there."""
+        """The content of a file; None if there is no such file."""
         with self._storage.explained(self.uri(name)):
             try:
                 with self._system.open_input_stream(f"{self._path}/{name}") as stream:
@@ -120,7 +120,7 @@ class ObjectFolder:
                 return None
 
     def write(self, name: str, fill: Callable[[BinaryIO], None]) -> None:
-        """Make or replace the file by what `fill` writes."""
+        """Create or replace a file with what `fill` writes."""
         # In memory first: closing a stream would complete the upload even of a file that lacks its end.
         content = io.BytesIO()
         fill(content)
@@ -131,7 +131,7 @@ class ObjectFolder:
             stream.write(content.getbuffer())
 
     def remove(self, name: str) -> None:
-        """Remove the file if it is there."""
+        """Remove a file if it exists."""
         with self._storage.explained(self.uri(name)):
             try:
                 self._system.delete_file(f"{self._path}/{name}")

@@ -1,7 +1,7 @@
-"""What a run is: frozen, validated before anything starts, and written beside the run as JSON.
+"""The configuration of a run: frozen, validated before anything starts, and stored beside the run as JSON.
 
-Everything in a :class:`RunConfig` is a number, a string or a :class:`Component` (a function by its import path and the
-keyword arguments to call it with), so a configuration travels to any worker and comes back from any run.
+Every value of a :class:`RunConfig` is a number, a string or a :class:`Component` (a function by its import path, and
+its keyword arguments). So a configuration can be sent to any worker and read back from any run.
 """
 
 from __future__ import annotations
@@ -12,21 +12,26 @@ import importlib
 import inspect
 import json
 import math
+import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from raycurv.arguments import require, require_whole
 from raycurv.train.moved_paths import current_path, former_path
 
 Precision = Literal["fp32", "fp64", "bf16"]
-_WITHOUT_EFFECT = ("name", "log_every", "checkpoint_every", "keep_checkpoints",
-                   "gradient_norm", "batch_error", "stop_after", "change_horizon")  # on what is measured  # fmt: skip
+# Fields that change no measured number.
+_NO_EFFECT = (
+    "name", "log_every", "checkpoint_every", "keep_checkpoints", "gradient_norm", "batch_error", "stop_after",
+    "change_horizon",
+)  # fmt: skip
 Setting = bool | int | float | str | None | tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Component:
-    """A function by its import path, and the keyword arguments to call it with.
+    """A function by its import path, and its keyword arguments.
 
     Attributes:
         target: ``"package.module:function"``; a path of an earlier version becomes the one of today.
@@ -45,13 +50,11 @@ class Component:
         try:
             json.dumps(self.settings, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"Component({self.target!r}) has settings that cannot be written down as JSON: {error}"
-            ) from error
+            raise ValueError(f"Component({self.target!r}) has settings that JSON cannot hold: {error}") from error
 
     @classmethod
     def of(cls, function: Callable[..., Any], **settings: Setting) -> Component:
-        """The component of an importable function.
+        """Name an importable function.
 
         Raises:
             ValueError: the function cannot be imported by another process (a lambda, a closure, ``__main__``).
@@ -59,8 +62,8 @@ class Component:
         module, name = function.__module__, function.__qualname__
         if module == "__main__" or "<" in name:
             raise ValueError(
-                f"{name} of {module} cannot be imported by a worker: move it to the top level of a module "
-                "that lies in the working directory of the job"
+                f"{name} of {module} cannot be imported by a worker: move it to the top level of a module in the "
+                "working directory of the job"
             )
         return cls(f"{module}:{name}", settings)
 
@@ -69,7 +72,7 @@ class Component:
 
         Raises:
             ValueError: there is no such module or no such function in it.
-            ModuleNotFoundError: the module is there, and something that it imports is not.
+            ModuleNotFoundError: the module exists, and one of its imports does not.
         """
         module, _, name = self.target.partition(":")
         try:
@@ -87,21 +90,24 @@ class Component:
         return found
 
     def build(self, **offered: Any) -> Any:
-        """Call the function with its settings, and with those of `offered` that it takes and that are not set.
+        """Call the function with its settings.
+
+        Args:
+            **offered: further arguments; those that the function does not take, or that are set, are left out.
 
         Raises:
-            ValueError: a setting is unknown to the function, or a needed one is missing.
+            ValueError: the function does not take a setting, or a required one is missing.
         """
         return self.resolve()(**self._bound(offered))
 
     def check(self, *offered: str) -> None:
-        """Import the function and see that it takes its settings, without calling it.
+        """Import the function and check that it takes its settings, without calling it.
 
         Args:
-            offered: names that :meth:`build` will be given.
+            *offered: names of the arguments that :meth:`build` will offer.
 
         Raises:
-            ValueError: as :meth:`resolve` and :meth:`build` would.
+            ValueError: there is no such function, it does not take a setting, or a required one is missing.
         """
         self._bound(dict.fromkeys(offered))
 
@@ -118,7 +124,7 @@ class Component:
 
 
 def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with tuples for lists, which JSON makes of them."""
+    """The settings with tuples in place of lists; JSON has lists alone."""
 
     def frozen(value: Any) -> Any:
         return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
@@ -126,45 +132,39 @@ def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: frozen(value) for name, value in settings.items()}
 
 
-def _require(holds: bool, name: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"RunConfig.{name} is {value!r}; it must be {allowed}")
-
-
 @dataclass(frozen=True)
 class RunConfig:
-    """One training run.
+    """The configuration of one training run.
 
     Attributes:
-        name: names the run in MLflow and its folder; letters, digits, ``-``, ``_`` and ``.``.
-        model: builds the network; ``num_classes`` and ``input_shape`` are filled from the data unless set.
-        data: builds a :class:`raycurv.data.Data` (training and evaluation sets).
-        optimizer: name of a registered optimizer; ``auto`` has nothing to tune.
+        name: name of the run in MLflow and of its folder; letters, digits, ``-``, ``_`` and ``.``.
+        model: function that builds the network; ``num_classes`` and ``input_shape`` come from the data unless set.
+        data: function that builds a :class:`raycurv.data.Data` (training and evaluation sets).
+        optimizer: name of a registered optimizer (:func:`raycurv.optim.names`); ``auto`` has nothing to tune.
         optimizer_settings: keyword arguments of the optimizer; empty means its defaults.
         loss: ``"cross_entropy"``, ``"squared_error"``, or ``"package.module:function"`` returning one value per sample.
-        weights: ``"package.module:function"`` of the targets, returning what each sample counts for in the objective
-            and in evaluation (:func:`raycurv.objective.losses.word_counts` for sentences); None counts all alike.
+        weights: ``"package.module:function"`` of the targets, returning the weight of each sample in the objective and
+            in evaluation (:func:`raycurv.objective.losses.word_counts` for sentences); None weights all equally.
         l2: factor of ½‖Θ‖² in the objective.
-        batch_size: samples of one step, over all workers.
+        batch_size: samples per step, over all workers.
         epochs: passes over the training set.
         max_steps: length of the run in steps, if that is less than its epochs; schedules end there.
         stop_after: steps after which this sitting ends with a checkpoint, for a later resume; schedules ignore it.
-        change_horizon: let a resumed run have other epochs or max_steps although its step sizes depend on them.
-        seed: seed of the initial weights, the order of the data, augmentation and dropout.
+        change_horizon: allow a resumed run other epochs or max_steps although its step sizes depend on them.
+        seed: seed of the initial weights, the data order, augmentation and dropout.
         precision: ``fp32``, ``fp64``, or ``bf16`` (autocast; weights stay in float32).
         clip_gradient: largest global norm of the gradient; only for optimizers that follow a gradient.
         average_weights: decay of an exponential average of the weights, evaluated and saved beside the raw ones.
         log_every: steps between two transfers of scalars from the device to the log.
         checkpoint_every: steps between checkpoints; one is also written at the end of every epoch.
-        keep_checkpoints: how many checkpoints stay on disk.
+        keep_checkpoints: number of checkpoints to keep.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
-        validation: share of the training set that is held out for optimizers that learn from a validation batch at
-            every step; 0 is none. Only sets that fit in memory.
-        evaluate_training: at every evaluation also go over the training set, without augmentation: its loss and
-            accuracy are ``training_set/loss`` and ``training_set/accuracy``.
-        gradient_norm: also log the norm of the gradient at every log interval (one more backward pass then).
-        batch_error: also log the share of wrongly classified samples of the mini-batch at every log interval (one more
-            forward pass then).
+        validation: fraction of the training set held out for optimizers that use a validation batch at every step; 0
+            holds out nothing. Only for sets that fit in memory.
+        evaluate_training: at every evaluation also measure the training set, without augmentation, as
+            ``training_set/loss`` and ``training_set/accuracy``.
+        gradient_norm: log the norm of the gradient at every log interval, at the cost of a backward pass.
+        batch_error: log the error rate of the mini-batch at every log interval, at the cost of a forward pass.
     """
 
     name: str
@@ -195,28 +195,32 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "optimizer_settings", _tuples(self.optimizer_settings))
-        allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
-        named = 0 < len(self.name) <= 128 and set(self.name) <= allowed and self.name[0] not in ".-"
-        _require(named, "name", self.name, "1 to 128 letters, digits, '-', '_' or '.', not starting with '.' or '-'")
+        self._check_name()
         for name in ("batch_size", "epochs", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every"):
-            value = getattr(self, name)
-            _require(isinstance(value, int) and value >= 1, name, value, "a whole number of at least 1")
-        for name in ("max_steps", "stop_after"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, name, value, "None or at least 1")
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0 to 2⁶³−1")
-        _require(math.isfinite(self.l2) and self.l2 >= 0, "l2", self.l2, "a finite number of at least 0")
-        _require(self.precision in get_args(Precision), "precision", self.precision, "one of fp32, fp64, bf16")
-        _require(0 <= self.validation < 1, "validation", self.validation, "0, or a share below 1 (0.1 is usual)")
+            require_whole(f"RunConfig.{name}", getattr(self, name), 1)
         clip, average = self.clip_gradient, self.average_weights
-        _require(clip is None or (math.isfinite(clip) and clip > 0), "clip_gradient", clip, "None or a positive number")
-        _require(
-            average is None or 0 < average < 1, "average_weights", average, "None or between 0 and 1 (0.99 is usual)"
-        )
+        for name, holds, allowed in (
+            ("max_steps", self.max_steps is None or self.max_steps >= 1, "None or at least 1"),
+            ("stop_after", self.stop_after is None or self.stop_after >= 1, "None or at least 1"),
+            ("seed", 0 <= self.seed < 2**63, "a whole number from 0 to 2⁶³−1"),
+            ("l2", 0 <= self.l2 < math.inf, "a finite number of at least 0"),
+            ("precision", self.precision in get_args(Precision), "one of fp32, fp64, bf16"),
+            ("validation", 0 <= self.validation < 1, "0, or a fraction below 1 (0.1 is usual)"),
+            ("clip_gradient", clip is None or 0 < clip < math.inf, "None or a positive number"),
+            ("average_weights", average is None or 0 < average < 1, "None or between 0 and 1 (0.99 is usual)"),
+        ):
+            require(f"RunConfig.{name}", getattr(self, name), holds, allowed)
         if self.loss not in ("cross_entropy", "squared_error"):
             object.__setattr__(self, "loss", Component(self.loss).target)
         if self.weights is not None:
             object.__setattr__(self, "weights", Component(self.weights).target)
+
+    def _check_name(self) -> None:
+        name, allowed = self.name, set(string.ascii_letters + string.digits + "-_.")
+        holds = 0 < len(name) <= 128 and set(name) <= allowed and name[0] not in ".-"
+        require(
+            "RunConfig.name", name, holds, "1 to 128 letters, digits, '-', '_' or '.', not starting with '.' or '-'"
+        )
 
     def to_json(self) -> str:
         """The configuration as indented JSON, read back by :meth:`from_json`."""
@@ -224,11 +228,11 @@ class RunConfig:
 
     @property
     def digest(self) -> str:
-        """The same for all runs that measure the same numbers, whatever they are called and how often they log.
+        """Identifier of what the run measures: equal for runs that differ in name and logging alone.
 
-        It is made of the first path that each function had, so that it is the same in every version.
+        It is made of the first import path of each function, so it is equal in every version.
         """
-        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in _WITHOUT_EFFECT}
+        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in _NO_EFFECT}
         for component in (values["model"], values["data"]):
             component["target"] = former_path(component["target"])
         values["loss"] = former_path(self.loss)
@@ -237,15 +241,15 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, text: str) -> RunConfig:
-        """Read what :meth:`to_json` wrote.
+        """Read the text of :meth:`to_json`, also of an earlier version.
 
         Raises:
             ValueError: unknown or missing fields, or values out of bounds.
         """
         values = json.loads(text)
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"RunConfig has no field {', '.join(unknown)}; its fields are {', '.join(sorted(known))}")
+        fields = {f.name for f in dataclasses.fields(cls)}
+        if extra := sorted(set(values) - fields):
+            raise ValueError(f"RunConfig has no field {', '.join(extra)}; its fields are {', '.join(sorted(fields))}")
         for name in ("model", "data"):
             values[name] = Component(**values[name])
         return cls(**values)

@@ -1,4 +1,4 @@
-"""Questions to all the workers: what has everyone got, and is it the same?"""
+"""Gather values of all workers, and check that they are equal."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from torch import Tensor
 from raycurv.objective.collectives import Collectives
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-# Odd, so that multiplying by it loses no bit; the sums wrap around, which int64 arithmetic is exact about.
+# Odd, so that a multiplication loses no bit; int64 sums wrap around exactly.
 _MIX = 0x5851F42D4C957F2D
 
 
 class WorkersDisagree(RuntimeError):
-    """The workers of one run are not in the same state; the message says in what."""
+    """Workers of one run that differ in a value that must be equal; the message names it."""
 
 
 def gather(tensor: Tensor, collectives: Collectives, device: torch.device) -> Tensor:
-    """Stack the equally shaped `tensor` of every worker, in the order of their ranks; the answer is on the CPU.
+    """Stack the equally shaped `tensor` of every worker in the order of their ranks, on the CPU.
 
-    A sum of slots that are zero everywhere else, so that nothing but `Collectives.sum` is needed, and nothing pickled.
+    Each worker fills its own row of zeros, and the rows are summed: `Collectives.sum` is enough, and nothing is pickled.
     """
-    slots = torch.zeros((collectives.size, *tensor.shape), dtype=tensor.dtype, device=device)
-    slots[collectives.rank] = tensor
-    return collectives.sum(slots).cpu()
+    rows = torch.zeros((collectives.size, *tensor.shape), dtype=tensor.dtype, device=device)
+    rows[collectives.rank] = tensor
+    return collectives.sum(rows).cpu()
 
 
 def checksum(tensors: Iterable[Tensor]) -> Tensor:
-    """An integer (0-d, int64) that depends on every bit of `tensors` and on their order."""
+    """A checksum (0-d, int64) of every bit of `tensors` and of their order."""
     total: Tensor | None = None
     for tensor in tensors:
         bits = tensor.detach().contiguous().view(_BITS[tensor.element_size()]).sum(dtype=torch.int64)
@@ -41,24 +41,24 @@ def require_equal_parameters(parameters: Iterable[Tensor], collectives: Collecti
     """Compare the parameters of all workers bit by bit.
 
     Raises:
-        WorkersDisagree: they differ; on every worker alike.
+        WorkersDisagree: they differ; raised on every worker.
     """
     sums = gather(checksum(parameters), collectives, device).tolist()
     odd = [rank for rank, value in enumerate(sums) if value != sums[0]]
     if odd:
         raise WorkersDisagree(
-            f"the parameters of worker {', '.join(map(str, odd))} differ from those of worker 0. Something the workers "
-            "do is not the same everywhere: look for random numbers or data that depend on the rank outside dropout "
-            "and the loader, or for mixed hardware and torch releases. Checkpoints since the epoch before are suspect"
+            f"the parameters of worker {', '.join(map(str, odd))} differ from those of worker 0. Look for random "
+            "numbers or data that depend on the rank outside dropout and the loader, or for mixed hardware and torch "
+            "releases. Do not trust checkpoints written since the epoch before"
         )
 
 
 def require_equal(number: int, what: str, collectives: Collectives, device: torch.device) -> None:
-    """Compare a whole number of all workers; also a point that no worker passes before all have reached it.
+    """Compare an integer of all workers. It is also a barrier.
 
     Raises:
-        WorkersDisagree: it differs; on every worker alike.
+        WorkersDisagree: it differs; raised on every worker.
     """
     numbers = gather(torch.tensor(number, dtype=torch.int64), collectives, device).tolist()
     if len(set(numbers)) > 1:
-        raise WorkersDisagree(f"{what} must be the same for every worker, and is {numbers} in the order of the ranks")
+        raise WorkersDisagree(f"{what} must be equal on every worker; by rank it is {numbers}")

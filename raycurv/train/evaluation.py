@@ -1,19 +1,25 @@
-"""The mean loss, and for classification the accuracy, over a whole set."""
+"""Mean loss, and for classification accuracy, over a whole set; and what a run evaluates at the end of an epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raycurv.data import Loader, Source
-from raycurv.data.loader import LoadedBatch
 from raycurv.objective.collectives import Collectives, Local
 from raycurv.objective.losses import Loss, LossFunction
+from raycurv.train.averaging import copies, overwrite
 from raycurv.train.configuration import Precision
-from raycurv.train.precision import computing, dtype_of
+from raycurv.train.precision import autocast, dtype_of
+from raycurv.train.random_state import preserved
+from raycurv.train.training_run import TrainingRun
+
+BATCH_NORM_BATCHES = 50
+_BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 @torch.no_grad()
@@ -29,18 +35,18 @@ def evaluate(
     precision: Precision = "fp32",
     prefix: str = "test/",
 ) -> dict[str, float]:
-    """Mean loss and accuracy over `source`, every sample counted once for any number of workers.
+    """Mean loss and accuracy over `source`; every sample counts once for any number of workers.
 
     Args:
-        model: on `device`; it is put in evaluation mode and back.
-        source: what to evaluate on; images are not augmented.
+        model: the model, on `device`; it is evaluated in evaluation mode, and its modes are restored.
+        source: the set, which is not augmented.
         loss: ``"cross_entropy"``, ``"squared_error"``, or a function of (outputs, targets) returning (B,).
-        weights: ``weights(targets)`` (B,) for samples that count differently in the mean loss.
-        batch_size: samples at a time, over all workers.
-        collectives: the workers, who all call this together; by default one process.
-        device: where to compute.
-        precision: what to compute in.
-        prefix: put before the names.
+        weights: ``weights(targets)`` (B,), the weights of the samples in the mean loss; None weights all equally.
+        batch_size: samples of a batch, over all workers.
+        collectives: the workers, which all call this together; by default one process.
+        device: device of the computation.
+        precision: precision of the computation.
+        prefix: prefix of the names.
 
     Returns:
         ``loss``, and ``accuracy`` where targets are class indices of outputs of shape (B, classes).
@@ -61,50 +67,114 @@ def evaluate(
         device=device,
         dtype=dtype_of(precision),
     )
-    # Sums of losses and of their weights, right answers, and samples that have a right answer.
     sums = torch.zeros(4, dtype=torch.float64, device=device)
-    with evaluation_mode(model), computing(precision, device), reading(loader, 0) as batches:
+    with evaluation_mode(model), autocast(precision, device), closing(loader.epoch(0)) as batches:
         for inputs, targets in batches:
             if len(targets):
                 sums += _sums(model(inputs), targets, per_sample, weights)
-    total, weight, right, classified = workers.sum(sums).tolist()
+    total, weight, correct, classified = workers.sum(sums).tolist()
     if not weight:
         raise ValueError("the evaluation set gave no sample: it is empty, or every one of its images was skipped")
     values = {f"{prefix}loss": total / weight}
     if classified:
-        values[f"{prefix}accuracy"] = right / classified
+        values[f"{prefix}accuracy"] = correct / classified
     return values
 
 
 def _sums(outputs: Tensor, targets: Tensor, loss: Loss, weights: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """(4,): weighted losses, weights, correct predictions, and samples with a class."""
     losses = loss.values(outputs, targets).double()
-    counted = torch.ones_like(losses) if weights is None else weights(targets).double()
-    sums = [(counted * losses).sum(), counted.sum()]
+    factors = torch.ones_like(losses) if weights is None else weights(targets).double()
+    sums = [(factors * losses).sum(), factors.sum()]
     if outputs.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point():
-        right = outputs.argmax(1) == targets
-        return torch.stack([*sums, right.sum(dtype=torch.float64), torch.ones_like(losses).sum()])
+        correct = outputs.argmax(1) == targets
+        return torch.stack([*sums, correct.sum(dtype=torch.float64), torch.ones_like(losses).sum()])
     return torch.stack([*sums, *losses.new_zeros(2)])
 
 
-@contextmanager
-def reading(loader: Loader, epoch: int, start: int = 0) -> Iterator[Iterator[LoadedBatch]]:
-    """The batches of an epoch; the threads that read ahead end with the block, even if not all was read.
+def evaluate_run(run: TrainingRun) -> dict[str, float]:
+    """Evaluate a run's weights, and their average if it keeps one; all workers call this together.
 
-    Yields:
-        What ``loader.epoch`` gives.
+    Returns:
+        Metrics under ``test/`` and ``training_set/``, those of the average under ``averaged/``.
     """
-    batches = loader.epoch(epoch, start)
-    try:
-        yield batches
-    finally:
-        close = getattr(batches, "close", None)
-        if close is not None:
-            close()
+    config = run.config
+    sets = {"test/": run.data.evaluation, "training_set/": run.training if config.evaluate_training else None}
+    sources = {prefix: source for prefix, source in sets.items() if source is not None}
+    options: dict[str, Any] = {
+        "loss": run.loss,
+        "weights": run.weights,
+        "batch_size": config.batch_size,
+        "collectives": run.collectives,
+        "device": run.device,
+        "precision": config.precision,
+    }
+    values: dict[str, float] = {}
+    with evaluation_weights(run):
+        for prefix, source in sources.items():
+            values |= evaluate(run.model, source, prefix=prefix, **options)
+    if run.average is not None and sources:
+        with run.average.applied():
+            update_batch_norm(run)
+            for prefix, source in sources.items():
+                values |= evaluate(run.model, source, prefix=f"averaged/{prefix}", **options)
+    return values
+
+
+@contextmanager
+def evaluation_weights(run: TrainingRun) -> Iterator[None]:
+    """Replace the model's weights by those that the optimizer evaluates; all workers enter the block together.
+
+    If these are other weights than those in training, running statistics are estimated for them and kept for
+    checkpoints. Weights and statistics of training are restored at the end of the block.
+    """
+    with run.optimizer.evaluation_weights():
+        if not run.optimizer.evaluates_other_weights:
+            yield
+            return
+        kept = copies(run.model.buffers())
+        try:
+            update_batch_norm(run)
+            run.evaluation_buffers = copies(run.model.buffers())
+            yield
+        finally:
+            overwrite(list(run.model.buffers()), kept)
+
+
+@torch.no_grad()
+def update_batch_norm(run: TrainingRun, batches: int = BATCH_NORM_BATCHES) -> None:
+    """Replace the running statistics of batch normalisation by means over the first training batches of an epoch.
+
+    As `torch.optim.swa_utils.update_bn`, for any number of workers: the batches go through the objective, which
+    normalises by global statistics. Other modules are in evaluation mode, so no random number is drawn.
+
+    Args:
+        run: the run whose model is updated; all workers call this together.
+        batches: largest number of batches.
+    """
+    norms = [m for m in run.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    with evaluation_mode(run.model), preserved(run.device):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean over the batches
+            norm.training = True
+        try:
+            with closing(run.loader.epoch(run.progress.epoch)) as loaded:
+                for _, (inputs, targets) in zip(range(min(batches, run.steps_per_epoch)), loaded, strict=False):
+                    with autocast(run.config.precision, run.device):
+                        run.objective.batch(inputs, targets).value()
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+                norm.training = False
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode; modules that were in it already stay so afterwards."""
+    """Put every module in evaluation mode within the block, and restore its mode afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

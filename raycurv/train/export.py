@@ -1,4 +1,4 @@
-"""A trained network out of a checkpoint, without its data set."""
+"""A trained network from a checkpoint, without its data set."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class TrainedModel:
 
     Attributes:
         model: the network.
-        config: of its run.
-        step: updates that had been made.
-        input_shape: of one sample.
-        num_classes: None where the targets are not classes.
-        classes: their names, in the order of the outputs.
+        config: configuration of its run.
+        step: number of updates.
+        input_shape: shape of one sample.
+        num_classes: number of classes; None where the targets are not classes.
+        classes: names of the classes, in the order of the outputs.
     """
 
     model: nn.Module
@@ -37,16 +37,15 @@ class TrainedModel:
 
 
 def load_trained_model(store: CheckpointStore, *, averaged: bool = False) -> TrainedModel:
-    """Build the network of a run and fill in the weights of its newest checkpoint.
+    """Build the network of a run with the weights of its newest checkpoint.
 
     Args:
         store: the checkpoints of the run.
-        averaged: the exponential average of the weights in place of the raw ones, with the running statistics that were
-            renewed for it at the last evaluation.
+        averaged: take the exponential average of the weights, with its running statistics of the last evaluation.
 
     Raises:
         CheckpointError: there is no checkpoint, none can be read, or it holds no average.
-        ValueError: the model's component cannot be built here.
+        ValueError: the model's component cannot be built.
     """
     state = store.load()
     if state is None:
@@ -57,7 +56,7 @@ def load_trained_model(store: CheckpointStore, *, averaged: bool = False) -> Tra
         model = build_model(config, shape)
     model.load_state_dict(state["model"])
     if averaged:
-        _impose_average(model, config, state)
+        _copy_average(model, config, state)
     else:
         optimizer = build_optimizer(config, model, optim.Horizon(**state["horizon"]))
         optimizer.load_state_dict(state["optimizer"])
@@ -70,16 +69,16 @@ def load_trained_model(store: CheckpointStore, *, averaged: bool = False) -> Tra
 
 
 def trained_model(model: nn.Module, config: RunConfig, step: int, shape: dict[str, Any]) -> TrainedModel:
-    """A trained network, with the shape of its data as a checkpoint holds it."""
+    """A trained network with the shape of its data, as `data_shape` gives it."""
     classes = None if shape["classes"] is None else tuple(shape["classes"])
     return TrainedModel(model.eval(), config, step, tuple(shape["input_shape"]), shape["num_classes"], classes)
 
 
-def _impose_average(model: nn.Module, config: RunConfig, state: dict[str, Any]) -> None:
+def _copy_average(model: nn.Module, config: RunConfig, state: dict[str, Any]) -> None:
     if config.average_weights is None:
         raise CheckpointError(
             f"run {config.name!r} did not average its weights; load the raw ones, or set average_weights"
         )
     average = AveragedWeights(model, config.average_weights)
     average.load_state_dict(state["average"])
-    average.impose()
+    average.copy_to_model()

@@ -1,11 +1,11 @@
-"""The training loop: no branch on the name of an optimizer, no word from the device but at the log interval."""
+"""The training loop: no branch on an optimizer's name, and no wait for the device before the log interval."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -13,24 +13,18 @@ from torch import Tensor
 from raycurv.data import Data
 from raycurv.objective import Batch
 from raycurv.objective.collectives import Collectives
-from raycurv.objective.micro_batches import divide_for_curvature
-from raycurv.train.batch_norm import evaluated_weights, renew_statistics
+from raycurv.objective.micro_batches import curvature_samples
 from raycurv.train.checkpoint import CheckpointStore
 from raycurv.train.configuration import RunConfig
 from raycurv.train.distributed import require_equal, require_equal_parameters
-from raycurv.train.evaluation import evaluate, reading
+from raycurv.train.evaluation import evaluate_run
 from raycurv.train.metrics import MetricBuffer, NonFiniteLoss
-from raycurv.train.precision import computing
+from raycurv.train.precision import autocast
 from raycurv.train.records import Kind, Record, Result
 from raycurv.train.resume import Resume, open_run
 from raycurv.train.training_run import TrainingRun
 
 Emit = Callable[[list[Record]], None]
-
-
-def never() -> bool:
-    """Do not stop."""
-    return False
 
 
 def train(
@@ -41,33 +35,33 @@ def train(
     store: CheckpointStore,
     emit: Emit,
     resume: Resume = "never",
-    stop: Callable[[], bool] = never,
+    stop: Callable[[], bool] = lambda: False,
     data: Data | None = None,
 ) -> Result:
-    """Train one run from its beginning, or from its newest checkpoint, to its end.
+    """Train one run from its start, or from its newest checkpoint, to its end.
 
-    All workers call it with the same configuration. It seeds torch's generators. On the same number of workers, a run
-    that was interrupted goes on bit by bit as if it had not been; on another number it goes on in the middle of the
-    epoch, with new dropout masks.
+    All workers call it with the same configuration. It seeds torch's generators. On the same number of workers, a
+    resumed run is bit by bit the run without an interruption. On another number it resumes in the middle of the epoch
+    with new dropout masks.
 
     Args:
-        config: what to train.
-        collectives: the workers; the first one emits and writes checkpoints.
-        device: of this worker.
+        config: configuration of the run.
+        collectives: the workers; the first one emits records and writes checkpoints.
+        device: device of this worker.
         store: the checkpoints; every worker must reach the same ones.
-        emit: takes records, in batches; called on the first worker alone. After a crash, records of the steps since the
-            checkpoint come a second time.
-        resume: ``never`` for a new run, which refuses to touch one that lies in `store`; ``must`` to go on with such a
-            run; ``auto`` to go on if there is something to go on with (for a worker that is started again).
-        stop: asked at every log interval (at every step if there is one worker); when it says yes on any worker, all
+        emit: receives records in batches, on the first worker alone. After a crash, it receives the records of the
+            steps since the checkpoint a second time.
+        resume: ``never`` for a new run, which refuses a `store` that holds a run; ``must`` to resume that run; ``auto``
+            to resume if `store` holds a run, for a worker that is restarted.
+        stop: asked at every log interval, and at every step on a single worker. If any worker's answer is true, all
             write a checkpoint and return.
-        data: what ``config.data`` builds, where somebody has built it already.
+        data: the data of ``config.data``, if it is built already.
 
     Raises:
         ValueError: a component or setting of the configuration is not allowed.
-        ResumeError: a run lies in `store` already, or none does, or one with another configuration.
-        CheckpointError: a checkpoint could not be written, or none could be read.
-        NonFiniteLoss: the loss or a step became infinite or NaN.
+        ResumeError: `store` holds a run and should not, does not and should, or holds one of another configuration.
+        CheckpointError: a checkpoint cannot be written, or none can be read.
+        NonFiniteLoss: a loss or step is infinite or NaN.
         WorkersDisagree: the workers have different parameters, or see different checkpoints.
     """
     device = torch.device(device)
@@ -75,47 +69,47 @@ def train(
     if result is not None:
         return result
     run = TrainingRun(config, collectives, device, data)
-    where = f"starts: {run.total_steps} steps, {run.steps_per_epoch} an epoch" if state is None else run.restore(state)
+    start = f"starts: {run.total_steps} steps, {run.steps_per_epoch} an epoch" if state is None else run.restore(state)
     trainer = _Trainer(run, store, emit, stop)
-    trainer.tell("event", message=where)
+    trainer.emit_record("event", message=start)
     return trainer.train()
 
 
 class _Trainer:
     def __init__(self, run: TrainingRun, store: CheckpointStore, emit: Emit, stop: Callable[[], bool]) -> None:
         self.run, self.store, self.stop = run, store, stop
-        self.emit = emit if run.collectives.rank == 0 else _nobody
-        self.ledger = MetricBuffer(run.collectives, run.device)
+        self.emit = emit if run.collectives.rank == 0 else _discard
+        self.metrics = MetricBuffer(run.collectives, run.device)
         self.saved_at = self.first_step = run.progress.step
         self.interval_samples = 0
-        self.mark = time.perf_counter()
+        self.interval_start = time.perf_counter()
 
     def train(self) -> Result:
         run = self.run
         stopped = False
         while not stopped and run.progress.step < run.total_steps:
-            stopped = self.epoch()
-            self.end_of_epoch()
+            stopped = self.train_epoch()
+            self.end_epoch()
         result = self.result(stopped=stopped and run.progress.step < run.total_steps)
         if result.stopped:
-            self.tell("event", message=f"stopped as asked at step {result.steps}")
+            self.emit_record("event", message=f"stopped as asked at step {result.steps}")
         elif run.collectives.rank == 0:
             self.store.finish(result)
-        # Nobody leaves before the first worker has written everything.
+        # No worker returns before the first one has written everything.
         require_equal(result.steps, "the number of steps", run.collectives, run.device)
         return result
 
-    def epoch(self) -> bool:
-        """Go to the end of the epoch or of the run; True if asked to stop.
+    def train_epoch(self) -> bool:
+        """Train to the end of the epoch or of the run; True if asked to stop.
 
         Raises:
-            RuntimeError: the loader gave fewer batches than it said.
+            RuntimeError: the loader gave fewer batches than its number of steps.
         """
         run, config = self.run, self.run.config
         progress = run.progress
         run.model.train()
-        self.restart_clock()
-        with reading(run.loader, progress.epoch, progress.step_in_epoch) as batches:
+        self.start_interval()
+        with closing(run.loader.epoch(progress.epoch, progress.step_in_epoch)) as batches:
             for inputs, targets in batches:
                 self.step(inputs, targets)
                 last = progress.step_in_epoch == run.steps_per_epoch or progress.step == run.total_steps
@@ -124,34 +118,34 @@ class _Trainer:
                 due = last or save or over or progress.step % config.log_every == 0
                 asked = over or ((due or run.collectives.size == 1) and self.stop())
                 if due or asked:
-                    stopped = self.close_interval(asked)
+                    stopped = self.end_interval(asked)
                     if save or (stopped and not last):
                         self.save()
                     if stopped or last:
                         return stopped
         raise RuntimeError(
             f"epoch {progress.epoch} ended after {progress.step_in_epoch} of {run.steps_per_epoch} steps: "
-            f"the loader of {config.data.target!r} gave fewer batches than it said"
+            f"the loader of {config.data.target!r} gave fewer batches than its length"
         )
 
     def step(self, inputs: Tensor, targets: Tensor) -> None:
         run, config, progress = self.run, self.run.config, self.run.progress
         scalars: dict[str, Tensor] = {}
-        with computing(config.precision, run.device):
+        with autocast(config.precision, run.device):
             batch = run.objective.batch(inputs, targets)
             if (progress.step + 1) % config.log_every == 0:
-                scalars |= _observed(config, batch, run.optimizer.curvature_fraction)
+                scalars |= _batch_metrics(config, batch, run.optimizer.curvature_fraction)
             report = run.optimizer.step(batch, validation=self.validation_batch())
         if run.average is not None:
             run.average.update()
-        samples = run.samples_of(progress.step_in_epoch)
-        run.count_loss(report.loss.detach(), batch.sample_weights.sum())
+        samples = run.batch_samples(progress.step_in_epoch)
+        run.add_loss(report.loss.detach(), batch.sample_weights.sum())
         progress.step += 1
         progress.step_in_epoch += 1
         progress.samples += samples
         self.interval_samples += samples
         scalars |= {"train/loss": report.loss, **{f"optimizer/{name}": value for name, value in report.scalars.items()}}
-        self.ledger.add(progress.step, run.epochs_done, report.finite, scalars)
+        self.metrics.add(progress.step, run.epochs_done, report.finite, scalars)
 
     def validation_batch(self) -> Batch | None:
         run = self.run
@@ -159,31 +153,31 @@ class _Trainer:
             return None
         return run.objective.batch(*run.validation.batch(run.progress.step))
 
-    def close_interval(self, asked: bool) -> bool:
-        """Fetch and emit the scalars of the steps since the last call; True if any worker was asked to stop.
+    def end_interval(self, asked: bool) -> bool:
+        """Fetch and emit the scalars of the log interval; True if any worker was asked to stop.
 
         Raises:
-            NonFiniteLoss: one of the steps was not finite.
+            NonFiniteLoss: a step of the interval was not finite.
         """
-        interval = self.ledger.close(stop=asked)
+        interval = self.metrics.fetch(stop=asked)
         self.emit(interval.records)
-        if interval.broken is not None:
-            raise NonFiniteLoss(self.explained(interval.broken, interval.records))
+        if interval.non_finite_step is not None:
+            raise NonFiniteLoss(self.non_finite_message(interval.non_finite_step, interval.records))
         progress = self.run.progress
-        seconds = time.perf_counter() - self.mark
+        seconds = time.perf_counter() - self.interval_start
         progress.training_seconds += seconds
-        self.tell("progress", {"throughput/images_per_second": self.interval_samples / seconds})
-        self.restart_clock()
+        self.emit_record("progress", {"throughput/images_per_second": self.interval_samples / seconds})
+        self.start_interval()
         return interval.stop
 
-    def restart_clock(self) -> None:
-        """Begin an interval; what lies between the end of one and the beginning of the next counts as other work."""
+    def start_interval(self) -> None:
+        """Start the clock of a log interval; time since the last start counts as work of the run."""
         now = time.perf_counter()
-        self.run.progress.seconds += now - self.mark
-        self.mark, self.interval_samples = now, 0
+        self.run.progress.seconds += now - self.interval_start
+        self.interval_start, self.interval_samples = now, 0
 
-    def explained(self, step: int, records: list[Record]) -> str:
-        loss = next((record.values["train/loss"] for record in records if record.step == step), float("nan"))
+    def non_finite_message(self, step: int, records: list[Record]) -> str:
+        loss = next((record.values["train/loss"] for record in records if record.step == step), math.nan)
         newest = self.store.newest()
         kept = f"The last good checkpoint is {newest}" if newest else "No checkpoint had been written yet"
         return (
@@ -192,7 +186,8 @@ class _Trainer:
             "damping, clip_gradient where it has a meaning), or look for bad values in the data"
         )
 
-    def end_of_epoch(self) -> None:
+    def end_epoch(self) -> None:
+        """Evaluate and write a checkpoint, if the epoch or the run is complete."""
         run, progress = self.run, self.run.progress
         whole = progress.step_in_epoch == run.steps_per_epoch
         finished = progress.step == run.total_steps
@@ -204,7 +199,7 @@ class _Trainer:
         total, weight = run.global_sums().tolist()
         values = {"train/epoch_loss": total / weight if weight else math.nan}
         if finished or (whole and due):
-            values |= self.evaluate()
+            values |= evaluate_run(run)
         if whole:
             progress.epoch += 1
             progress.step_in_epoch = 0
@@ -214,48 +209,26 @@ class _Trainer:
         self.emit([record])
         self.save()
 
-    def evaluate(self) -> dict[str, float]:
-        run, config = self.run, self.run.config
-        sets = {"test/": run.data.evaluation, "training_set/": run.training if config.evaluate_training else None}
-        given = {prefix: source for prefix, source in sets.items() if source is not None}
-        options: dict[str, Any] = {
-            "loss": run.loss,
-            "weights": run.weights,
-            "batch_size": config.batch_size,
-            "collectives": run.collectives,
-            "device": run.device,
-            "precision": config.precision,
-        }
-        values: dict[str, float] = {}
-        with evaluated_weights(run):
-            for prefix, source in given.items():
-                values |= evaluate(run.model, source, prefix=prefix, **options)
-        if run.average is not None and given:
-            with run.average.applied():
-                renew_statistics(run)
-                for prefix, source in given.items():
-                    values |= evaluate(run.model, source, prefix=f"averaged/{prefix}", **options)
-        return values
-
     def save(self) -> None:
+        """Write a checkpoint, unless one of this step is there."""
         run = self.run
         if self.saved_at == run.progress.step:
             return
-        self.restart_clock()
+        self.start_interval()
         state = run.state()
         if run.collectives.rank == 0:
-            where = self.store.save(state)
-            self.tell("event", message=f"wrote {where}")
+            address = self.store.save(state)
+            self.emit_record("event", message=f"wrote {address}")
         self.saved_at = run.progress.step
-        self.restart_clock()
+        self.start_interval()
 
-    def tell(self, kind: Kind, values: Mapping[str, float] | None = None, message: str = "") -> None:
+    def emit_record(self, kind: Kind, values: Mapping[str, float] | None = None, message: str = "") -> None:
         run = self.run
         self.emit([Record(kind, run.progress.step, run.epochs_done, time.time(), values or {}, message)])
 
     def result(self, *, stopped: bool) -> Result:
         run, progress = self.run, self.run.progress
-        self.restart_clock()
+        self.start_interval()
         evaluations = tuple(progress.evaluations)
         return Result(
             name=run.config.name,
@@ -269,17 +242,23 @@ class _Trainer:
         )
 
 
-def _nobody(records: list[Record]) -> None:
-    """The other workers have nobody to tell."""
+def _discard(records: list[Record]) -> None:
+    """Emit nothing; only the first worker emits."""
 
 
-def _observed(config: RunConfig, batch: Batch, fraction: float) -> dict[str, Tensor]:
-    """What a run asks of a batch beside what its optimizer does; the batch is divided as the optimizer wants it."""
+def _batch_metrics(config: RunConfig, batch: Batch, fraction: float) -> dict[str, Tensor]:
+    """Metrics of the mini-batch that the configuration asks for.
+
+    Args:
+        config: configuration of the run.
+        batch: the mini-batch.
+        fraction: fraction of the samples that the optimizer uses for curvature. They are chosen before the first pass
+            through the model, since they cannot be chosen afterwards.
+    """
     if fraction < 1 and (config.batch_error or config.gradient_norm):
-        divide_for_curvature(batch, fraction)  # afterwards it could not be
-    found = {"train/batch_error": batch.error()} if config.batch_error else {}
-    return {**found, "train/gradient_norm": _norm(batch.gradient())} if config.gradient_norm else found
-
-
-def _norm(gradient: Any) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradient))))
+        curvature_samples(batch, fraction)
+    values = {"train/batch_error": batch.error()} if config.batch_error else {}
+    if not config.gradient_norm:
+        return values
+    norms = torch._foreach_norm(list(batch.gradient()))
+    return values | {"train/gradient_norm": torch.linalg.vector_norm(torch.stack(norms))}

@@ -1,4 +1,4 @@
-"""Scalars of the steps, kept on the device until the log interval and then fetched by one transfer."""
+"""Scalars of the steps: kept on the device until the log interval, then fetched by one transfer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from raycurv.train.records import Record
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or the step became infinite or NaN; the message says when, and what to do."""
+    """A loss or step that is infinite or NaN; the message has the step and the remedy."""
 
 
 @dataclass(frozen=True)
-class _Row:
+class _StepScalars:
     step: int
     epoch: float
     time: float
@@ -29,48 +29,54 @@ class _Row:
 
 @dataclass(frozen=True)
 class LoggedInterval:
-    """What came out of the steps since the last interval.
+    """Metrics of the steps of one log interval.
 
     Attributes:
-        records: one of every step.
-        stop: some worker was asked to stop.
-        broken: the first step that was not finite on some worker, None if all were.
+        records: one record per step.
+        stop: whether any worker was asked to stop.
+        non_finite_step: the first step that was not finite on any worker; None if all were finite.
     """
 
     records: list[Record]
     stop: bool
-    broken: int | None
+    non_finite_step: int | None
 
 
 class MetricBuffer:
     """Collects the scalars of every step without waiting for the device.
 
     Args:
-        collectives: the workers, who must all come to the same decision.
-        device: where the scalars are.
+        collectives: the workers, which all take the same decision.
+        device: device of the scalars.
     """
 
     def __init__(self, collectives: Collectives, device: torch.device) -> None:
         self._collectives = collectives
         self._device = device
-        self._rows: list[_Row] = []
+        self._rows: list[_StepScalars] = []
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def add(self, step: int, epoch: float, finite: Tensor, scalars: Mapping[str, Tensor]) -> None:
-        """Keep the scalars of one step.
+        """Add the scalars of one step.
 
-        They are copied at once: an optimizer may change its own tensors in place at the next step.
+        They are copied at once, since an optimizer may change its tensors in place at the next step.
+
+        Args:
+            step: updates so far.
+            epoch: epochs so far, with the fraction of the current one.
+            finite: whether the step was finite, 0-d bool.
+            scalars: name → 0-d tensor.
         """
         device = self._device
         values = torch.stack(
             [value.detach().to(device, torch.float64, non_blocking=True) for value in scalars.values()]
         )
-        self._rows.append(_Row(step, epoch, time.time(), tuple(scalars), finite.detach().clone(), values))
+        self._rows.append(_StepScalars(step, epoch, time.time(), tuple(scalars), finite.detach().clone(), values))
 
-    def close(self, *, stop: bool) -> LoggedInterval:
-        """Fetch the scalars since the last call; all workers call it together.
+    def fetch(self, *, stop: bool) -> LoggedInterval:
+        """Fetch the scalars since the last call; all workers call this together.
 
         Args:
             stop: whether this worker was asked to stop.
@@ -85,10 +91,10 @@ class MetricBuffer:
             control[0] = 1.0
         self._collectives.sum(control)
         numbers = torch.cat([control, *(row.values for row in rows)]).tolist()
-        broken, values = numbers[1 : len(rows) + 1], numbers[len(rows) + 1 :]
+        non_finite, values = numbers[1 : len(rows) + 1], numbers[len(rows) + 1 :]
         records = []
         for row in rows:
             mine, values = values[: len(row.names)], values[len(row.names) :]
             records.append(Record("step", row.step, row.epoch, row.time, dict(zip(row.names, mine, strict=True))))
-        first = next((row.step for row, flag in zip(rows, broken, strict=True) if flag), None)
+        first = next((row.step for row, flag in zip(rows, non_finite, strict=True) if flag), None)
         return LoggedInterval(records, numbers[0] > 0, first)

@@ -1,8 +1,9 @@
-"""Floating-point operations of a step, counted by torch on a copy of a run."""
+"""Floating-point operations of a step, counted by torch on a run of its own."""
 
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,21 +13,25 @@ from raycurv.objective.collectives import Local
 from raycurv.train.configuration import RunConfig
 from raycurv.train.training_run import TrainingRun
 
-PERIOD = 5  # steps: CurveBall checks λ once in so many
+PERIOD = 5  # steps between two of CurveBall's checks of λ
 
 
 def operations_per_step(config: RunConfig, data: Data | None = None) -> float:
-    """Mean over five steps, after one that may be special; the run itself is not touched.
+    """Mean over five steps, after a first one, which may cost more or less.
+
+    The count uses a new model and optimizer, so a run that trains meanwhile is unchanged.
 
     Args:
-        config: of the run.
-        data: what ``config.data`` builds, where it is at hand.
+        config: configuration of the run.
+        data: the data of ``config.data``, if it is built already.
+
+    Returns:
+        Floating-point operations per step.
     """
     with torch.random.fork_rng():
         run = TrainingRun(dataclasses.replace(config, log_every=1), Local(), torch.device("cpu"), data)
-        batches = iter(run.loader.epoch(0))
-        inputs, targets = next(batches)
-        batches.close()  # type: ignore[attr-defined]  # a generator, which reads ahead until it is closed
+        with closing(run.loader.epoch(0)) as batches:
+            inputs, targets = next(batches)
         run.optimizer.step(run.objective.batch(inputs, targets))
         with FlopCounterMode(display=False) as counter:
             for _ in range(PERIOD):

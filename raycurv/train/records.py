@@ -1,4 +1,4 @@
-"""What a run tells the outside while it goes on, and what it hands back at its end."""
+"""Records that a run emits while it trains, and its result."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Kind = Literal["step", "progress", "evaluation", "event"]
 
 @dataclass(frozen=True)
 class Record:
-    """Some numbers of one moment of a run.
+    """Metrics at one step of a run, or an event.
 
     Attributes:
-        kind: ``step`` for the scalars of one update, ``progress`` for the speed over a log interval, ``evaluation`` for
-            what was measured on whole sets, ``event`` for something to tell (``message``).
-        step: updates made so far.
-        epoch: passes made so far, with the fraction of the current one.
+        kind: ``step`` for the scalars of one update, ``progress`` for the throughput of a log interval, ``evaluation``
+            for metrics of whole sets, ``event`` for a message.
+        step: updates so far.
+        epoch: epochs so far, with the fraction of the current one.
         time: seconds since 1970.
-        values: metric names and numbers; they may be NaN.
-        message: what happened, for events.
+        values: metric names and values; a value may be NaN.
+        message: text of an event.
     """
 
     kind: Kind
@@ -35,17 +35,17 @@ class Record:
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
-        name: of the run.
-        steps: updates made.
-        epochs: passes made; whole unless the run ended within one.
+        name: name of the run.
+        steps: number of updates.
+        epochs: number of epochs; a fraction if the run ended within one.
         values: the last evaluation: ``train/epoch_loss``, ``test/loss``, ``test/accuracy``, ``averaged/test/loss``, ….
-        evaluations: every evaluation, oldest first.
-        seconds: of work, with evaluations and checkpoints, over all the sittings that a resumed run took.
-        images_per_second: training samples per second of training, without evaluations and checkpoints.
-        stopped: asked to stop before its end; a checkpoint holds where it was.
+        evaluations: all evaluations, oldest first.
+        seconds: wall-clock time with evaluations and checkpoints, summed over all resumptions.
+        images_per_second: training samples per second, without evaluations and checkpoints.
+        stopped: whether the run was stopped before its end; then it can be resumed.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Result:
 
     @classmethod
     def from_json(cls, text: str) -> Result:
-        """Read what :meth:`to_json` wrote."""
+        """Read the text of :meth:`to_json`."""
         values = json.loads(text)
         values["evaluations"] = tuple(Record(**record) for record in values["evaluations"])
         return cls(**values)

@@ -1,40 +1,59 @@
-"""May this run start here, and from where?"""
+"""Whether a run may start in a folder of checkpoints, and the checkpoint that it resumes from."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import torch
 
+from raycurv.arguments import require
 from raycurv.objective.collectives import Collectives
-from raycurv.train.checkpoint import CheckpointError, CheckpointStore, differences
+from raycurv.train.checkpoint import CheckpointError, CheckpointStore
 from raycurv.train.configuration import RunConfig
 from raycurv.train.distributed import require_equal
 from raycurv.train.records import Result
 
 Resume = Literal["never", "auto", "must"]
+# Fields that a resumed run may change, because no update depends on them. Methods whose step sizes follow the length of
+# the run refuse other epochs and max_steps themselves, unless change_horizon is set.
+FREE_TO_CHANGE = frozenset(
+    (
+        "name",
+        "epochs",
+        "max_steps",
+        "stop_after",
+        "change_horizon",
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "evaluate_every",
+        "gradient_norm",
+        "batch_error",
+    )
+)
 
 
 class ResumeError(ValueError):
-    """A run lies there already, or none does, or another one; the message says what to do."""
+    """A run that exists and should not be resumed, that does not exist and should, or that has another configuration."""
 
 
 def require_startable(config: RunConfig, store: CheckpointStore, resume: Resume) -> None:
-    """Refuse to continue a run silently, to resume one that is not there, or to go on as another one.
+    """Refuse to continue a run silently, to resume a missing one, or to resume with another configuration.
 
     Args:
-        config: what is asked for.
-        store: where the checkpoints are.
-        resume: ``never`` for a new run; ``must`` to go on with one that lies in `store`; ``auto`` to go on if there is
-            something to go on with, which is what a worker that is started again after a crash wants.
+        config: the configuration asked for.
+        store: the checkpoints.
+        resume: ``never`` for a new run; ``must`` to resume one that is in `store`; ``auto`` to resume if `store` holds
+            a run, as a worker that is restarted after a crash does.
 
     Raises:
-        ValueError: `resume` is none of these words.
+        ValueError: `resume` is another word.
         ResumeError: the run must not start like this.
-        CheckpointError: what lies there cannot be read.
+        CheckpointError: `store` cannot be read.
     """
-    if resume not in ("never", "auto", "must"):
-        raise ValueError(f"resume is {resume!r}; it must be 'never', 'auto' or 'must'")
+    require("resume", resume, resume in get_args(Resume), "'never', 'auto' or 'must'")
     exists = store.exists()
     if exists and resume == "never":
         raise ResumeError(
@@ -61,36 +80,61 @@ def require_startable(config: RunConfig, store: CheckpointStore, resume: Resume)
 def open_run(
     config: RunConfig, store: CheckpointStore, resume: Resume, collectives: Collectives, device: torch.device
 ) -> tuple[Result | None, dict[str, Any] | None]:
-    """Admit the run on all workers alike, and write its configuration down.
+    """Check on all workers that the run may start, and store its configuration.
 
     Args:
-        config: of the run.
-        store: where its checkpoints are.
-        resume: as for `require_startable`.
-        collectives: the workers, who all call this together.
-        device: for talking to the other workers.
+        config: configuration of the run.
+        store: its checkpoints.
+        resume: see `require_startable`.
+        collectives: the workers, which all call this together.
+        device: device of the tensors that the workers exchange.
 
     Returns:
-        The result if the run has finished already, and the checkpoint to go on from if there is one.
+        The result if the run has finished, and the checkpoint to resume from if there is one.
 
     Raises:
         ResumeError: the run must not start like this.
-        CheckpointError: what lies there cannot be read, or the folder cannot be written.
+        CheckpointError: `store` cannot be read or written.
         WorkersDisagree: the workers do not see the same checkpoints.
     """
     require_startable(config, store, resume)
     result = _finished(config, store)
     state = store.load() if result is None else None
     step = -1 if state is None else int(state["step"])
-    # Nobody writes before everybody has looked.
+    # No worker writes before all have read.
     require_equal(step, f"the checkpoint in {store.uri} (do all nodes share this storage?)", collectives, device)
     if result is None and collectives.rank == 0:
         store.begin(config)
     return result, state
 
 
+def differences(stored: RunConfig, asked: RunConfig) -> list[str]:
+    """Fields in which two configurations of one run contradict each other, as ``field: stored → asked``."""
+    old, new = (_flat(json.loads(config.to_json())) for config in (stored, asked))
+    missing = object()
+    found = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name, missing), new.get(name, missing)
+        if before != after and name not in FREE_TO_CHANGE:
+            texts = ["unset" if value is missing else repr(value) for value in (before, after)]
+            found.append(f"{name}: {texts[0]} → {texts[1]}")
+    return found
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
 def _finished(config: RunConfig, store: CheckpointStore) -> Result | None:
+    """The stored result; None if there is none, or the run is now longer than it was."""
     stored = store.config()
     if stored is None or (stored.epochs, stored.max_steps) != (config.epochs, config.max_steps):
-        return None  # longer than it was: it goes on
+        return None
     return store.finished()

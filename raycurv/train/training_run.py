@@ -1,4 +1,4 @@
-"""Everything that one run is made of, and its state from one sitting to the next."""
+"""Data, model, objective, optimizer and position of one run, and their state in a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ VERSION = 2  # of the state in a checkpoint
 
 @dataclass
 class TrainingPosition:
-    """Where a run is.
+    """Position of a run.
 
     Attributes:
-        step: updates made.
-        epoch: the current pass, from 0.
-        step_in_epoch: updates made in it.
-        samples: training samples seen.
-        training_seconds: time in steps alone.
-        seconds: all the time.
-        evaluations: what was measured so far.
+        step: updates so far.
+        epoch: the current epoch, from 0.
+        step_in_epoch: updates so far in the current epoch.
+        samples: training samples so far.
+        training_seconds: time of the steps, without evaluations and checkpoints.
+        seconds: time of the whole run.
+        evaluations: all evaluations so far.
     """
 
     step: int = 0
@@ -47,7 +47,7 @@ class TrainingPosition:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> TrainingPosition:
-        """Read what `dataclasses.asdict` wrote."""
+        """Restore the mapping of `dataclasses.asdict`."""
         return cls(**{**values, "evaluations": [Record(**record) for record in values["evaluations"]]})
 
 
@@ -55,10 +55,10 @@ class TrainingRun:
     """Data, model, objective, optimizer and position of one run on one worker.
 
     Args:
-        config: of the run.
-        collectives: the workers; the initial weights are the same on all of them, the dropout masks are not.
-        device: of this worker.
-        data: what ``config.data`` builds, where somebody has built it already.
+        config: configuration of the run.
+        collectives: the workers; they have equal initial weights and different dropout masks.
+        device: device of this worker.
+        data: the data of ``config.data``, if it is built already.
 
     Raises:
         ValueError: a component, a setting or a combination of them is not allowed.
@@ -86,13 +86,12 @@ class TrainingRun:
         self.optimizer = build_optimizer(config, self.model, self.horizon)
         decay = config.average_weights
         self.average = None if decay is None else AveragedWeights(self.model, decay)
-        # Running statistics of the weights that the optimizer evaluates, where these are not those that it trains.
+        # Buffers of the weights that the optimizer evaluates, if these are other weights than those it trains.
         self.evaluation_buffers: list[Tensor] = []
         self.progress = TrainingPosition()
-        # This worker's sums over the epoch so far: of what its samples count for times the batch's loss, and of what
-        # they count for.
+        # This worker's sums over the epoch so far: sample weights times the batch's loss, and sample weights.
         self.epoch_sums = torch.zeros(2, dtype=torch.float64, device=device)
-        torch.manual_seed(random_state.derive(config.seed, "dropout", collectives.rank))
+        torch.manual_seed(random_state.derive_seed(config.seed, "dropout", collectives.rank))
 
     def _loader(self, source: Source) -> Loader:
         return Loader(
@@ -107,7 +106,7 @@ class TrainingRun:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates of one whole pass."""
+        """Updates per epoch."""
         return self.loader.steps_per_epoch
 
     @property
@@ -117,32 +116,32 @@ class TrainingRun:
 
     @property
     def epochs_done(self) -> float:
-        """Passes made, with the fraction of the current one."""
+        """Epochs so far, with the fraction of the current one."""
         return self.progress.epoch + self.progress.step_in_epoch / self.steps_per_epoch
 
-    def samples_until(self, step_in_epoch: int) -> int:
-        """Samples of the first steps of a pass; all batches are of one size but the last."""
+    def _samples_before(self, step_in_epoch: int) -> int:
+        """Samples of the first steps of an epoch; all batches but the last have one size."""
         return min(step_in_epoch * self.config.batch_size, len(self.training))
 
-    def samples_of(self, step_in_epoch: int) -> int:
-        """Samples of the global batch of this step of a pass."""
-        return self.samples_until(step_in_epoch + 1) - self.samples_until(step_in_epoch)
+    def batch_samples(self, step_in_epoch: int) -> int:
+        """Samples of the global batch of a step of an epoch."""
+        return self._samples_before(step_in_epoch + 1) - self._samples_before(step_in_epoch)
 
-    def count_loss(self, loss: Tensor, weight: Tensor) -> None:
-        """Add a step to the epoch's loss.
+    def add_loss(self, loss: Tensor, weight: Tensor) -> None:
+        """Add the loss of a step to the sums of the epoch.
 
         Args:
             loss: mean over the global batch, 0-d.
-            weight: what this worker's samples of it count for together, 0-d float64.
+            weight: sum of the weights of this worker's samples, 0-d float64.
         """
         self.epoch_sums += torch.stack([loss.double() * weight, weight])
 
     def global_sums(self) -> Tensor:
-        """:attr:`epoch_sums` of all workers, who call it together."""
+        """Sum of :attr:`epoch_sums` over all workers, which call this together."""
         return self.collectives.sum(self.epoch_sums.clone())
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds; all workers call it together."""
+        """The state for a checkpoint; all workers call this together."""
         state = {
             "version": VERSION,
             "step": self.progress.step,
@@ -150,7 +149,7 @@ class TrainingRun:
             "epoch_sums": self.global_sums(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": random_state.states(self.collectives, self.device),
+            "random": random_state.gather_states(self.collectives, self.device),
             "workers": f"{self.collectives.size} on {self.device.type}",
             "config": self.config.to_json(),
             "data": self.shape,
@@ -169,15 +168,18 @@ class TrainingRun:
         )
 
     def restore(self, state: dict[str, Any]) -> str:
-        """Go on from a checkpoint, and say in words from where.
+        """Restore the state of a checkpoint.
+
+        Returns:
+            A message with the position, and whether dropout masks differ from an uninterrupted run.
 
         Raises:
-            CheckpointError: it is one of another release or of other data, or the length of the run has changed and
-                the step sizes depend on it.
+            CheckpointError: the checkpoint is of another version or of other data, or the length of the run has changed
+                and the step sizes depend on it.
         """
         if state.get("version") != VERSION:
             raise CheckpointError(
-                f"the checkpoint is of version {state.get('version')!r}; this release reads version {VERSION}"
+                f"the checkpoint has version {state.get('version')!r}; this release reads version {VERSION}"
             )
         if state["data"] != self.shape:
             raise CheckpointError(
@@ -192,12 +194,12 @@ class TrainingRun:
         self.evaluation_buffers = [tensor.to(self.device) for tensor in state["evaluation_buffers"]]
         self.progress = TrainingPosition.of(state["progress"])
         self.epoch_sums.copy_(state["epoch_sums"] if self.collectives.rank == 0 else torch.zeros(2))
-        where = f"goes on at step {self.progress.step}, epoch {self.epochs_done:.3f}"
-        if random_state.restore(state["random"], self.collectives, self.device):
-            return where
+        message = f"goes on at step {self.progress.step}, epoch {self.epochs_done:.3f}"
+        if random_state.restore_states(state["random"], self.collectives, self.device):
+            return message
         workers = self.collectives
         torch.manual_seed(
-            random_state.derive(self.config.seed, "dropout", workers.rank, workers.size, self.progress.step)
+            random_state.derive_seed(self.config.seed, "dropout", workers.rank, workers.size, self.progress.step)
         )
         now = f"{workers.size} on {self.device.type}"
-        return f"{where}; the workers are {now} and were {state['workers']}, so dropout masks are drawn anew"
+        return f"{message}; the workers are {now} and were {state['workers']}, so dropout masks are drawn anew"

@@ -1,4 +1,4 @@
-"""A part of the training set that is held out, for optimizers that learn from a validation batch at every step."""
+"""A held-out part of the training set, for optimizers that use a validation batch at every step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raycurv.data import Loader, Source
 from raycurv.data.order import Rows
-from raycurv.train.random_state import derive
+from raycurv.train.random_state import derive_seed
 
 
 class SourceSubset:
@@ -18,8 +18,8 @@ class SourceSubset:
 
     Args:
         source: the whole set.
-        rows: those of the part, (N,).
-        training: whether they are augmented as training samples are.
+        rows: row numbers of the subset, (N,).
+        training: whether the subset is augmented when it is read for training.
     """
 
     in_memory = True
@@ -34,41 +34,51 @@ class SourceSubset:
 
     @property
     def skipped(self) -> int:
-        """Corrupt samples of the whole set left out so far."""
+        """Number of corrupt samples of the whole set left out so far."""
         return self._source.skipped
 
     def read(self, rows: Rows, *, seed: int, epoch: int, training: bool) -> tuple[Tensor, Tensor]:
-        """The samples `rows` of the part."""
+        """Read the samples `rows` of the subset."""
         return self._source.read(self._rows[rows], seed=seed, epoch=epoch, training=training and self._training)
 
     def convert(self, inputs: Tensor, dtype: torch.dtype) -> Tensor:
-        """Inputs as the network takes them."""
+        """Convert inputs to what the network takes."""
         return self._source.convert(inputs, dtype)
 
 
-def split_validation(source: Source, share: float, seed: int) -> tuple[Source, Source | None]:
-    """The set without a share drawn by the seed, and this share; the whole set and None where the share is 0.
+def split_validation(source: Source, fraction: float, seed: int) -> tuple[Source, Source | None]:
+    """Split a random validation set off a training set.
+
+    Args:
+        source: the training set.
+        fraction: fraction of its samples in the validation set.
+        seed: seed of the draw.
+
+    Returns:
+        The remaining training set and the validation set; the whole set and None where `fraction` is 0.
 
     Raises:
         ValueError: the set is streamed, or one of the two would be empty.
     """
-    if share == 0:
+    if fraction == 0:
         return source, None
     if not source.in_memory:
-        raise ValueError(f"RunConfig.validation is {share}, but the set does not fit in memory: raise its memory_limit")
-    order = np.random.default_rng(derive(seed, "validation")).permutation(len(source))
-    number = round(share * len(source))
+        raise ValueError(
+            f"RunConfig.validation is {fraction}, but the set does not fit in memory: raise its memory_limit"
+        )
+    order = np.random.default_rng(derive_seed(seed, "validation")).permutation(len(source))
+    number = round(fraction * len(source))
     if not 0 < number < len(source):
-        raise ValueError(f"RunConfig.validation is {share}, which holds out {number} of {len(source)} samples")
-    kept, held = np.sort(order[number:]), np.sort(order[:number])
-    return SourceSubset(source, kept, training=True), SourceSubset(source, held, training=False)
+        raise ValueError(f"RunConfig.validation is {fraction}, which holds out {number} of {len(source)} samples")
+    remaining, validation = np.sort(order[number:]), np.sort(order[:number])
+    return SourceSubset(source, remaining, training=True), SourceSubset(source, validation, training=False)
 
 
 class ValidationBatches:
-    """Batches of the held-out part, one a step, round and round; the batch of a step depends on its number alone.
+    """Batches of the validation set, one per step, epoch after epoch; the batch of a step depends on its number alone.
 
     Args:
-        loader: of the part.
+        loader: loader of the validation set.
     """
 
     def __init__(self, loader: Loader) -> None:

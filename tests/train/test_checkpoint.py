@@ -143,7 +143,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_full_disk_leaves_the_earlier_checkpoints(small_disk: Path) -> None:
     store = filled(small_disk, 5)
-    with pytest.raises(CheckpointError, match=r"cannot write .*step-000000006.pt: .*No space left.*make room"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*step-000000006.pt: .*No space left.*free disk space"):
         store.save(state(6, size=1 << 18))
     assert sorted(p.name for p in small_disk.iterdir()) == ["manifest.json", "step-000000005.pt"]
     store.save(state(7))
@@ -192,7 +192,7 @@ def test_object_store(s3_server: Callable[[], str], tmp_path: Path) -> None:
     entries = json.loads(store._read("manifest.json") or b"")["checkpoints"]
     assert [entry["step"] for entry in entries] == [10, 15]
     store._folder.remove("step-000000015.pt")
-    with pytest.warns(RuntimeWarning, match=r"is gone. Falling back to .*step-000000010.pt"):
+    with pytest.warns(RuntimeWarning, match=r"is missing. Falling back to .*step-000000010.pt"):
         assert store.load() is not None
     assert store._folder.names() == ["config.json", "manifest.json", "step-000000010.pt"]
 
