@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeGuard
@@ -87,7 +87,7 @@ class Loader:
         """Corrupt samples and shards left out so far by this worker."""
         return self.source.skipped
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[LoadedBatch]:
+    def epoch(self, epoch: int, start: int = 0) -> Generator[LoadedBatch, None, None]:
         """The batches of `epoch` from step `start` on; nothing before it is read.
 
         Raises:
@@ -105,7 +105,7 @@ class Loader:
             return Streams(source.row_groups, share, key, streams=source.streams, window=source.window)
         return Permutation(len(source), share, key)
 
-    def _batches(self, epoch: int, start: int) -> Iterator[LoadedBatch]:
+    def _batches(self, epoch: int, start: int) -> Generator[LoadedBatch, None, None]:
         order = self.order(epoch)
         steps = iter(range(start, self.steps_per_epoch))
         groups = _Groups(self.source, order, start, self.steps_per_epoch) if _streamed(self.source) else None

@@ -21,7 +21,7 @@ class WorkersDisagree(RuntimeError):
 def gather(tensor: Tensor, collectives: Collectives, device: torch.device) -> Tensor:
     """Stack the equally shaped `tensor` of every worker in the order of their ranks, on the CPU.
 
-    Each worker fills its own row of zeros, and the rows are summed: `Collectives.sum` is enough, and nothing is pickled.
+    Each worker fills its own row of zeros, and the rows are summed, so that nothing is pickled.
     """
     rows = torch.zeros((collectives.size, *tensor.shape), dtype=tensor.dtype, device=device)
     rows[collectives.rank] = tensor

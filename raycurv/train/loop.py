@@ -13,7 +13,7 @@ from torch import Tensor
 from raycurv.data import Data
 from raycurv.objective import Batch
 from raycurv.objective.collectives import Collectives
-from raycurv.objective.micro_batches import curvature_samples
+from raycurv.objective.micro_batches import divide_for_curvature
 from raycurv.train.checkpoint import CheckpointStore
 from raycurv.train.configuration import RunConfig
 from raycurv.train.distributed import require_equal, require_equal_parameters
@@ -256,7 +256,7 @@ def _batch_metrics(config: RunConfig, batch: Batch, fraction: float) -> dict[str
             through the model, since they cannot be chosen afterwards.
     """
     if fraction < 1 and (config.batch_error or config.gradient_norm):
-        curvature_samples(batch, fraction)
+        divide_for_curvature(batch, fraction)
     values = {"train/batch_error": batch.error()} if config.batch_error else {}
     if not config.gradient_norm:
         return values

@@ -36,7 +36,7 @@ FREE_TO_CHANGE = frozenset(
 
 
 class ResumeError(ValueError):
-    """A run that exists and should not be resumed, that does not exist and should, or that has another configuration."""
+    """A run exists and must not be resumed, is missing and must be, or has another configuration."""
 
 
 def require_startable(config: RunConfig, store: CheckpointStore, resume: Resume) -> None:

@@ -35,7 +35,7 @@ def test_every_field_of_a_run_that_is_a_plain_value_is_an_option_with_its_text()
     options = {option.name: option for option in all_options(RunOptions)}
     assert set(options) == fields | {"setting"}
     assert options["batch_size"].flag == "--batch-size"
-    assert options["batch_size"].text.startswith("Samples of one step")
+    assert options["batch_size"].text.startswith("Samples per step")
     assert options["loss"].text.startswith("cross_entropy, ")
     assert all(option.text for option in options.values())
 

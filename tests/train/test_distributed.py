@@ -50,7 +50,7 @@ def test_a_worker_that_went_astray_is_named_by_all() -> None:
 
 def test_different_numbers_are_shown() -> None:
     def worker(collectives: threads.Threads) -> None:
-        with pytest.raises(WorkersDisagree, match=r"the step must be the same for every worker, and is \[-1, 0\]"):
+        with pytest.raises(WorkersDisagree, match=r"the step must be equal on every worker; by rank it is \[-1, 0\]"):
             require_equal(collectives.rank - 1, "the step", collectives, CPU)
 
     threads.run(2, worker)

@@ -48,7 +48,7 @@ def test_it_goes_on_with_the_same_validation_batches(tmp_path):
 
 
 def test_shares_that_cannot_be_held_out_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"RunConfig.validation is 1.0; it must be 0, or a share below 1"):
+    with pytest.raises(ValueError, match=r"RunConfig.validation is 1.0; it must be 0, or a fraction below 1"):
         config(validation=1.0)
     with pytest.raises(ValueError, match="holds out 0 of 3 samples"):
         split_validation(tensors(torch.zeros(3, 2), torch.zeros(3)).train, 0.1, 0)
