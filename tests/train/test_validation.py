@@ -52,5 +52,5 @@ def test_shares_that_cannot_be_held_out_are_refused(tmp_path):
         config(validation=1.0)
     with pytest.raises(ValueError, match="holds out 0 of 3 samples"):
         split_validation(tensors(torch.zeros(3, 2), torch.zeros(3)).train, 0.1, 0)
-    with pytest.raises(ValueError, match="wants a validation batch at every step: hold out a share"):
+    with pytest.raises(ValueError, match="needs a validation batch at every step: hold out a fraction"):
         TrainingRun(config(**{**LEARNED, "validation": 0.0}), Local(), torch.device("cpu"))
