@@ -59,7 +59,6 @@ class Grid:
         from raycurv import recipes
         from raycurv.recipes import search
         from raycurv.results import comparison
-        from raycurv.service import report_artifacts
         from raycurv.service.sweep import sweeping
 
         config = self.run_options.apply(recipes.build(self.recipe, recipe_options(self.option)))
@@ -71,11 +70,11 @@ class Grid:
             found = sweep.run(searched)
             winners, lost = search.winners(searched, found, rule)
             for optimizer in lost:
-                sweep.say(f"{optimizer}: no point of its grid came to an end; it has no final run")
+                sweep.notify(f"{optimizer}: no point of its grid came to an end; it has no final run")
             last = sweep.run([*free, *search.finals(config, winners, self.seeds)])
             rows = comparison.decide([*found, *last])
-            sweep.say("\n" + comparison.keep(rows, sweep.artifact))
-            report_artifacts.keep(sweep.shelf, [*found, *last])
+            sweep.notify("\n" + comparison.keep(rows, sweep.artifacts.write))
+            sweep.artifacts.write_report([*found, *last])
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,6 @@ class Networks:
         from raycurv import recipes
         from raycurv.recipes import search
         from raycurv.results import comparison
-        from raycurv.service import report_artifacts
         from raycurv.service.sweep import sweeping
 
         config = self.run_options.apply(recipes.build(self.recipe, recipe_options(self.option)))
@@ -132,5 +130,5 @@ class Networks:
         cluster = dataclasses.replace(self.cluster, log_model=False)
         with sweeping("random-architectures", trials, cluster, self.limits) as sweep:
             found = sweep.run(trials)
-            sweep.say("\n" + comparison.keep_networks(comparison.over_networks(found), sweep.artifact))
-            report_artifacts.keep(sweep.shelf, found)
+            sweep.notify("\n" + comparison.keep_networks(comparison.over_networks(found), sweep.artifacts.write))
+            sweep.artifacts.write_report(found)

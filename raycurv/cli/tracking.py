@@ -19,14 +19,14 @@ class Reap:
     cluster: Cluster = field(default_factory=Cluster)
 
     def run(self) -> None:
-        """Reap and deliver."""
+        """Close and deliver."""
         from raycurv.tracking.client import Tracking
 
         tracking = Tracking(self.cluster, print)
         count = tracking.send_unsent()
-        names = tracking.reap()
+        names = tracking.close_abandoned()
         tracking.finish()
         print(
-            f"delivered {count} things that were waiting; closed {len(names)} runs as KILLED"
+            f"delivered {count} messages that were waiting; closed {len(names)} runs as KILLED"
             + "".join(f"\n  {n}" for n in names)
         )

@@ -1,6 +1,6 @@
-"""Runs on a Ray cluster, followed in MLflow: the only room that knows either.
+"""Launches and sweeps on a Ray cluster, tracked in MLflow; the only package that imports ray.
 
-``launch(runs, Cluster(...))`` is the whole interface; importing this package imports neither ray nor mlflow nor torch.
+``launch(runs, Cluster(...))`` trains runs. Importing this package loads neither ray nor mlflow nor torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The way to a Ray cluster, and whether it can ever give what is asked of it."""
+"""Connection to a Ray cluster, and a check that it can give what a launch asks for."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class CapacityError(RuntimeError):
 
 
 class ConnectionRefused(RuntimeError):
-    """There is a Ray cluster to connect to, and it does not take us; the message says what to check."""
+    """A Ray cluster cannot be reached or refuses the connection; the message says what to check."""
 
 
 @contextlib.contextmanager
-def connected(cluster: Cluster, say: Callable[[str], None]) -> Iterator[None]:
-    """Connect to the cluster that ``RAY_ADDRESS`` names or that runs here, or start a Ray on loopback for ourselves.
+def connected(cluster: Cluster, notify: Callable[[str], None]) -> Iterator[None]:
+    """Connect to the cluster of ``RAY_ADDRESS`` or of this machine, or start a private Ray on loopback.
 
     Args:
-        cluster: decides how large a Ray of our own must be.
-        say: tells the user which it was.
+        cluster: resources of the workers.
+        notify: tells the user which it was.
 
     Yields:
         Nothing; ``ray`` is connected inside.
@@ -41,7 +41,7 @@ def connected(cluster: Cluster, say: Callable[[str], None]) -> Iterator[None]:
     """
     running = _cluster_is_named()
     if not running:
-        # Read when ray is imported, and by all that it starts.
+        # Read when ray is imported, and by every process that it starts.
         os.environ |= LOOPBACK_ONLY
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -56,12 +56,12 @@ def connected(cluster: Cluster, say: Callable[[str], None]) -> Iterator[None]:
     try:
         if running:
             initialise(address="auto")
-            say(f"connected to Ray at {ray.get_runtime_context().gcs_address}")
+            notify(f"connected to Ray at {ray.get_runtime_context().gcs_address}")
         else:
             _loopback_now()
             cpus = max(os.cpu_count() or 1, 1)
             initialise(address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1")
-            say(f"started a Ray of our own with {cpus} CPUs, on loopback")
+            notify(f"started a private Ray with {cpus} CPUs, on loopback")
     except (ConnectionError, ray.exceptions.RayError, RuntimeError) as error:
         address = os.environ.get("RAY_ADDRESS", "the cluster that was last started on this machine")
         raise ConnectionRefused(
@@ -74,11 +74,11 @@ def connected(cluster: Cluster, say: Callable[[str], None]) -> Iterator[None]:
         ray.shutdown()
 
 
-def require_capacity(cluster: Cluster, say: Callable[[str], None]) -> None:
+def require_capacity(cluster: Cluster, notify: Callable[[str], None]) -> None:
     """Refuse more workers than the cluster can ever give.
 
-    With an autoscaler what counts is the most that it may start. Without one it is the nodes that are there, after a
-    short wait for those that are joining.
+    With an autoscaler, its upper limits count. Without one, the present nodes count, after a short wait for nodes that
+    are joining.
 
     Raises:
         CapacityError: it can never give that many.
@@ -98,7 +98,7 @@ def require_capacity(cluster: Cluster, say: Callable[[str], None]) -> None:
             )
         return
     deadline = time.monotonic() + min(JOINING_SECONDS, cluster.worker_timeout)
-    told = False
+    notified = False
     while (room := _room(ray.nodes(), cluster.resources)) < cluster.workers:
         if time.monotonic() > deadline:
             raise CapacityError(
@@ -106,21 +106,21 @@ def require_capacity(cluster: Cluster, say: Callable[[str], None]) -> None:
                 "no autoscaler that could add more. Ask for fewer (--workers, --cpus-per-worker, --no-use-gpu), or "
                 "start more nodes"
             )
-        if not told:
-            say(
+        if not notified:
+            notify(
                 f"waiting up to {JOINING_SECONDS:.0f} s for nodes to join: room for {room} of {cluster.workers} workers"
             )
-            told = True
+            notified = True
         time.sleep(0.5)
 
 
-def warn_of_private_storage(cluster: Cluster, say: Callable[[str], None]) -> None:
-    """Say so if the workers need several machines and the checkpoints lie on the disk of one."""
+def warn_of_private_storage(cluster: Cluster, notify: Callable[[str], None]) -> None:
+    """Warn if the workers need several machines and the checkpoints lie in a local folder."""
     import ray
 
     largest = max((_room([node], cluster.resources) for node in ray.nodes()), default=0)
     if largest < cluster.workers and "://" not in cluster.checkpoints:
-        say(
+        notify(
             f"the workers run on several machines, and the checkpoints in {cluster.checkpoints}: unless that folder is "
             "shared by all of them, use --storage s3://bucket/path"
         )

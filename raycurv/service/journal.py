@@ -1,7 +1,7 @@
-"""Records on their way to the driver, so that none is lost and none counts twice, whatever is killed when.
+"""Journal of records in every checkpoint, so that none is lost and none counts twice when a process dies.
 
-The newest records travel in every checkpoint. A worker that goes on from it sends them again, in case the driver died
-before it had written them down, and the driver skips those that it has.
+A process that goes on from a checkpoint sends its newest records again, since the driver may have died before it logged
+them; the driver skips those that it has.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, Protocol
 from raycurv.train.checkpoint import CheckpointStore
 from raycurv.train.records import Record
 
-KEPT = 500  # records in a checkpoint: more than a driver has on its way at a time
+RECENT = 500  # records in a checkpoint
 KEY = "journal"
 
 
 class RecordSink(Protocol):
-    """Where records go."""
+    """Destination of records."""
 
     def send(self, records: Sequence[Record]) -> None:
         """Hand over without waiting."""
@@ -32,25 +32,25 @@ class JournaledCheckpoints(CheckpointStore):
     """The checkpoints of a run, with the newest of its records in each.
 
     Args:
-        uri: as of :class:`raycurv.train.checkpoint.CheckpointStore`.
-        keep: likewise.
-        post: takes the records.
+        uri: folder or address of the checkpoints.
+        keep: number of checkpoints that stay.
+        sink: takes the records.
     """
 
-    def __init__(self, uri: str, keep: int, post: RecordSink) -> None:
+    def __init__(self, uri: str, keep: int, sink: RecordSink) -> None:
         super().__init__(uri, keep)
-        self._post = post
-        self._recent: deque[Record] = deque(maxlen=KEPT)
+        self._sink = sink
+        self._recent: deque[Record] = deque(maxlen=RECENT)
 
     def emit(self, records: Iterable[Record]) -> None:
         """Send records to the driver."""
         new = list(records)
         self._recent.extend(new)
-        self._post.send(new)
+        self._sink.send(new)
 
     def save(self, state: Mapping[str, Any]) -> str:
         """Write a checkpoint, once the records before it have arrived."""
-        self._post.flush()
+        self._sink.flush()
         return super().save({**state, KEY: [dataclasses.asdict(record) for record in self._recent]})
 
     def load(self) -> dict[str, Any] | None:

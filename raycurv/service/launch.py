@@ -1,43 +1,36 @@
-"""Carry out runs on a Ray cluster: one set of workers trains them one after the other, the driver keeps the books."""
+"""Carry out runs on a Ray cluster: the workers train them one after the other, the driver tracks them in MLflow."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from raycurv.service.artifact_writer import ArtifactWriter
+from raycurv.arguments import format_settings
+from raycurv.service.artifacts import ArtifactWriter
 from raycurv.service.cluster import Cluster
 from raycurv.service.errors import LaunchError, Stopped, describe
+from raycurv.service.session import ray_session, signals_handled, tracking_session
 from raycurv.service.terminal import TerminalProgress, table
 from raycurv.tracking import provenance, run_names
 
 if TYPE_CHECKING:
-    from raycurv.results.outcomes import Status
-    from raycurv.service.plan import LaunchPlan
+    from raycurv.results.outcomes import Outcome
+    from raycurv.service.plan import LaunchPlan, PlannedRun
+    from raycurv.service.run_state import RunState
     from raycurv.tracking.client import TrackedRun, Tracking
+    from raycurv.tracking.messages import Message, RunFailed, WorkersStarted
     from raycurv.train.configuration import RunConfig
     from raycurv.train.records import Result
 
 POLL_SECONDS = 0.25
 # `ray job stop` sends SIGKILL three seconds after SIGTERM; Ctrl-C has time to write a checkpoint.
 GRACE_SECONDS = {signal.SIGTERM: 1.5, signal.SIGINT: 30.0}
-MAILBOX_SECONDS = 60.0
-# Ray Train's own switches, unless the environment says otherwise.
-RAY_TRAIN = {
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
-    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # a rank that never comes is named instead of waited for
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more, for checkpoints of Ray Train's own
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers stay where the user's modules are
-}
 
 
 def launch(runs: Sequence[RunConfig], cluster: Cluster) -> list[Result]:
@@ -62,35 +55,32 @@ def launch(runs: Sequence[RunConfig], cluster: Cluster) -> list[Result]:
 
     planned = plan(runs, cluster)
     progress = TerminalProgress()
-    with _tracked(planned, cluster, progress.say) as tracking:
-        from raycurv.service.connection import connected, require_capacity, warn_of_private_storage
-
-        with connected(cluster, progress.say):
-            require_capacity(cluster, progress.say)
-            warn_of_private_storage(cluster, progress.say)
+    names = [run.config.name for run in planned.runs]
+    with tracking_session(cluster, names, progress.notify) as tracking:
+        with ray_session(cluster, progress.notify):
             results = _Launch(planned, cluster, tracking, progress).run()
-        progress.say("\n" + _summary(planned, results))
+        progress.notify("\n" + _summary(planned, results))
     return results
 
 
 class _Launch:
     def __init__(self, plan: LaunchPlan, cluster: Cluster, tracking: Tracking, progress: TerminalProgress) -> None:
-        from raycurv.service.messages import Mailbox
+        from raycurv.service.mailbox import open_mailbox
+        from raycurv.service.run_state import RunState
 
         self.plan, self.cluster, self.tracking, self.progress = plan, cluster, tracking, progress
-        self.results: dict[int, Result] = {}
-        self.failed: dict[int, tuple[Status, str]] = {}  # how, and why
+        self.planned: dict[str, PlannedRun] = {run.config.name: run for run in plan.runs}
+        self.states: dict[str, RunState] = {name: RunState(_initial(run)) for name, run in self.planned.items()}
         self.attempts = 0
         self.asked: signal.Signals | None = None
         self.stopped = False
-        actor: Any = Mailbox
-        self.mailbox = actor.remote()
+        self.mailbox = open_mailbox()
         self.parent, self.tracked = self._open_runs()
 
     def run(self) -> list[Result]:
         status, why = "FAILED", ""
         try:
-            with _signals(self._ask_to_stop):
+            with signals_handled([signal.SIGINT, signal.SIGTERM], self._ask_to_stop):
                 self._train()
             status = "FINISHED"
         except (Stopped, KeyboardInterrupt):
@@ -101,59 +91,64 @@ class _Launch:
             raise
         finally:
             if self.asked is signal.SIGTERM:
-                self.tracking.hurry()
-            if status != "KILLED" and self.parent is not None and self.results:
-                self._keep_pictures(self.parent, why)
+                self.tracking.postpone_models()
+            if status != "KILLED" and self.parent is not None and any(map(self._result, self.planned)):
+                self._write_report(self.parent, why)
             self._close(status, why)
-        return [self.results[index] for index in range(len(self.plan.runs))]
+        return [result for name in self.planned if (result := self._result(name)) is not None]
 
-    def _open_runs(self) -> tuple[TrackedRun | None, list[TrackedRun]]:
+    def _result(self, name: str) -> Result | None:
+        return self.states[name].result
+
+    def _finished(self) -> bool:
+        return all(map(self._result, self.planned))
+
+    def _open_runs(self) -> tuple[TrackedRun | None, dict[str, TrackedRun]]:
         cluster = self.cluster
-        origin = provenance.commit()
-        common = {**origin, "launch": self.plan.name, "workers": str(cluster.workers), "device": _device(cluster)}
+        device = "gpu" if cluster.use_gpu else "cpu"
+        common = {**provenance.commit(), "launch": self.plan.name, "workers": str(cluster.workers), "device": device}
         parent = None
         if len(self.plan.runs) > 1:
             recipes, optimizers = zip(*((run.recipe, run.config.optimizer) for run in self.plan.runs), strict=True)
-            label = run_names.of_group(recipes, optimizers, f"{len(recipes)} runs")
+            label = run_names.group_label(cluster.run_name, recipes, optimizers, f"{len(recipes)} runs")
             parent = self.tracking.parent(self.plan.name, common, cluster.resume, label)
-        tracked = []
-        for planned in self.plan.runs:
+        tracked = {}
+        for name, planned in self.planned.items():
             config = planned.config
             own = {"recipe": planned.recipe, "optimizer": config.optimizer, "seed": str(config.seed)}
             own |= {"checkpoints": planned.checkpoints, "config": config.digest}
             run = self.tracking.open(config, common | own, parent.id if parent else None, cluster.resume)
             run.text("config.json", config.to_json())
-            tracked.append(run)
+            tracked[name] = run
         return parent, tracked
 
-    def _keep_pictures(self, parent: TrackedRun, why: str) -> None:
-        """The runs side by side, as artifacts of the one that gathers them."""
+    def _write_report(self, parent: TrackedRun, why: str) -> None:
+        """Write the comparison of the runs, as artifacts of the run that gathers them."""
         from raycurv.figures.report import ReportContext
         from raycurv.results import comparison
-        from raycurv.service import report_artifacts
-        from raycurv.service.run_outcomes import lost, outcome_of
         from raycurv.tracking.client import flat
 
-        shelf = ArtifactWriter(
-            self.plan.name, Path(self.cluster.runs) / "launches" / self.plan.name, parent, self.progress.say
-        )
-        outcomes = [
-            outcome_of(run, self.results[i]) if i in self.results else lost(run, *self.failed.get(i, ("failed", why)))
-            for i, run in enumerate(self.plan.runs)
-        ]
+        folder = Path(self.cluster.runs) / "launches" / self.plan.name
+        artifacts = ArtifactWriter(self.plan.name, folder, parent, self.progress.notify)
+        outcomes = [self._outcome(name, why) for name in self.planned]
         settings = {run.config.name: flat(json.loads(run.config.to_json())) for run in self.plan.runs}
         try:
-            comparison.keep(comparison.decide(outcomes), shelf.artifact)
-            report_artifacts.keep(shelf, outcomes, ReportContext(settings=settings))
-        except Exception as error:  # of a drawing: the runs are worth more
-            shelf.say(f"the runs could not be drawn: {describe(type(error).__name__, str(error))}")
+            comparison.keep(comparison.decide(outcomes), artifacts.write)
+            artifacts.write_report(outcomes, ReportContext(settings=settings))
+        except Exception as error:  # the runs are worth more than their figures
+            self.progress.notify(f"the runs could not be drawn: {describe(type(error).__name__, str(error))}")
+
+    def _outcome(self, name: str, why: str) -> Outcome:
+        """The outcome of a run; `why` is the reason if the run itself reported none."""
+        outcome = self.states[name].outcome()
+        return outcome if outcome.reason or outcome.status == "finished" else replace(outcome, reason=why)
 
     def _close(self, status: str, why: str) -> None:
         """Close the runs that have not finished, and the one that gathers all."""
-        for index, run in enumerate(self.tracked):
-            if index not in self.results:
-                how, reason = self.failed.get(index, ("failed", why))
-                run.tags({"reason": reason} | ({"status": how} if status == "FAILED" else {}))
+        for name, run in self.tracked.items():
+            if self._result(name) is None:
+                outcome = self._outcome(name, why)
+                run.tags({"reason": outcome.reason} | ({"status": outcome.status} if status == "FAILED" else {}))
                 run.close(status)
                 self.tracking.done_with(run)
         if self.parent is not None:
@@ -161,76 +156,80 @@ class _Launch:
             self.tracking.done_with(self.parent)
 
     def _train(self) -> None:
-        fit = _Fit(self._trainer())
+        fit = _FitThread(self._trainer())
         fit.start()
         give_up: float | None = None
         while fit.is_alive():
-            self._read_mail()
+            self._receive()
             if self.asked is not None and give_up is None:
-                self.progress.say(f"stopping ({self.asked.name}): the workers write a checkpoint")
+                self.progress.notify(f"stopping ({self.asked.name}): the workers write a checkpoint")
                 self.mailbox.stop.remote()
                 give_up = time.monotonic() + GRACE_SECONDS.get(self.asked, 1.5)
             if self.stopped or (give_up is not None and time.monotonic() > give_up):
                 break
             fit.join(POLL_SECONDS)
-        self._read_mail()
-        if self.asked is not None and len(self.results) < len(self.plan.runs):
+        self._receive()
+        if self.asked is not None and not self._finished():
             raise Stopped(f"{self.plan.name}; go on with --run-name {self.plan.name} --resume")
         if fit.error is not None:
             raise self._explained(fit.error)
-        if len(self.results) < len(self.plan.runs):
+        if not self._finished():
             raise LaunchError("the workers ended without finishing every run; look into Ray's logs for the reason")
 
-    def _read_mail(self) -> None:
-        import ray
+    def _receive(self) -> None:
+        from raycurv.service.mailbox import receive
 
-        from raycurv.service.messages import Message
+        for message in receive(self.mailbox):
+            self._handle(message)
 
-        for sealed in ray.get(self.mailbox.take.remote(), timeout=MAILBOX_SECONDS):
-            letter = Message.open(sealed)
-            getattr(self, f"_on_{letter.kind}")(letter.run, letter.values)
+    def _handle(self, message: Message) -> None:
+        from raycurv.tracking import messages
 
-    def _on_workers(self, run: int, values: dict[str, Any]) -> None:
+        if isinstance(message, messages.WorkersStarted):
+            self._show_start(message)
+            return
+        again = self._result(message.run) is not None  # workers that were started again find it done
+        self.states[message.run].add(message)
+        match message:
+            case messages.RunStarted(name) if not again:
+                self._start(name)
+            case messages.LogRecords(name, records):
+                self.tracked[name].log(records)
+                self.progress.show(records)
+            case messages.RunFinished(name, result) if not again:
+                self._finish(name, result)
+            case messages.RunFailed():
+                self._fail(message)
+
+    def _show_start(self, message: WorkersStarted) -> None:
         self.attempts += 1
-        device = "GPU" if values["device"].startswith("cuda") else "CPU"
-        workers = f"{values['size']} worker{'s' if values['size'] > 1 else ''} on the {device}"
+        device = "GPU" if message.device.startswith("cuda") else "CPU"
+        workers = f"{message.workers} worker{'s' if message.workers > 1 else ''} on the {device}"
         again = f", after a failure (start {self.attempts} of at most {self.cluster.max_failures + 1})"
-        self.progress.say(f"training on {workers}{again if self.attempts > 1 else ''}")
+        self.progress.notify(f"training on {workers}{again if self.attempts > 1 else ''}")
 
-    def _on_started(self, run: int, values: dict[str, Any]) -> None:
-        config = self.plan.runs[run].config
-        if run not in self.results:
-            self.progress.begin(self.plan.runs[run].label, config.epochs)
-            self.tracked[run].running()
+    def _start(self, name: str) -> None:
+        self.progress.begin(self.planned[name].label, self.planned[name].config.epochs)
+        self.tracked[name].running()
 
-    def _on_records(self, run: int, values: dict[str, Any]) -> None:
-        self.tracked[run].log(values["records"])
-        self.progress.show(values["records"])
-
-    def _on_finished(self, run: int, values: dict[str, Any]) -> None:
-        result: Result = values["result"]
+    def _finish(self, name: str, result: Result) -> None:
         if result.stopped:
             self.stopped = True
             return
-        if run in self.results:  # the workers were started again, and found it done
-            return
-        self.results[run] = result
-        tracked = self.tracked[run]
+        tracked, planned = self.tracked[name], self.planned[name]
         summary = {"result/seconds": result.seconds, "result/images_per_second": result.images_per_second}
         tracked.metrics(summary, result.steps, time.time())
         if self.cluster.log_model:
-            tracked.model(self.plan.runs[run].checkpoints)
+            tracked.model(planned.checkpoints)
         tracked.tags({"status": "finished", "reason": ""})  # it may have failed before it went on
         tracked.close("FINISHED")
         self.tracking.done_with(tracked)
-        self.progress.say(f"{self.plan.runs[run].label}: finished after {result.steps} steps, {result.seconds:.1f} s")
+        self.progress.notify(f"{planned.label}: finished after {result.steps} steps, {result.seconds:.1f} s")
 
-    def _on_failed(self, run: int, values: dict[str, Any]) -> None:
-        name = self.plan.runs[run].config.name
-        reason = describe(values["type"], values["message"])
-        self.failed[run] = ("diverged" if values["type"] == "NonFiniteLoss" else "failed", reason)
-        self.tracked[run].text("failure.txt", values["traceback"])
-        raise LaunchError(f"run {name} failed: {reason}", values["traceback"])
+    def _fail(self, message: RunFailed) -> None:
+        self.tracked[message.run].text("failure.txt", message.traceback)
+        reason = describe(message.error, message.reason)
+        raise LaunchError(f"run {message.run} failed: {reason}", message.traceback)
 
     def _ask_to_stop(self, number: signal.Signals) -> None:
         if self.asked is not None:
@@ -262,12 +261,12 @@ class _Launch:
         from raycurv.service.ray_trainer import trainer
         from raycurv.service.worker import WorkerTask
 
-        tasks = [WorkerTask(i, run.config.to_json(), run.checkpoints) for i, run in enumerate(self.plan.runs)]
+        tasks = [WorkerTask(name, run.config.to_json(), run.checkpoints) for name, run in self.planned.items()]
         return trainer(tasks, self.mailbox, self.cluster)
 
 
-class _Fit(threading.Thread):
-    """Ray Train's blocking call, in a thread, so that the main thread reads mail and takes signals."""
+class _FitThread(threading.Thread):
+    """Ray Train's blocking call, in a thread, so that the main thread reads messages and handles signals."""
 
     def __init__(self, trainer: Any) -> None:
         super().__init__(name="fit", daemon=True)
@@ -281,60 +280,13 @@ class _Fit(threading.Thread):
             self.error = error
 
 
-@contextlib.contextmanager
-def _tracked(plan: LaunchPlan, cluster: Cluster, say: Callable[[str], None]) -> Iterator[Tracking]:
-    """MLflow, with the tidying up that belongs to every start, and everything delivered at the end.
+def _initial(run: PlannedRun) -> Outcome:
+    """The outcome of a run before it begins."""
+    from raycurv.results.outcomes import Outcome
 
-    Yields:
-        The connection.
-
-    Raises:
-        TrackingError: MLflow cannot be used, or has a run of one of the names.
-    """
-    defaults = {**RAY_TRAIN, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(cluster.worker_timeout)}
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    from raycurv.tracking.client import Tracking, TrackingError, open_command
-
-    tracking = Tracking(cluster, say)
-    if count := tracking.send_unsent():
-        say(f"delivered {count} things to MLflow that an earlier launch could not")
-    for name in tracking.reap():
-        say(f"closed the run {name!r} as KILLED: its driver is gone")
-    for run in plan.runs:
-        if not cluster.resume and tracking.find(run.config.name) is not None:
-            raise TrackingError(
-                f"MLflow has a run named {run.config.name!r} already: add --resume to go on with it, or choose another "
-                "--run-name"
-            )
-    try:
-        yield tracking
-    finally:
-        left = tracking.finish()
-        if left is not None:
-            say(f"MLflow did not take everything; the next launch or `raycurv tracking reap` delivers the rest: {left}")
-        say(f"\nSee the runs in MLflow:\n  {open_command(tracking.uri)}")
-
-
-@contextlib.contextmanager
-def _signals(ask: Callable[[signal.Signals], None]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        ask(signal.Signals(number))
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _device(cluster: Cluster) -> str:
-    return "gpu" if cluster.use_gpu else "cpu"
+    config = run.config
+    setting = format_settings(dict(sorted(config.optimizer_settings.items())))
+    return Outcome(config.name, run.recipe, config.optimizer, setting, config.seed, status="failed")
 
 
 def _summary(plan: LaunchPlan, results: Sequence[Result]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from raycurv.arguments import require
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -20,7 +22,6 @@ class Limits:
     """grid trains every point of a search for the rule's share of the epochs; asha stops bad ones early."""
 
     def __post_init__(self) -> None:
-        if self.time_limit is not None and not self.time_limit > 0:
-            raise ValueError(f"Limits.time_limit is {self.time_limit!r}; it must be None or a positive number")
-        if not 0 < self.gpu_share <= 1:
-            raise ValueError(f"Limits.gpu_share is {self.gpu_share!r}; it must be in (0, 1]")
+        limit = self.time_limit
+        require("Limits.time_limit", limit, limit is None or limit > 0, "None or a positive number")
+        require("Limits.gpu_share", self.gpu_share, 0 < self.gpu_share <= 1, "in (0, 1]")

@@ -1,4 +1,4 @@
-"""A Ray of its own on this machine: on loopback, behind a token, on its own ports, ended without touching others."""
+"""Private Ray on this machine: on loopback, with a token and its own ports, ended without touching others."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ import psutil
 # Ray replaces 127.0.0.1 by the address of the host, and listens on every interface, unless it believes to be on a
 # system without clusters; then every server binds to loopback.
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-START_SECONDS = 180.0  # a loaded machine needs them
+START_SECONDS = 180.0  # for a loaded machine
 STOP_SECONDS = 5.0
-# A child that is told when its parent dies, however it dies; only Linux knows how.
-_FOLLOWING = (
+# Gets SIGTERM when its parent dies, in whatever way; only Linux offers this.
+_ENDS_WITH_PARENT = (
     "import ctypes, os, signal, sys\n"
     "if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGTERM)\n"
     "os.execv(sys.argv[1], sys.argv[1:])"
@@ -35,14 +35,14 @@ _FOLLOWING = (
 
 @dataclass(frozen=True)
 class RayHead:
-    """A local Ray that was started here.
+    """Head node of a local Ray.
 
     Attributes:
-        pid: of ``ray start``, whose session all of its processes share.
-        started: seconds since 1970; with `pid` it names the process for good.
-        address: of Ray, for ``RAY_ADDRESS``.
+        pid: process of ``ray start``, whose session all processes of this Ray share.
+        started: start of that process in seconds since 1970, since numbers of processes are reused.
+        address: value for ``RAY_ADDRESS``.
         dashboard: URL for ``ray job submit --address``.
-        folder: temporary files, logs and the token.
+        folder: folder of temporary files, logs and the token.
     """
 
     pid: int
@@ -53,7 +53,7 @@ class RayHead:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables with which a process becomes a client of it."""
+        """Environment variables of its clients."""
         return LOOPBACK_ONLY | {
             "RAY_ADDRESS": self.address,
             "RAY_API_SERVER_ADDRESS": self.dashboard,
@@ -62,7 +62,7 @@ class RayHead:
         }
 
     def alive(self) -> bool:
-        """Whether it still runs."""
+        """Whether it runs."""
         try:
             process = psutil.Process(self.pid)
             return process.create_time() == self.started and process.status() != psutil.STATUS_ZOMBIE
@@ -70,7 +70,7 @@ class RayHead:
             return False
 
     def processes(self) -> list[psutil.Process]:
-        """Everything that runs in its session."""
+        """All processes of its session."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess, PermissionError):
@@ -92,17 +92,17 @@ def _free_ports(count: int) -> list[int]:
 
 
 def start(cpus: int, *, outlive: bool = False, environment: Mapping[str, str] | None = None) -> RayHead:
-    """Start a head node and wait until it takes jobs.
+    """Start a head node and wait until it accepts jobs.
 
     Args:
-        cpus: processors that Ray may hand out.
-        outlive: keep it running when this process ends, however it ends.
-        environment: more variables for everything that runs in it.
+        cpus: number of CPUs that Ray may schedule.
+        outlive: keep it running when this process ends.
+        environment: more variables for all of its processes.
 
     Raises:
         RuntimeError: it did not come up; the message ends with its log.
     """
-    # Ray's sockets lie below this folder, and their paths may not be longer than 107 characters.
+    # Ray's sockets lie below this folder; their paths must not exceed 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="raycurv-", dir="/tmp" if os.path.isdir("/tmp") else None))
     token = folder / "token"
     token.touch(mode=0o600)
@@ -128,7 +128,7 @@ def start(cpus: int, *, outlive: bool = False, environment: Mapping[str, str] | 
         *(f"--{k}={v}" for k, v in flags.items()),
     ]
     if not outlive:
-        command = [sys.executable, "-c", _FOLLOWING, sys.executable, *command]
+        command = [sys.executable, "-c", _ENDS_WITH_PARENT, sys.executable, *command]
     # `python` of a submitted job is this Python.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     clean = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
@@ -156,7 +156,7 @@ def start(cpus: int, *, outlive: bool = False, environment: Mapping[str, str] | 
 
 
 def stop(head: RayHead) -> None:
-    """End everything that belongs to `head`, and remove its files."""
+    """End all processes of `head` and remove its files."""
     processes = head.processes()
     with contextlib.suppress(ProcessLookupError):
         os.kill(head.pid, signal.SIGTERM)
@@ -172,7 +172,7 @@ def stop(head: RayHead) -> None:
 
 @contextlib.contextmanager
 def local_ray(cpus: int, *, environment: Mapping[str, str] | None = None) -> Iterator[RayHead]:
-    """A local Ray for the length of a ``with`` block; it also ends when this process is killed.
+    """Run a local Ray during a ``with`` block; it also ends when this process is killed.
 
     Yields:
         The head.
@@ -185,13 +185,13 @@ def local_ray(cpus: int, *, environment: Mapping[str, str] | None = None) -> Ite
 
 
 def save(head: RayHead, path: Path) -> None:
-    """Write down a head that outlives this process."""
+    """Write a head that outlives this process to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dataclasses.asdict(head), indent=2))
 
 
 def saved(path: Path) -> RayHead | None:
-    """The head that :func:`save` wrote down, if it still runs."""
+    """The head that :func:`save` wrote; None if it does not run any more."""
     if not path.exists():
         return None
     head = RayHead(**json.loads(path.read_text()))

@@ -1,4 +1,4 @@
-"""Trained networks, of checkpoints or of MLflow, evaluated on data."""
+"""Evaluation of trained networks from checkpoints or from MLflow."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from raycurv.train.build import data_shape, resolve_loss, resolve_weights
 
 
 def load(model: str, *, averaged: bool, tracking_uri: str | None, runs: str) -> TrainedModel:
-    """A network by the folder or address of its checkpoints, or as ``runs:/ID/model`` or ``models:/NAME/VERSION``.
+    """Load a trained network.
 
     Args:
-        model: where it is.
-        averaged: the average of its weights.
+        model: folder or address of its checkpoints, or ``runs:/ID/model`` or ``models:/NAME/VERSION`` in MLflow.
+        averaged: load the average of its weights.
         tracking_uri: MLflow's server or data base; None is the file in `runs`.
         runs: folder of all runs.
 
     Raises:
-        ValueError: an average was asked of a logged model.
+        ValueError: `averaged` is set for a logged model, which has one set of weights.
     """
     if not model.startswith(("runs:/", "models:/")):
         return load_trained_model(CheckpointStore(model), averaged=averaged)
@@ -34,14 +34,17 @@ def load(model: str, *, averaged: bool, tracking_uri: str | None, runs: str) -> 
 def measure(
     trained: TrainedModel, data: str | None, *, batch_size: int, device: str, precision: Precision | None
 ) -> dict[str, Any]:
-    """Number of samples, loss and what else is measured on the evaluation set.
+    """Evaluate a network on the evaluation set.
 
     Args:
         trained: the network.
-        data: another folder than its own, or None.
-        batch_size: samples at a time.
-        device: where.
-        precision: other numbers than its own, or None.
+        data: folder of the data; None for the data of its training.
+        batch_size: samples per batch.
+        device: device of torch.
+        precision: floating-point format; None for the one of its training.
+
+    Returns:
+        Number of samples, loss and other metrics by name.
 
     Raises:
         ValueError: the data have no evaluation set, or are not of the kind that the network was trained on.
@@ -56,7 +59,7 @@ def measure(
     shape = data_shape(found)
     if tuple(shape["input_shape"]) != trained.input_shape or shape["num_classes"] != trained.num_classes:
         raise ValueError(
-            f"the network takes {trained.input_shape} and tells {trained.num_classes} classes apart; the data have "
+            f"the network takes {trained.input_shape} and has {trained.num_classes} classes; the data have "
             f"{tuple(shape['input_shape'])} and {shape['num_classes']}"
         )
     values = evaluate(

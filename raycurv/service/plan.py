@@ -1,4 +1,4 @@
-"""What exactly is about to run, under which names, and everything that can be said against it before Ray starts."""
+"""Plan of a launch: names and folders of its runs, checked before Ray starts."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class PlannedRun:
     """One run of a launch.
 
     Attributes:
-        config: with the name under which MLflow and the checkpoints know it.
-        recipe: the name that it had before.
-        label: as short a name as tells it from the others of its launch.
-        checkpoints: folder or address.
+        config: the run, under the name that MLflow and the checkpoints use.
+        recipe: name of the recipe.
+        label: shortest name that is unique within the launch.
+        checkpoints: folder or address of its checkpoints.
     """
 
     config: RunConfig
@@ -39,8 +39,8 @@ class LaunchPlan:
     """The runs of a launch.
 
     Attributes:
-        name: of the launch.
-        runs: in the order in which they are trained.
+        name: name of the launch.
+        runs: runs in the order of training.
     """
 
     name: str
@@ -48,14 +48,14 @@ class LaunchPlan:
 
 
 def plan(runs: Sequence[RunConfig], cluster: Cluster) -> LaunchPlan:
-    """Name the runs, and check everything about them.
+    """Name the runs, and check their configurations and folders.
 
-    A launch of one run has the name of that run; the runs of a larger one have it as a prefix.
+    A launch of one run has the name of that run. In a larger launch, its name is the prefix of the runs' names.
 
     Raises:
         ValueError: there are no runs, or something about one of them is not allowed.
-        ResumeError: a run of that name exists and should not go on, or does not and should.
-        CheckpointError: what lies there cannot be read.
+        ResumeError: a run of that name exists without `resume`, or none exists with it.
+        CheckpointError: existing checkpoints cannot be read.
     """
     if not runs:
         raise ValueError("launch was given no runs; give it at least one RunConfig")
@@ -70,7 +70,7 @@ def plan(runs: Sequence[RunConfig], cluster: Cluster) -> LaunchPlan:
             PlannedRun(named, config.name, own if len(runs) > 1 else full, storage.join(cluster.checkpoints, full))
         )
     stores = [(run, CheckpointStore(run.checkpoints)) for run in planned]
-    # Of a launch that was stopped early, only the first runs are there to go on with.
+    # A launch that was stopped early has checkpoints of its first runs only.
     begun = any(store.exists() for _, store in stores)
     for run, store in stores:
         require_startable(run.config, store, ("auto" if begun else "must") if cluster.resume else "never")
@@ -78,14 +78,14 @@ def plan(runs: Sequence[RunConfig], cluster: Cluster) -> LaunchPlan:
 
 
 def unique_name(runs: Sequence[RunConfig]) -> str:
-    """A name that no other launch has: recipe, optimizer, date, time, and something random."""
+    """A unique name: recipe, optimizer, date, time, random digits."""
     first = runs[0]
     what = f"{first.name}-{first.optimizer}" if len(runs) == 1 else first.name
     return f"{what}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def _own_names(runs: Sequence[RunConfig]) -> list[str]:
-    """As short as they can be while all are different."""
+    """Shortest names that are all different."""
     for parts in (("optimizer",), ("optimizer", "seed"), ("name", "optimizer"), ("name", "optimizer", "seed")):
         names = ["-".join(str(getattr(run, part)) for part in parts) for run in runs]
         if len(set(names)) == len(names):

@@ -1,4 +1,4 @@
-"""The torch process group of the workers: as Ray Train's own, but its store listens on the node's address alone.
+"""Torch process group of the workers: as Ray Train's own, with a store that listens on the node's address alone.
 
 Ray Train's ``TorchConfig`` lets torch open the rendezvous store on every interface. Here the first worker binds the
 socket itself, to the address under which Ray knows its node, so that a Ray on loopback opens nothing beyond loopback.
@@ -18,7 +18,7 @@ from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-_store: Any = None  # lives as long as the worker, which serves it to the others
+_store: Any = None  # kept alive by the worker that serves it
 
 
 @dataclass
@@ -27,17 +27,17 @@ class NodeTorchConfig(TorchConfig):
 
     @property
     def backend_cls(self) -> type[Backend]:
-        """What sets the group up."""
+        """Backend that sets the group up."""
         return NodeTorchBackend
 
 
 class NodeTorchBackend(Backend):
-    """Starts the process group in every worker, and ends it."""
+    """Starts and ends the process group in every worker."""
 
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        """Serve the store in the first worker, then connect all."""
+        """Serve the store in the first worker, then connect all workers."""
         size = len(worker_group)
         if size == 1:
             return
@@ -53,7 +53,7 @@ class NodeTorchBackend(Backend):
         )
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-        """Leave the group; a worker that died is no reason to wait."""
+        """Leave the group, without waiting for workers that died."""
         try:
             ray.get(worker_group.execute_async(_leave), timeout=5)
         except ray.exceptions.GetTimeoutError:
@@ -75,7 +75,7 @@ def _serve() -> tuple[str, int]:
 def _join(backend: str, address: str, port: int, rank: int, size: int, timeout_s: int) -> None:
     global _store
     if ipv4_loopback(address):
-        # Otherwise gloo and NCCL listen on the address that the host name stands for.
+        # Otherwise gloo and NCCL listen on the address of the host name.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     timeout = timedelta(seconds=timeout_s)
@@ -92,5 +92,5 @@ def _leave() -> None:
 
 
 def ipv4_loopback(address: str) -> bool:
-    """Whether nobody else can reach `address`."""
+    """Whether `address` is an IPv4 loopback address."""
     return address.startswith("127.")

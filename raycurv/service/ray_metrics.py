@@ -1,6 +1,6 @@
-"""Numbers of the running training for Ray's dashboard and whoever scrapes its nodes (Prometheus): a few gauges.
+"""Gauges of the running training for Ray's dashboard and for Prometheus.
 
-They are set where records are emitted anyway, at the log interval: nothing is fetched from a device for them.
+They are set from records at the log interval; nothing more is fetched from a device.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class RayMetrics:
     """The gauges ``raycurv_train_loss``, ``raycurv_images_per_second`` and ``raycurv_step_seconds`` of one run.
 
     Args:
-        run: its name; that of the recipe for trials, since a process that runs hundreds of them keeps every series.
-        optimizer: with what it is trained.
+        run: name of the run. Trials use the recipe's name, since a process of hundreds of trials keeps every series.
+        optimizer: name of the registered optimizer.
     """
 
     def __init__(self, run: str, optimizer: str) -> None:
@@ -31,12 +31,12 @@ class RayMetrics:
         self._last: Record | None = None
 
     def show(self, records: Sequence[Record]) -> None:
-        """Take in what the run tells."""
+        """Set the gauges from new records."""
         steps = [record for record in records if record.kind == "step"]
         for record in records:
             if SPEED in record.values:
                 self.speed.set(record.values[SPEED])
-            if record.kind == "evaluation":  # it takes time that is no step's
+            if record.kind == "evaluation":  # its seconds belong to no step
                 self._last = None
         if not steps:
             return

@@ -1,4 +1,4 @@
-"""One decoded copy of a data set per node, in Ray's object store, which all processes of the node map."""
+"""One decoded copy of a data set per node, in Ray's object store, mapped by all processes of the node."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def _decode(component: Component) -> Data | None:
 
 
 def share(component: Component) -> Any:
-    """A reference to the decoded data; what it refers to is None where they cannot be held so."""
+    """Reference to the decoded data, or to None where the data cannot be decoded into memory."""
     return _decode.remote(component)

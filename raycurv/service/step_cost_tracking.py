@@ -26,20 +26,20 @@ def write(costs: Sequence[StepCost], folder: Path) -> None:
     figures.plot(costs, [folder / "step_cost.png", folder / "step_cost.svg"])
 
 
-def track(costs: Sequence[StepCost], uri: str | None, experiment: str | None, say: Callable[[str], None]) -> None:
+def track(costs: Sequence[StepCost], uri: str | None, experiment: str | None, notify: Callable[[str], None]) -> None:
     """Log the costs as one run in MLflow: a metric for each number, the tables as artifacts.
 
     Args:
         costs: measured.
         uri: of MLflow; None is where all runs are written.
         experiment: of MLflow; None is the one of all runs.
-        say: tells the user what is going on.
+        notify: shows a line to the user.
     """
     from raycurv.tracking.client import Tracking  # MLflow is slow to import for those who do not track
 
     usual = Cluster()
     cluster = Cluster(tracking_uri=uri or usual.tracking_uri, experiment=experiment or usual.experiment)
-    tracking = Tracking(cluster, say)
+    tracking = Tracking(cluster, notify)
     run = tracking.parent(f"step-cost-{time.strftime('%Y%m%d-%H%M%S')}", {"benchmark": "step_cost"}, resume=False)
     now = time.time()
     for cost in costs:
@@ -50,7 +50,7 @@ def track(costs: Sequence[StepCost], uri: str | None, experiment: str | None, sa
     run.close("FINISHED")
     tracking.done_with(run)
     unsent = tracking.finish()
-    say(f"MLflow did not take everything; the rest is in {unsent}" if unsent else f"tracked at {tracking.uri}")
+    notify(f"MLflow did not take everything; the rest is in {unsent}" if unsent else f"tracked at {tracking.uri}")
 
 
 def _name(cost: StepCost) -> str:

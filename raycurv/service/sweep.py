@@ -1,4 +1,4 @@
-"""Carry out a sweep on Ray Tune: trials fill the cluster, the driver keeps the books, nothing is done twice."""
+"""Carry out a sweep on Ray Tune: trials fill the cluster, every outcome is kept, nothing is done twice."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
+import logging
 import signal
 import tempfile
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,158 +17,103 @@ from typing import TYPE_CHECKING, Any
 from raycurv.data import storage
 from raycurv.recipes.search import Trial
 from raycurv.results.outcomes import Outcome
-from raycurv.service.artifact_writer import ArtifactWriter
+from raycurv.service.artifacts import ArtifactWriter
 from raycurv.service.cluster import Cluster
-from raycurv.service.errors import LaunchError, Stopped
+from raycurv.service.errors import Stopped
 from raycurv.service.limits import Limits
+from raycurv.service.outcome_log import OutcomeLog
+from raycurv.service.run_state import RunState
+from raycurv.service.session import ray_session, signals_handled, tracking_session
+from raycurv.service.terminal import TerminalProgress
 from raycurv.tracking import provenance, run_names
+from raycurv.tracking.messages import LogRun
 from raycurv.train.build import check
 from raycurv.train.configuration import RunConfig
 from raycurv.train.records import Record
 
 if TYPE_CHECKING:
+    from raycurv.service.trial import TrialTask
     from raycurv.tracking.client import TrackedRun, Tracking
-
-RETRY_SECONDS = 20.0  # before an MLflow that could not take a trial is asked again
-RAY_TUNE = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files and plots that nobody reads: the driver writes to MLflow
-    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # the ledger is what a resumed sweep reads
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # trials stay where the user's modules are
-}
 
 
 @contextlib.contextmanager
 def sweeping(name: str, trials: Sequence[Trial], cluster: Cluster, limits: Limits) -> Iterator[Sweep]:
-    """A sweep: MLflow with a run that gathers all trials, Ray, and the ledger of what is done.
+    """Open a sweep: MLflow with a run that gathers all trials, Ray, and the log of outcomes.
 
     Args:
-        name: of the sweep where `cluster` has no run name.
+        name: name of the sweep where `cluster` has no run name.
         trials: the first ones, checked before anything starts.
         cluster: resources of one trial, folders, MLflow; `workers` above 1 trains every trial on several.
-        limits: of the trials.
+        limits: limits of every trial.
 
     Yields:
-        What runs trials; `run` may be called several times.
+        The sweep; its `run` may be called several times.
 
     Raises:
         ValueError: a trial is not allowed, or the sweep exists already and `resume` is not set.
         CapacityError: the cluster can never give what a trial needs.
-        TrackingError: MLflow cannot be used.
-        KeyboardInterrupt: the user asked for it; what is done is done.
-        Stopped: likewise.
+        TrackingError: MLflow cannot be used, or has a run of the sweep's name.
+        KeyboardInterrupt: the user stopped the sweep between trials; what is done is kept.
+        Stopped: the user stopped the sweep; what is done is kept.
     """
     _check(trials)
     full = cluster.run_name or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    ledger = OutcomeLog(Path(cluster.runs) / "sweeps" / full / "outcomes.jsonl")
-    if ledger.path.exists() and not cluster.resume:
+    log = OutcomeLog(Path(cluster.runs) / "sweeps" / full / "outcomes.jsonl")
+    if log.path.exists() and not cluster.resume:
         raise ValueError(
             f"there is a sweep named {full!r} already: add --resume to go on, or choose another --run-name"
         )
-    for variable, value in RAY_TUNE.items():
-        os.environ.setdefault(variable, value)
-    from raycurv.service.connection import connected, require_capacity
-    from raycurv.service.launch import RAY_TRAIN
-    from raycurv.service.terminal import TerminalProgress
-    from raycurv.tracking.client import Tracking, open_command
-
-    for variable, value in RAY_TRAIN.items():
-        os.environ.setdefault(variable, value)
-    say = TerminalProgress().say
-    tracking = Tracking(cluster, say)
-    tracking.send_unsent()
-    tracking.reap()
-    recipes, optimizers = zip(*((trial.config.name, trial.config.optimizer) for trial in trials), strict=True)
-    label = run_names.of_group(recipes, optimizers, f"sweep {full}")
-    parent = tracking.parent(full, {**provenance.commit(), "sweep": full}, cluster.resume, label)
-    status = "FAILED"
-    try:
-        with connected(cluster, say), _terminated_as_interrupted():
-            require_capacity(cluster, say)
-            yield Sweep(full, cluster, limits, ledger, tracking, parent, say)
-        status = "FINISHED"
-    except (KeyboardInterrupt, Stopped):
-        status = "KILLED"
-        raise
-    finally:
-        parent.close(status)
-        tracking.done_with(parent)
-        left = tracking.finish()
-        if left is not None:
-            say(f"MLflow did not take everything; the next start or `raycurv tracking reap` delivers the rest: {left}")
-        say(f"\nSee the runs in MLflow:\n  {open_command(tracking.uri)}")
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM (`kill`, `ray job stop`) does what Ctrl-C does: Ray Tune ends its loop, and we close our books."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-class OutcomeLog:
-    """What is done, one line each, on disk before anybody counts on it.
-
-    Args:
-        path: the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.done: dict[str, Outcome] = {}
-        self._torn = False  # the last line has no end, and the next must not become a part of it
-        if path.exists():
-            text = path.read_text()
-            self._torn = bool(text) and not text.endswith("\n")
-            for line in text.splitlines():
-                with contextlib.suppress(ValueError):  # the last line of a driver that was killed while it wrote
-                    outcome = Outcome.from_json(line)
-                    self.done[outcome.name] = outcome
-
-    def add(self, outcome: Outcome) -> None:
-        """Write a line down.
-
-        Raises:
-            LaunchError: it cannot be written.
-        """
+    notify = TerminalProgress().notify
+    with tracking_session(cluster, [full], notify) as tracking:
+        recipes, optimizers = zip(*((trial.config.name, trial.config.optimizer) for trial in trials), strict=True)
+        label = run_names.group_label(None, recipes, optimizers, f"sweep {full}")
+        parent = tracking.parent(full, {**provenance.commit(), "sweep": full}, cluster.resume, label)
+        status = "FAILED"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write("\n" * self._torn + outcome.to_json() + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise LaunchError(
-                f"cannot write down how {outcome.name} ended: {error}. What ended before is in {self.path}: make room "
-                "there and go on with --resume"
-            ) from error
-        self._torn = False
-        self.done[outcome.name] = outcome
+            # Ray Tune ends its loop on Ctrl-C; SIGTERM (`kill`, `ray job stop`) does the same.
+            with ray_session(cluster, notify), signals_handled([signal.SIGTERM], _interrupt):
+                yield Sweep(full, cluster, limits, log, tracking, parent, notify)
+            status = "FINISHED"
+        except (KeyboardInterrupt, Stopped):
+            status = "KILLED"
+            raise
+        finally:
+            parent.close(status)
+            tracking.done_with(parent)
+
+
+def _interrupt(number: signal.Signals) -> None:
+    signal.raise_signal(signal.SIGINT)
 
 
 class Sweep:
-    """Runs trials; :func:`sweeping` makes it."""
+    """Runs trials; :func:`sweeping` opens one.
+
+    Args:
+        name: name of the sweep.
+        cluster: resources of one trial.
+        limits: limits of every trial.
+        log: outcomes so far.
+        tracking: connection to MLflow.
+        parent: run in MLflow that gathers all trials.
+        notify: shows a line to the user.
+    """
 
     def __init__(
-        self, name: str, cluster: Cluster, limits: Limits, ledger: OutcomeLog, tracking: Tracking, parent: TrackedRun,
-        say: Callable[[str], None],
-    ) -> None:  # fmt: skip
-        self.name, self.cluster, self.limits, self.ledger = name, cluster, limits, ledger
-        self.tracking, self.parent, self.say = tracking, parent, say
-        self.shelf = ArtifactWriter(name, ledger.path.parent, parent, say)
-        self._shared: dict[str, Any] = {}
-        self._late: deque[tuple[Outcome, Sequence[Record], str]] = deque()  # what MLflow has not been told
-        self._next_try = 0.0
-
-    def artifact(self, name: str, text: str) -> None:
-        """Keep a text with the sweep, in MLflow and beside the ledger."""
-        self.shelf.artifact(name, text)
+        self,
+        name: str,
+        cluster: Cluster,
+        limits: Limits,
+        log: OutcomeLog,
+        tracking: Tracking,
+        parent: TrackedRun,
+        notify: Callable[[str], None],
+    ) -> None:
+        self.name, self.cluster, self.limits, self.log = name, cluster, limits, log
+        self.tracking, self.parent, self.notify = tracking, parent, notify
+        self.artifacts = ArtifactWriter(name, log.path.parent, parent, notify)
+        self._commit = provenance.commit()
+        self._shared: dict[str, Any] = {}  # key of data → reference to them, decoded
 
     def run(self, trials: Sequence[Trial]) -> list[Outcome]:
         """Carry out the trials that are not done yet.
@@ -183,43 +126,61 @@ class Sweep:
             Stopped: the user asked for it; what is done is done.
         """
         _check(trials)
-        begun = [self._begun(trial) for trial in trials]
-        waiting = [(t, o) for t, o in zip(trials, begun, strict=True) if not self._is_done(o)]
+        initial = [self._initial(trial) for trial in trials]
+        waiting = [(t, o) for t, o in zip(trials, initial, strict=True) if not self._is_done(o)]
         if len(waiting) < len(trials):
-            self.say(f"{len(trials) - len(waiting)} of {len(trials)} trials are done already")
+            self.notify(f"{len(trials) - len(waiting)} of {len(trials)} trials are done already")
         if self.cluster.resume:
-            self._mend(trials, begun)
+            self._log_missing(trials, initial)
         if waiting:
-            try:
-                self._tune(waiting)
-            finally:
-                self._log_late()
-        return [self.ledger.done[outcome.name] for outcome in begun]
+            self._tune(waiting)
+        return [self.log.done[outcome.name] for outcome in initial]
 
-    def _begun(self, trial: Trial) -> Outcome:
+    def record(self, outcome: Outcome, run: RunState, config: str) -> None:
+        """Record how a trial ended: on disk, then in MLflow, which may get it later.
+
+        Args:
+            outcome: how it ended.
+            run: its records.
+            config: the run as JSON.
+
+        Raises:
+            LaunchError: the outcome cannot be written.
+        """
+        self.log.add(outcome)
+        self._track(outcome, run.steps if outcome.status != "stopped early" else [], config, run.ended)
+
+    def _initial(self, trial: Trial) -> Outcome:
+        """The outcome of a trial before it begins."""
         config = trial.config
         labels = {**trial.labels, "config": config.digest}
         return Outcome(
-            f"{self.name}-{trial.name}", config.name, config.optimizer, trial.described, config.seed, trial.stage,
-            "failed", "it did not begin", labels=labels,
-        )  # fmt: skip
+            f"{self.name}-{trial.name}",
+            config.name,
+            config.optimizer,
+            trial.described,
+            config.seed,
+            trial.stage,
+            "failed",
+            "it did not begin",
+            labels=labels,
+        )
 
     def _is_done(self, outcome: Outcome) -> bool:
-        done = self.ledger.done.get(outcome.name)
+        done = self.log.done.get(outcome.name)
         return done is not None and done.labels["config"] == outcome.labels["config"]
 
     def _tune(self, waiting: Sequence[tuple[Trial, Outcome]]) -> None:
         from ray import tune
 
-        from raycurv.service.trial import TrialSettings, TrialTask, run_trial
+        from raycurv.service.mailbox import open_mailbox
+        from raycurv.service.trial import TrialSettings, run_trial
         from raycurv.service.tune_callback import SweepCallback
 
-        tasks = []
-        for trial, outcome in waiting:
-            named = dataclasses.replace(trial.config, name=_run_name(outcome.name))
-            where = storage.join(self.cluster.checkpoints, named.name)
-            tasks.append(TrialTask(outcome, named.to_json(), where, self._share(trial.config)))
-        conditions = TrialSettings(
+        tasks = [self._task(trial, outcome) for trial, outcome in waiting]
+        mailbox = open_mailbox()
+        settings = TrialSettings(
+            mailbox=mailbox,
             threads=self.cluster.threads_per_worker,
             device="cuda" if self.cluster.use_gpu else "cpu",
             seconds=self.limits.time_limit,
@@ -227,7 +188,7 @@ class Sweep:
         )
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(run_trial, tasks=tasks, shared=self._shared, conditions=conditions),
+                tune.with_parameters(run_trial, tasks=tasks, shared=self._shared, settings=settings),
                 self._resources(),
             ),
             param_space={"trial": tune.grid_search(list(range(len(tasks))))},
@@ -237,73 +198,50 @@ class Sweep:
             run_config=tune.RunConfig(
                 name=f"sweep-{time.time_ns()}",
                 storage_path=tempfile.mkdtemp(prefix="raycurv-tune-"),
-                callbacks=[SweepCallback(self, tasks)],
+                callbacks=[SweepCallback(self, tasks, mailbox)],
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=self.cluster.max_failures),
             ),
         )
-        with _quietly():
+        with _without_ray_logs():
             tuner.fit()
         left = sum(not self._is_done(outcome) for _, outcome in waiting)
-        if left:  # Ctrl-C, which Ray Tune takes for itself
+        if left:  # Ctrl-C, which Ray Tune handles itself
             raise Stopped(f"{left} trials of {self.name} are left; go on with --run-name {self.name} --resume")
 
-    def _mend(self, trials: Sequence[Trial], begun: Sequence[Outcome]) -> None:
-        """Tell MLflow what was on its way when an earlier driver died, or what it could not take then."""
+    def _task(self, trial: Trial, initial: Outcome) -> TrialTask:
+        from raycurv.service.trial import TrialTask
+
+        config = _named(trial, initial)
+        checkpoints = storage.join(self.cluster.checkpoints, config.name)
+        return TrialTask(config.name, config.to_json(), checkpoints, initial, self._share(trial.config))
+
+    def _log_missing(self, trials: Sequence[Trial], initial: Sequence[Outcome]) -> None:
+        """Log outcomes that MLflow lacks, because an earlier driver died before it had them."""
         from raycurv.tracking.finished_runs import names_of
 
-        torn = self.tracking.torn("sweep", self.name)
+        unfinished = self.tracking.unfinished("sweep", self.name)
         there = names_of(self.tracking.uri, self.tracking.experiment, self.name)
-        for trial, outcome in zip(trials, begun, strict=True):
-            name = _run_name(outcome.name)
-            if self._is_done(outcome) and (name in torn or name not in there):
-                named = dataclasses.replace(trial.config, name=_run_name(outcome.name))
-                self._log(self.ledger.done[outcome.name], [], named.to_json())
+        for trial, outcome in zip(trials, initial, strict=True):
+            config = _named(trial, outcome)
+            if self._is_done(outcome) and (config.name in unfinished or config.name not in there):
+                self._track(self.log.done[outcome.name], [], config.to_json(), time.time())
 
-    def take(self, outcome: Outcome, records: Sequence[Record], config: str) -> None:
-        """Keep how a trial ended: in MLflow, then in the ledger. Where MLflow cannot take it, it is told later."""
-        self._late.append((outcome, records, config))
-        if time.monotonic() >= self._next_try:
-            self._log_late()
-        self.ledger.add(outcome)
-
-    def _log_late(self) -> None:
-        from raycurv.tracking.client import TrackingError
-
-        while self._late:
-            try:
-                self._log(*self._late[0])
-            except TrackingError as error:  # a full disk, a server that is away: the ledger has them all the same
-                self._next_try = time.monotonic() + RETRY_SECONDS
-                self.say(
-                    f"MLflow lacks {len(self._late)} trials that have ended: {error}. They are kept in "
-                    f"{self.ledger.path}, and tried again; --run-name {self.name} --resume delivers them too"
-                )
-                return
-            self._late.popleft()
-
-    def _log(self, outcome: Outcome, records: Sequence[Record], config: str) -> None:
-        from raycurv.tracking.client import explained
-
-        run_config = RunConfig.from_json(config)
-        tags = {**provenance.commit(), "sweep": self.name, "recipe": outcome.recipe, "optimizer": outcome.optimizer}
+    def _track(self, outcome: Outcome, steps: Sequence[Record], config: str, ended: float) -> None:
+        tags = {**self._commit, "sweep": self.name, "recipe": outcome.recipe, "optimizer": outcome.optimizer}
         tags |= {"seed": str(outcome.seed), "setting": outcome.setting, "stage": outcome.stage}
         tags |= {"status": outcome.status, **outcome.labels} | ({"reason": outcome.reason} if outcome.reason else {})
-        # A trial may have got as far as MLflow before another driver died, or before MLflow's disk was full.
-        perhaps = self.cluster.resume or self._next_try > 0
-        with explained(self.tracking.uri):
-            known = perhaps and self.tracking.find(run_config.name) is not None
-        run = self.tracking.open(run_config, tags, self.parent.id, resume=known)
-        began = time.time() - outcome.seconds
+        began = ended - outcome.seconds
         points = [Record("evaluation", p.step, p.epoch, began + p.seconds, p.values) for p in outcome.points]
-        run.log(sorted([*records, *points], key=lambda record: record.step))
-        found = {"result/seconds": outcome.seconds, "result/operations": outcome.operations}
-        run.metrics(found, max(outcome.steps, 1), time.time())
-        run.close("FINISHED" if outcome.status in ("finished", "stopped early") else "FAILED")
-        self.tracking.done_with(run)
+        results = {"result/seconds": outcome.seconds, "result/operations": outcome.operations}
+        last = Record("progress", max(outcome.steps, 1), 0.0, ended, results)
+        records = (*sorted([*steps, *points], key=lambda record: record.step), last)
+        status = "FINISHED" if outcome.status in ("finished", "stopped early") else "FAILED"
+        name = RunConfig.from_json(config).name
+        self.tracking.put(LogRun(name, config, tags, self.parent.id, records, status, ended))
 
     def _share(self, config: RunConfig) -> str:
-        """Key of the data; the first time, a task decodes them into Ray's object store, for all processes of a node."""
+        """Key of the data, which a task decodes into Ray's object store once, for all processes of a node."""
         key = json.dumps(dataclasses.asdict(config.data), sort_keys=True, default=str)
         if key not in self._shared and self.cluster.workers == 1:
             from raycurv.service.shared_data import share
@@ -320,7 +258,7 @@ class Sweep:
         return {"cpu": cluster.cpus_per_worker} | ({"gpu": self.limits.gpu_share} if cluster.use_gpu else {})
 
     def _at_once(self) -> int | None:
-        """Trials of several workers that the cluster has room for; Ray Tune sees to those of one."""
+        """Number of trials at a time, where each has several workers; None lets Ray Tune decide."""
         if self.cluster.workers == 1:
             return None
         import ray
@@ -339,10 +277,8 @@ class Sweep:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Ray Tune writes about every trial that failed; here they are counted and shown in the table."""
-    import logging
-
+def _without_ray_logs() -> Iterator[None]:
+    """Silence Ray Tune's reports of failed trials, which the table shows."""
     loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train", "ray")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
@@ -365,6 +301,8 @@ def _check(trials: Sequence[Trial]) -> None:
         names.add(trial.name)
 
 
-def _run_name(name: str) -> str:
-    """As a run may be called: long names end in a digest."""
-    return name if len(name) <= 128 else f"{name[:110]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+def _named(trial: Trial, initial: Outcome) -> RunConfig:
+    """The configuration of a trial under the name of its run; long names end in a digest."""
+    name = initial.name
+    short = name if len(name) <= 128 else f"{name[:110]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return dataclasses.replace(trial.config, name=short)

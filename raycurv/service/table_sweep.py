@@ -1,4 +1,4 @@
-"""Make a paper's table: what is tracked already stays, what is missing becomes a sweep."""
+"""Tables of papers from tracked runs; missing runs become a sweep."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from raycurv.recipes.scale import Scale
 from raycurv.recipes.study import StudyRun
 from raycurv.recipes.table import Table, complete
 from raycurv.results.outcomes import Outcome
-from raycurv.service import report_artifacts
 from raycurv.service.cluster import Cluster
 from raycurv.service.limits import Limits
 from raycurv.service.sweep import sweeping
 
 
 def make(table: Table, cluster: Cluster, limits: Limits, options: Mapping[str, Any]) -> None:
-    """Train what the experiment lacks, and show the table; the sweep's run has it among its artifacts.
+    """Train the runs that the experiment lacks, and show the table, which becomes an artifact of the sweep's run.
 
     Args:
-        table: which.
-        cluster: of the sweep.
-        limits: of its trials.
-        options: for every recipe, such as ``data`` and ``scale``.
+        table: table of a paper.
+        cluster: resources of one trial, folders, MLflow.
+        limits: limits of every trial.
+        options: arguments for every recipe, such as ``data`` and ``scale``.
 
     Raises:
         ValueError: a recipe refuses an option, or a run is not allowed.
         TrackingError: MLflow cannot be used.
         CapacityError: the cluster can never give what a trial needs.
-        Stopped: the user asked for it; what is done is done.
+        Stopped: the user stopped the sweep; what is done is kept.
     """
     from raycurv.tracking.finished_runs import by_digest
     from raycurv.tracking.settings import resolve_uri
@@ -40,18 +39,18 @@ def make(table: Table, cluster: Cluster, limits: Limits, options: Mapping[str, A
         known = by_digest(resolve_uri(cluster.tracking_uri, cluster.runs), cluster.experiment)
         found = sum(member.config.digest in known for member in first)
         if found:
-            sweep.say(f"{found} of {len(first)} runs are in experiment {cluster.experiment!r} already")
+            sweep.notify(f"{found} of {len(first)} runs are in experiment {cluster.experiment!r} already")
 
         def train(members: Sequence[StudyRun]) -> list[Outcome]:
             return sweep.run([member.trial for member in members])
 
         entries, outcomes = complete(table, known, train, **options)
-        sweep.say("\n" + table_files.keep(table.name, title(table), entries, sweep.artifact))
-        report_artifacts.keep(sweep.shelf, outcomes)
+        sweep.notify("\n" + table_files.keep(table.name, title(table), entries, sweep.artifacts.write))
+        sweep.artifacts.write_report(outcomes)
 
 
 def show(table: Table | Measured, cluster: Cluster, options: Mapping[str, Any]) -> str:
-    """The table as text, out of what there is: nothing is trained.
+    """The table as text from tracked runs, without training.
 
     Raises:
         ValueError: a recipe refuses an option.
@@ -66,13 +65,13 @@ def show(table: Table | Measured, cluster: Cluster, options: Mapping[str, Any]) 
         entries = table.entries(
             by_digest(resolve_uri(cluster.tracking_uri, cluster.runs), cluster.experiment), **options
         )
-    return table_files.keep(table.name, title(table), entries, _nowhere)
+    return table_files.keep(table.name, title(table), entries, _discard)
 
 
 def title(table: Table | Measured) -> str:
-    """What stands above it."""
+    """Caption of a table."""
     return f"{table.paper}, {table.shows}. {table.note}".strip()
 
 
-def _nowhere(name: str, text: str) -> None:
-    """A table that is only shown."""
+def _discard(name: str, text: str) -> None:
+    """Keep no artifact."""

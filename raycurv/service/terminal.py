@@ -1,4 +1,4 @@
-"""What a launch shows while it goes on: a bar that moves on a terminal, and lines everywhere else."""
+"""Progress of a launch: a moving bar on a terminal, lines everywhere else."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from raycurv.results import table_formats
 from raycurv.train.records import Record, Result
 
 WIDTH = 20  # characters of the bar
-LINE_SECONDS = 2.0  # between two lines where nothing can move
-# What is shown of a step: label, metric, format.
+LINE_SECONDS = 2.0  # between two lines without a terminal
+# Shown values of a step: label, metric, format.
 COLUMNS = (
     ("loss", "train/loss", "{:.4g}"),
     ("ρ", "optimizer/momentum", "{:.3g}"),
@@ -24,10 +24,10 @@ COLUMNS = (
 
 
 class TerminalProgress:
-    """Shows records of the run that is trained now.
+    """Shows the records of one run at a time.
 
     Args:
-        stream: where to; by default the standard output.
+        stream: output; by default the standard output.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -40,25 +40,30 @@ class TerminalProgress:
         self._unfinished = False
 
     def begin(self, name: str, epochs: int) -> None:
-        """What comes next is about this run."""
+        """Begin a run.
+
+        Args:
+            name: name to show.
+            epochs: passes of the whole run.
+        """
         self._name, self._epochs, self._values, self._epoch = name, epochs, {}, 0.0
 
     def show(self, records: Sequence[Record]) -> None:
-        """Take in records, and show where the run is."""
+        """Show new records."""
         for record in records:
             self._values |= record.values
             self._epoch = max(self._epoch, record.epoch)
             if record.kind == "evaluation":
-                self.say(self._evaluated(record))
+                self.notify(self._evaluated(record))
             elif record.message and not record.message.startswith("wrote "):
-                self.say(f"{self._name}: {record.message}")
+                self.notify(f"{self._name}: {record.message}")
         measured = any(record.kind != "event" for record in records)
         if measured and time.monotonic() - self._shown_at >= (0.1 if self._live else LINE_SECONDS):
             self._draw(self._bar())
             self._shown_at = time.monotonic()
 
-    def say(self, line: str) -> None:
-        """Write a line that stays."""
+    def notify(self, line: str) -> None:
+        """Write a line above the bar."""
         if self._unfinished:
             self._stream.write("\r\x1b[K")
             self._unfinished = False
@@ -67,7 +72,7 @@ class TerminalProgress:
 
     def _draw(self, line: str) -> None:
         if not self._live:
-            self.say(line)
+            self.notify(line)
             return
         self._stream.write(f"\r\x1b[K{line}")
         self._stream.flush()
@@ -89,10 +94,10 @@ def _described(values: Mapping[str, float]) -> str:
 
 
 def table(results: Sequence[tuple[str, str, Result]]) -> str:
-    """The runs of a launch side by side.
+    """Table of the runs of a launch.
 
     Args:
-        results: label of a run, its optimizer, and how it ended.
+        results: label, optimizer and result of every run.
     """
     head = ("run", "optimizer", "steps", "train loss", "test loss", "test accuracy", "images/s", "seconds")
     rows = []

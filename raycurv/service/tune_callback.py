@@ -1,77 +1,147 @@
-"""Through which Ray Tune tells the driver how trials end."""
+"""Callback of Ray Tune: trials become outcomes from their messages, and the user sees the state of the sweep."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
 from raycurv.results.outcomes import Outcome
-from raycurv.service.sweep_summary import METRIC, SweepSummary
+from raycurv.service.mailbox import receive
+from raycurv.service.run_state import RunState
 from raycurv.service.trial import TrialTask
-from raycurv.train.records import Record
+from raycurv.tracking.messages import WorkersStarted
 
 if TYPE_CHECKING:
     from raycurv.service.sweep import Sweep
 
-SAY_SECONDS, QUIET_SECONDS = 5.0, 30.0  # between two lines: at least, and at most while trials go on
-SHOWN = 3  # trials that go on, in one line
+METRIC = "train/epoch_loss"
+LINE_SECONDS, QUIET_SECONDS = 5.0, 30.0  # between two lines: at least, and at most while trials run
+RECEIVE_SECONDS = 0.5  # between two looks into the mailbox
+SHOWN = 3  # running trials in one line
 
 
 class SweepCallback(tune.Callback):
-    """Writes down how every trial ended, and says how the sweep stands.
+    """Records how every trial ends, and shows the state of the sweep.
 
     Args:
-        sweep: keeps the outcomes.
-        tasks: the trials.
+        sweep: records the outcomes.
+        tasks: all trials.
+        mailbox: actor with the messages of the trials.
     """
 
-    def __init__(self, sweep: Sweep, tasks: Sequence[TrialTask]) -> None:
-        self._sweep, self._tasks = sweep, tasks
-        self._standing, self._said = SweepSummary(len(tasks)), 0.0
-        self._began = time.monotonic()
+    def __init__(self, sweep: Sweep, tasks: Sequence[TrialTask], mailbox: Any) -> None:
+        self._sweep, self._tasks, self._mailbox = sweep, tasks, mailbox
+        self._runs = {task.run: RunState(task.initial) for task in tasks}
+        self._summary = SweepSummary(len(tasks))
+        self._began = self._received = time.monotonic()
+        self._shown = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray Tune wants to save its callbacks, and these books are the ledger."""
+        """Nothing: Ray Tune saves its callbacks, and the outcomes are on disk already."""
         return {}
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        """A trial has told how it ended."""
-        told, task = trial.last_result, self._tasks[trial.config["trial"]]
-        records = [Record(**values) for values in json.loads(told.get("records", "[]"))]
-        outcome = Outcome.from_json(told["outcome"]) if "outcome" in told else task.outcome
-        self._take(trials, outcome, records, task)
+        """Record a trial that ended, by itself or by the scheduler."""
+        self._record(trials, trial)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        """A trial's process died too often."""
-        task = self._tasks[trial.config["trial"]]
-        reason = f"its process died {self._sweep.cluster.max_failures + 1} times (out of memory?)"
-        self._take(trials, dataclasses.replace(task.outcome, reason=reason), [], task)
+        """Record a trial whose process died too often."""
+        starts = self._sweep.cluster.max_failures + 1
+        self._record(trials, trial, reason=f"its process died {starts} times (out of memory?)")
 
     def on_step_end(self, iteration: int, trials: Any, **_: Any) -> None:
-        """Ray Tune has looked at its trials; long ones are not passed over in silence."""
+        """Read messages, and show long trials from time to time."""
+        if time.monotonic() - self._received > RECEIVE_SECONDS:
+            self._receive()
         running = [trial for trial in trials if trial.status == "RUNNING"]
-        if running and time.monotonic() - max(self._said, self._began) > QUIET_SECONDS:
-            self._standing.running = len(running)
-            self._say("".join(f"\n  {self._at(trial)}" for trial in running[:SHOWN]))
+        if running and time.monotonic() - max(self._shown, self._began) > QUIET_SECONDS:
+            self._summary.running = len(running)
+            self._show("".join(f"\n  {self._progress(trial)}" for trial in running[:SHOWN]))
 
-    def _at(self, trial: Any) -> str:
-        outcome, told = self._tasks[trial.config["trial"]].outcome, trial.last_result or {}
+    def _receive(self) -> None:
+        self._received = time.monotonic()
+        for message in receive(self._mailbox):
+            if not isinstance(message, WorkersStarted) and message.run in self._runs:
+                self._runs[message.run].add(message)
+
+    def _record(self, trials: Any, trial: Any, reason: str = "") -> None:
+        self._receive()
+        task = self._task(trial)
+        run = self._runs.pop(task.run)
+        if run.result is None and run.failure is None:
+            early = self._sweep.limits.search == "asha" and not reason
+            status = {"status": "stopped early", "reason": "a scheduler found others more promising"}
+            failed = {"status": "failed", "reason": reason or "it ended without a result"}
+            run.initial = dataclasses.replace(run.initial, **(status if early else failed))  # type: ignore[arg-type]
+        outcome = run.outcome()
+        self._sweep.record(outcome, run, task.config)
+        self._summary.add(outcome, running=sum(trial.status == "RUNNING" for trial in trials))
+        if time.monotonic() - self._shown > LINE_SECONDS or self._summary.left == 0:
+            self._show()
+
+    def _progress(self, trial: Any) -> str:
+        task = self._task(trial)
+        outcome, evaluations = task.initial, self._runs[task.run].evaluations
         what = " ".join(filter(None, [outcome.recipe, outcome.optimizer, outcome.setting, f"seed {outcome.seed}"]))
-        if METRIC not in told:
+        if not evaluations:
             return f"{what}: in its first epoch"
-        return f"{what}: {told['epoch']} epochs done, training loss {told[METRIC]:.4g}"
+        newest = evaluations[-1]
+        return f"{what}: {newest.epoch:g} epochs done, training loss {newest.values[METRIC]:.4g}"
 
-    def _say(self, more: str = "") -> None:
-        self._said = time.monotonic()
-        self._sweep.say(f"{self._sweep.name}: {self._standing}{more}")
+    def _task(self, trial: Any) -> TrialTask:
+        return self._tasks[trial.config["trial"]]
 
-    def _take(self, trials: Any, outcome: Outcome, records: list[Record], task: TrialTask) -> None:
-        self._sweep.take(outcome, records, task.config)
-        self._standing.add(outcome, running=sum(trial.status == "RUNNING" for trial in trials))
-        if time.monotonic() - self._said > SAY_SECONDS or self._standing.left == 0:
-            self._say()
+    def _show(self, more: str = "") -> None:
+        self._shown = time.monotonic()
+        self._sweep.notify(f"{self._sweep.name}: {self._summary}{more}")
+
+
+class SweepSummary:
+    """State of a sweep in one line: trials by status, the best one, an estimate of the time left.
+
+    Args:
+        trials: number of trials to do.
+
+    Attributes:
+        running: number of trials that run now.
+    """
+
+    def __init__(self, trials: int) -> None:
+        self.trials = trials
+        self.running = 0
+        self._began = time.monotonic()
+        self._ended: Counter[str] = Counter()
+        self._best: tuple[float, str] | None = None
+
+    @property
+    def left(self) -> int:
+        """Trials that have not ended."""
+        return self.trials - self._ended.total()
+
+    def add(self, outcome: Outcome, running: int) -> None:
+        """Count a trial that ended.
+
+        Args:
+            outcome: how it ended.
+            running: number of trials that still run.
+        """
+        self.running = running
+        self._ended[outcome.status] += 1
+        loss = outcome.last(METRIC)
+        if outcome.status == "finished" and loss is not None and (self._best is None or loss < self._best[0]):
+            self._best = (loss, f"{outcome.optimizer} {outcome.setting}".strip())
+
+    def __str__(self) -> str:
+        done = self._ended.total()
+        parts = [f"{done} of {self.trials} trials done", f"{self.running} running"]
+        parts += [f"{count} {status}" for status, count in self._ended.items() if status != "finished"]
+        if self._best is not None:
+            parts.append(f"best {self._best[1]}: training loss {self._best[0]:.4g}")
+        if self.left and done:
+            parts.append(f"about {(time.monotonic() - self._began) / done * self.left / 60:.1f} min left")
+        return ", ".join(parts)

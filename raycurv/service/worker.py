@@ -1,9 +1,9 @@
-"""What every worker does: train the runs of a launch, one after the other, and tell the driver."""
+"""Training function of the workers: the runs of a launch, one after the other, with messages to the driver."""
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,63 +14,30 @@ import ray.train.torch
 import torch
 import torch.distributed
 
+from raycurv.data import Data
 from raycurv.objective.collectives import Collectives, Local, ProcessGroup
 from raycurv.service.journal import JournaledCheckpoints
-from raycurv.service.messages import Message
+from raycurv.service.mailbox import MessageSender
 from raycurv.service.ray_metrics import RayMetrics
+from raycurv.tracking.messages import RunFailed, RunFinished, RunStarted, WorkersStarted
 from raycurv.train import train
 from raycurv.train.configuration import RunConfig
 from raycurv.train.records import Record, Result
 
-SEND_SECONDS = 60.0
-
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What the driver gives to every worker.
+    """One run as every worker gets it.
 
     Attributes:
-        run: index of the run within the launch.
+        run: name of the run.
         config: the run as JSON.
-        checkpoints: its folder or address.
+        checkpoints: folder or address of its checkpoints.
     """
 
-    run: int
+    run: str
     config: str
     checkpoints: str
-
-
-class Sender:
-    """Sends the letters of one worker; at most one is on its way, so training waits for nobody but a full mailbox."""
-
-    def __init__(self, mailbox: Any, run: int, rank: int) -> None:
-        self._mailbox, self._run, self._rank = mailbox, run, rank
-        self._pending: Any = None
-        self._stop = False
-
-    def put(self, kind: str, **values: Any) -> None:
-        """Send a letter if this is the first worker."""
-        if self._rank != 0:
-            return
-        self.flush()
-        self._pending = self._mailbox.put.remote(Message(self._run, kind, values).seal())
-
-    def send(self, records: Sequence[Record]) -> None:
-        """Send records if there are any."""
-        if records:
-            self.put("records", records=list(records))
-
-    def flush(self) -> None:
-        """Wait until the last letter has arrived."""
-        if self._pending is not None:
-            self._stop = ray.get(self._pending, timeout=SEND_SECONDS)
-            self._pending = None
-
-    def stop(self) -> bool:
-        """Whether the driver wants the workers to stop, as far as is known here without waiting."""
-        if self._pending is not None and ray.wait([self._pending], timeout=0)[0]:
-            self.flush()
-        return self._stop
 
 
 def work(settings: dict[str, Any]) -> None:
@@ -80,38 +47,64 @@ def work(settings: dict[str, Any]) -> None:
         settings: ``tasks``, ``mailbox`` and ``threads``.
     """
     torch.set_num_threads(settings["threads"])
-    mailbox = settings["mailbox"]
+    mailbox, tasks = settings["mailbox"], settings["tasks"]
     context = ray.train.get_context()
-    rank = context.get_world_rank()
-    if ray.get(mailbox.failed.remote()):
-        return  # Ray Train tries again whatever went wrong; this would go wrong again
-    collectives: Collectives = ProcessGroup() if context.get_world_size() > 1 else Local()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    if ray.get(mailbox.failed.remote([task.run for task in tasks])):
+        return  # Ray Train tries again after any error; this one would come again
+    collectives: Collectives = ProcessGroup() if size > 1 else Local()
     device = ray.train.torch.get_device()
-    Sender(mailbox, -1, rank).put("workers", size=context.get_world_size(), device=str(device))
-    for task in settings["tasks"]:
+    MessageSender(mailbox, "", rank == 0).put(WorkersStarted(size, str(device)))
+    for task in tasks:
+        sender = MessageSender(mailbox, task.run, rank == 0)
         try:
-            result = _work_on(task, mailbox, collectives, device)
+            config = RunConfig.from_json(task.config)
+            metrics = RayMetrics(config.name, config.optimizer)
+            result = train_and_send(task, sender, collectives, device, metrics, stop=sender.stop)
         except BaseException as error:
             if not _another_worker_died(error):
-                letter = Message(task.run, "failed", _described(error, rank))
-                ray.get(mailbox.put.remote(letter.seal(), failed=True), timeout=SEND_SECONDS)
+                sender.fail(RunFailed.of(task.run, error, rank))
             raise
         if result.stopped:
             return
 
 
-def _work_on(task: WorkerTask, mailbox: Any, collectives: Collectives, device: torch.device) -> Result:
+def train_and_send(
+    task: WorkerTask,
+    sender: MessageSender,
+    collectives: Collectives,
+    device: torch.device | str,
+    metrics: RayMetrics,
+    *,
+    stop: Callable[[], bool],
+    data: Data | None = None,
+    evaluated: Callable[[Record], None] = lambda record: None,
+) -> Result:
+    """Train one run from its newest checkpoint, and send what it measures and its result to the driver.
+
+    Args:
+        task: the run.
+        sender: messages go here.
+        collectives: the workers.
+        device: device of this worker.
+        metrics: gauges that Ray exports.
+        stop: whether the run should stop.
+        data: the data of the run where they are built already.
+        evaluated: called after every evaluation, once its record is with the driver.
+    """
     config = RunConfig.from_json(task.config)
-    sender = Sender(mailbox, task.run, collectives.rank)
     store = JournaledCheckpoints(task.checkpoints, config.keep_checkpoints, sender)
-    live = RayMetrics(config.name, config.optimizer)
 
     def emit(records: list[Record]) -> None:
-        live.show(records)
+        metrics.show(records)
         store.emit(records)
+        for record in records:
+            if record.kind == "evaluation":
+                sender.flush()
+                evaluated(record)
 
-    sender.put("started")
-    # The driver has made sure that nothing lies here unless the run is to go on.
+    sender.put(RunStarted(task.run, time.time()))
+    # The driver has made sure that the folder is empty unless the run is to go on.
     result = train(
         config,
         collectives=collectives,
@@ -119,20 +112,12 @@ def _work_on(task: WorkerTask, mailbox: Any, collectives: Collectives, device: t
         store=store,
         emit=emit,
         resume="auto",
-        stop=sender.stop,
+        stop=stop,
+        data=data,
     )
-    sender.put("finished", result=result)
+    sender.put(RunFinished(task.run, result))
     sender.flush()
     return result
-
-
-def _described(error: BaseException, rank: int) -> dict[str, Any]:
-    return {
-        "type": type(error).__name__,
-        "message": str(error),
-        "rank": rank,
-        "traceback": "".join(traceback.format_exception(error)),
-    }
 
 
 def _another_worker_died(error: BaseException) -> bool:

@@ -1,8 +1,9 @@
-"""The only place that speaks to MLflow; only the driver imports it, and nothing here is on the path of a step."""
+"""Client of MLflow, for the driver alone: nothing here is on the path of a step."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import logging
@@ -18,7 +19,17 @@ from typing import Any
 import psutil
 
 from raycurv.tracking import provenance, run_names
-from raycurv.tracking.outbox import Delivery, DeliveryRefused, Outbox, read_back
+from raycurv.tracking.messages import (
+    LogModel,
+    LogRecords,
+    LogRun,
+    LogText,
+    SetStatus,
+    SetTags,
+    TrackingMessage,
+    batches,
+)
+from raycurv.tracking.outbox import MessageRefused, Outbox, first_line, read_unsent
 from raycurv.tracking.settings import TrackingSettings, resolve_uri
 from raycurv.train.checkpoint import CheckpointError
 from raycurv.train.configuration import RunConfig
@@ -64,102 +75,126 @@ def open_command(uri: str) -> str:
 
 
 class TrackedRun:
-    """One run in MLflow; its methods return at once."""
+    """One run in MLflow.
 
-    def __init__(self, run: Run, outbox: Outbox, seen: Mapping[str, int]) -> None:
+    Args:
+        run: the run as MLflow has it.
+        put: takes the messages about it.
+        logged: last logged step of every metric.
+    """
+
+    def __init__(self, run: Run, put: Callable[[TrackingMessage], None], logged: Mapping[str, int]) -> None:
         self.id = str(run.info.run_id)
-        self.experiment = str(run.info.experiment_id)
-        self._outbox = outbox
-        self._seen = dict(seen)
+        self._put = put
+        self._logged = dict(logged)
 
     def log(self, records: Iterable[Record]) -> None:
-        """Track records, but those whose step is there already: a resumed run sends some twice."""
-        for record in records:
-            values = dict(record.values)
-            if record.kind == "step":
-                values.setdefault("epoch", record.epoch)
-            self.metrics(values, record.step, record.time)
-            if record.message:
-                self.tags({"event": f"step {record.step}: {record.message}"})
+        """Log records; values at steps that were logged already are left out, since a resumed run repeats some."""
+        for group in batches(map(self._new, records)):
+            if new := tuple(record for record in group if record.values):
+                self._put(LogRecords(self.id, new))
+            for record in group:
+                if record.message:
+                    self.tags({"event": f"step {record.step}: {record.message}"})
 
     def metrics(self, values: Mapping[str, float], step: int, when: float) -> None:
-        """Track numbers of one step."""
-        new = {name: value for name, value in values.items() if step > self._seen.get(name, -1)}
-        self._seen |= dict.fromkeys(new, step)
-        metrics = tuple((name, float(value), int(when * 1000), step) for name, value in new.items())
-        if metrics:
-            self._outbox.put(Delivery("metrics", self.id, metrics=metrics))
+        """Log values of one step.
+
+        Args:
+            values: metrics by name.
+            step: updates made.
+            when: seconds since 1970.
+        """
+        self.log([Record("progress", step, 0.0, when, values)])
 
     def next_step(self, name: str) -> int:
-        """The step after the last of metric `name`."""
-        return self._seen.get(name, -1) + 1
+        """The step after the last one of metric `name`."""
+        return self._logged.get(name, -1) + 1
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags, in this project's name space."""
-        self._outbox.put(Delivery("tags", self.id, {TAG + k: v[:LONGEST_TAG] for k, v in values.items()}))
+        self._put(SetTags(self.id, {TAG + name: value[:LONGEST_TAG] for name, value in values.items()}))
 
     def text(self, name: str, text: str) -> None:
         """Write a file of text among the run's artifacts."""
-        self._outbox.put(Delivery("text", self.id, {"name": name, "text": text}))
+        self._put(LogText(self.id, name, text))
 
     def running(self) -> None:
-        """The workers have begun with it."""
-        self._outbox.put(Delivery("status", self.id, {"status": "RUNNING"}))
+        """Set the status RUNNING."""
+        self._put(SetStatus(self.id, "RUNNING"))
 
     def model(self, checkpoints: str) -> None:
-        """Log the network of the newest of `checkpoints`."""
-        self._outbox.put(Delivery("model", self.id, {"checkpoints": checkpoints}))
+        """Log the network of the newest checkpoint in folder or address `checkpoints`."""
+        self._put(LogModel(self.id, checkpoints))
 
-    def close(self, status: str) -> None:
-        """Close it as FINISHED, FAILED or KILLED."""
-        self._outbox.put(Delivery("close", self.id, {"status": status, "time": int(time.time() * 1000)}))
+    def close(self, status: str, ended: float | None = None) -> None:
+        """Close the run as FINISHED, FAILED or KILLED, now or at `ended` seconds since 1970."""
+        self._put(SetStatus(self.id, status, time.time() if ended is None else ended))
+
+    def _new(self, record: Record) -> Record:
+        values = dict(record.values)
+        if record.kind == "step":
+            values.setdefault("epoch", record.epoch)
+        new = {name: value for name, value in values.items() if record.step > self._logged.get(name, -1)}
+        self._logged |= dict.fromkeys(new, record.step)
+        return dataclasses.replace(record, values=new)
 
 
 class Tracking:
     """The connection to MLflow.
 
     Args:
-        settings: where it is, and how patient to be.
-        say: tells the user what is going on.
+        settings: address of MLflow, folder of all runs, time limits.
+        notify: shows a line to the user.
 
     Raises:
         TrackingError: there is no such server or data base, or it does not answer.
     """
 
-    def __init__(self, settings: TrackingSettings, say: Callable[[str], None]) -> None:
-        self._settings, self._say = settings, say
+    def __init__(self, settings: TrackingSettings, notify: Callable[[str], None]) -> None:
+        self._settings, self._notify = settings, notify
         self.uri = resolve_uri(settings.tracking_uri, settings.runs)
         self._unsent = Path(settings.runs) / "unsent" / _safe(self.uri)
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        with explained(self.uri), self._alone():
+        with explained(self.uri), self._migration_lock():
             mlflow.set_tracking_uri(self.uri)
             self.client = MlflowClient(self.uri)
             self.experiment = self._experiment()
         self._active: list[TrackedRun] = []
-        self._sampled = self._beaten = time.monotonic()
-        self._outbox = Outbox(self._deliver, self._unsent, say, self._tick)
+        self._sampled_at = self._heartbeat_at = time.monotonic()
+        self._outbox = Outbox(self._deliver, self._unsent, notify, self._sample)
 
     def open(self, config: RunConfig, tags: Mapping[str, str], parent: str | None, resume: bool) -> TrackedRun:
-        """Open a new run, or with `resume` the one of that name.
+        """Open a new run, or with `resume` the one of that name if there is one.
 
         Raises:
-            TrackingError: there is a run of that name and it should not go on, or there is none and it should.
+            TrackingError: there is a run of that name and `resume` is not set, or MLflow cannot be reached.
         """
         with explained(self.uri):
-            found = self.find(config.name)
-            if found is not None and not resume:
-                raise TrackingError(
-                    f"MLflow has a run named {config.name!r} in experiment {self._settings.experiment!r} already: "
-                    "add --resume to go on with it, or choose another --run-name"
-                )
-            full = {TAG + k: v for k, v in {**tags, **_versions(), "run_name": config.name}.items()}
-            run = found or self._create(config, full, parent)
-            tracked = TrackedRun(run, self._outbox, self._last_steps(run) if found else {})
-            self.client.update_run(run.info.run_id, status="SCHEDULED")
-            self._batch(run.info.run_id, {TAG + k: v for k, v in self._driver().items()} | (full if found else {}), {})
+            if not resume:
+                self.require_new(config.name)
+            run, logged = self._open(config, tags, parent)
+        tracked = TrackedRun(run, self._outbox.put, logged)
         self._active.append(tracked)
         return tracked
+
+    def put(self, run: LogRun) -> None:
+        """Log a whole run that has ended; returns at once."""
+        self._outbox.put(run)
+
+    def require_new(self, name: str) -> None:
+        """Refuse a name that a run in MLflow has already.
+
+        Raises:
+            TrackingError: there is a run of that name, or MLflow cannot be reached.
+        """
+        with explained(self.uri):
+            if self.find(name) is not None:
+                raise TrackingError(
+                    f"MLflow has a run named {name!r} in experiment {self._settings.experiment!r} already: "
+                    "add --resume to go on with it, or choose another --run-name"
+                )
 
     def parent(self, name: str, tags: Mapping[str, str], resume: bool, label: str = "") -> TrackedRun:
         """Open the run under which those of one launch or sweep are gathered.
@@ -173,11 +208,11 @@ class Tracking:
         with explained(self.uri):
             run = self.find(name) if resume else None
             if run is None:
-                told = {**tags, **_versions(), "run_name": name, "command": provenance.command(), **self._driver()}
-                full = {TAG + k: v[:LONGEST_TAG] for k, v in told.items()}
+                all_tags = {**tags, **_versions(), "run_name": name, "command": provenance.command(), **self._driver()}
+                full = {TAG + k: v[:LONGEST_TAG] for k, v in all_tags.items()}
                 run = self.client.create_run(self.experiment, tags=full, run_name=(label or name)[:LONGEST_NAME])
             self.client.update_run(run.info.run_id, status="RUNNING")
-        tracked = TrackedRun(run, self._outbox, {})
+        tracked = TrackedRun(run, self._outbox.put, {})
         self._active.append(tracked)
         return tracked
 
@@ -186,8 +221,8 @@ class Tracking:
         runs = self.client.search_runs([self.experiment], f"tags.`{TAG}run_name` = '{name}'", max_results=1)
         return runs[0] if runs else None
 
-    def torn(self, tag: str, value: str) -> set[str]:
-        """Names of the runs with this tag that were not closed by their driver."""
+    def unfinished(self, tag: str, value: str) -> set[str]:
+        """Names of the runs with this tag that their driver did not close."""
         with explained(self.uri):
             question = (
                 f"tags.`{TAG}{tag}` = '{value}' and attributes.status != 'FINISHED' and attributes.status != 'FAILED'"
@@ -195,8 +230,8 @@ class Tracking:
             runs = self.client.search_runs([self.experiment], question, max_results=1000)
         return {run.data.tags[TAG + "run_name"] for run in runs}
 
-    def reap(self) -> list[str]:
-        """Close runs whose driver is gone, and say their names."""
+    def close_abandoned(self) -> list[str]:
+        """Close runs whose driver is gone; returns their names."""
         with explained(self.uri):
             running = [
                 run
@@ -209,31 +244,42 @@ class Tracking:
         return [run.info.run_name for run in dead]
 
     def send_unsent(self) -> int:
-        """Deliver what an earlier launch could not, and say how many things that were.
+        """Deliver the messages that an earlier driver could not deliver.
+
+        Returns:
+            Number of messages.
 
         Raises:
             TrackingError: MLflow does not answer.
         """
         count = 0
         for path in sorted(self._unsent.glob("*.jsonl")):
-            deliveries = read_back(path)
-            for delivery in deliveries:
-                with explained(self.uri), contextlib.suppress(DeliveryRefused):
-                    self._deliver(delivery)
+            try:
+                messages = read_unsent(path)
+            except ValueError as error:
+                self._notify(f"{path} holds messages for MLflow and cannot be read, so it stays there: {error}")
+                continue
+            for message in messages:
+                with explained(self.uri), contextlib.suppress(MessageRefused):
+                    self._deliver(message)
             path.rename(path.with_suffix(".sent"))
-            count += len(deliveries)
+            count += len(messages)
         return count
 
     def done_with(self, run: TrackedRun) -> None:
         """Stop the heartbeat of a run."""
         self._active.remove(run)
 
-    def hurry(self) -> None:
-        """Leave the models to the next start, because this process is about to be killed."""
-        self._outbox.postpone("model")
+    def postpone_models(self) -> None:
+        """Leave models to the next start, because this process is about to be killed."""
+        self._outbox.postpone(LogModel)
 
     def finish(self) -> Path | None:
-        """Deliver what waits; what MLflow does not take in time is written to a file, whose path comes back."""
+        """Deliver what waits, and write to a file what MLflow does not take in time.
+
+        Returns:
+            Path of the file; None if everything was delivered.
+        """
         return self._outbox.close(self._settings.tracking_patience)
 
     def _experiment(self) -> str:
@@ -246,21 +292,32 @@ class Tracking:
         return str(self.client.create_experiment(self._settings.experiment, artifact_location=local))
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _migration_lock(self) -> Iterator[None]:
         # Two processes that create the tables of one data base at a time end with one of them crashing.
         Path(self._settings.runs).mkdir(parents=True, exist_ok=True)
         with (Path(self._settings.runs) / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
+    def _open(self, config: RunConfig, tags: Mapping[str, str], parent: str | None) -> tuple[Run, dict[str, int]]:
+        """The run named as `config` says, created if there is none, and the last logged step of every metric."""
+        found = self.find(config.name)
+        full = {TAG + k: v for k, v in {**tags, **_versions(), "run_name": config.name}.items()}
+        run = found or self._create(config, full, parent)
+        self.client.update_run(run.info.run_id, status="SCHEDULED")
+        own = {TAG + k: v for k, v in self._driver().items()} | (full if found else {})
+        # A run whose driver died while it was created has no parameters yet.
+        parameters = {} if found and found.data.params else flat(json.loads(config.to_json()))
+        self._batch(run.info.run_id, own, parameters)
+        return run, self._last_steps(run) if found else {}
+
     def _create(self, config: RunConfig, tags: Mapping[str, str], parent: str | None) -> Run:
         if parent is not None:
             tags = {**tags, "mlflow.parentRunId": parent}
-        label = run_names.of_run(tags[TAG + "recipe"], config.optimizer, tags.get(TAG + "setting", ""), config.seed)
-        told = {**tags, TAG + "command": provenance.command()[:LONGEST_TAG]}
-        run = self.client.create_run(self.experiment, run_name=label[:LONGEST_NAME], tags=told)
-        self._batch(run.info.run_id, {}, flat(json.loads(config.to_json())))
-        return run
+        recipe, setting = tags[TAG + "recipe"], tags.get(TAG + "setting", "")
+        label = run_names.run_label(self._settings.run_name, recipe, config.optimizer, setting, config.seed)
+        all_tags = {**tags, TAG + "command": provenance.command()[:LONGEST_TAG]}
+        return self.client.create_run(self.experiment, run_name=label[:LONGEST_NAME], tags=all_tags)
 
     def _batch(self, run: str, tags: Mapping[str, str], parameters: Mapping[str, str]) -> None:
         all_tags = [RunTag(name, value[:LONGEST_TAG]) for name, value in tags.items()]
@@ -276,50 +333,64 @@ class Tracking:
     def _driver(self) -> dict[str, str]:
         return {**provenance.driver(), "heartbeat": f"{time.time():.0f}"}
 
-    def _tick(self) -> None:
+    def _sample(self) -> None:
         now = time.monotonic()
         every = self._settings.system_metrics_every
-        if every and now - self._sampled >= every:
-            self._sampled = now
+        if every and now - self._sampled_at >= every:
+            self._sampled_at = now
             for run in self._active[-1:]:
                 run.metrics(_system_metrics(), run.next_step("system/cpu_utilization_percentage"), time.time())
-        if now - self._beaten >= HEARTBEAT_SECONDS:
-            self._beaten = now
+        if now - self._heartbeat_at >= HEARTBEAT_SECONDS:
+            self._heartbeat_at = now
             for run in self._active:
                 run.tags({"heartbeat": f"{time.time():.0f}"})
 
-    def _deliver(self, delivery: Delivery) -> None:
+    def _deliver(self, message: TrackingMessage) -> None:
         try:
-            getattr(self, f"_send_{delivery.kind}")(delivery)
+            self._send(message)
         except MlflowException as error:
             if error.error_code in REFUSALS:
-                raise DeliveryRefused(str(error)) from error
+                raise MessageRefused(str(error)) from error
             raise
 
-    def _send_metrics(self, delivery: Delivery) -> None:
-        metrics = [Metric(name, value, when, step) for name, value, when, step in delivery.metrics]
-        self.client.log_batch(delivery.run, metrics=metrics, synchronous=True)
+    def _send(self, message: TrackingMessage) -> None:
+        match message:
+            case LogRecords(run, records):
+                self.client.log_batch(run, metrics=list(_metrics(records)), synchronous=True)
+            case SetTags(run, tags):
+                self._batch(run, tags, {})
+            case LogText(run, name, text):
+                self.client.log_text(run, text, name)
+            case SetStatus(run, status, ended):
+                if ended is None:
+                    self.client.update_run(run, status=status)
+                else:
+                    self.client.set_terminated(run, status=status, end_time=round(ended * 1000))
+            case LogModel(run, checkpoints):
+                self._log_model(run, checkpoints)
+            case LogRun():
+                self._log_run(message)
 
-    def _send_tags(self, delivery: Delivery) -> None:
-        self._batch(delivery.run, delivery.values, {})
-
-    def _send_text(self, delivery: Delivery) -> None:
-        self.client.log_text(delivery.run, delivery.values["text"], delivery.values["name"])
-
-    def _send_status(self, delivery: Delivery) -> None:
-        self.client.update_run(delivery.run, status=delivery.values["status"])
-
-    def _send_model(self, delivery: Delivery) -> None:
+    def _log_model(self, run: str, checkpoints: str) -> None:
         from raycurv.tracking import logged_model
 
         try:
-            logged_model.log(delivery.run, delivery.values["checkpoints"])
+            logged_model.log(run, checkpoints)
         except (CheckpointError, ValueError) as error:
-            raise DeliveryRefused(f"the network cannot be logged from here: {error}") from error
+            raise MessageRefused(f"the network cannot be logged from here: {error}") from error
 
-    def _send_close(self, delivery: Delivery) -> None:
-        values = delivery.values
-        self.client.set_terminated(delivery.run, status=values["status"], end_time=values["time"])
+    def _log_run(self, message: LogRun) -> None:
+        # An attempt that broke off leaves a run of this name: the next one logs what is missing.
+        run, logged = self._open(RunConfig.from_json(message.config), message.tags, message.parent)
+        tracked = TrackedRun(run, self._send, logged)
+        tracked.log(message.records)
+        tracked.close(message.status, message.ended)
+
+
+def _metrics(records: Iterable[Record]) -> Iterator[Metric]:
+    for record in records:
+        for name, value in record.values.items():
+            yield Metric(name, float(value), round(record.time * 1000), record.step)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -346,10 +417,8 @@ def explained(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        # SQLAlchemy says where it was before it says what went wrong.
-        lines = [line for line in str(error).strip().splitlines() if not line.startswith("(raised as a result")]
         raise TrackingError(
-            f"MLflow at {uri} cannot be used: {(lines or [type(error).__name__])[0][:300]}. Check that its disk has "
+            f"MLflow at {uri} cannot be used: {first_line(error, 300)}. Check that its disk has "
             "room, that the server runs and that the address is right "
             "(--tracking-uri or MLFLOW_TRACKING_URI), or leave it out to write to a file in the folder of all runs"
         ) from error

@@ -1,4 +1,4 @@
-"""Deliveries to a server that may be away: in order, off everybody's path, tried again, on disk if it stays away."""
+"""Queue of messages to a server that may be away: in order, in a thread, tried again, on disk if it stays away."""
 
 from __future__ import annotations
 
@@ -8,57 +8,52 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from raycurv.tracking.messages import (
+    BATCH,
+    LogModel,
+    LogRecords,
+    LogText,
+    SetStatus,
+    SetTags,
+    TrackingMessage,
+    from_bytes,
+    number_of_values,
+    to_bytes,
+)
+from raycurv.train.records import Record
 
 logger = logging.getLogger(__name__)
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
-GATHER_SECONDS = 1.0  # metrics wait this long for others to share their request
-MERGED = 1000  # metrics in one request, the most that MLflow takes
+GATHER_SECONDS = 1.0  # records wait this long for others to share their request
 
 
-@dataclass(frozen=True)
-class Delivery:
-    """One thing to tell the server; made of plain values, so it can be written down.
-
-    Attributes:
-        kind: what to do.
-        run: id of the run it is about.
-        values: with what.
-        metrics: name, value, time in milliseconds, step; only these deliveries are merged.
-    """
-
-    kind: str
-    run: str
-    values: dict[str, Any] = field(default_factory=dict)
-    metrics: tuple[tuple[str, float, int, int], ...] = ()
-
-
-class DeliveryRefused(Exception):
-    """The server answered, and does not want the delivery; trying again is no use."""
+class MessageRefused(Exception):
+    """The server answered and does not accept the message; another attempt is useless."""
 
 
 class Outbox:
-    """Delivers in a thread of its own.
+    """Delivers messages in a thread of its own.
 
     Args:
-        deliver: carries out one delivery; raises :class:`DeliveryRefused`, or anything else to be tried again.
-        folder: where undelivered things are written down in the end.
-        say: tells the user that the server is away or back.
+        deliver: carries out one message; raises :class:`MessageRefused`, or anything else for another attempt.
+        folder: undelivered messages are written here in the end.
+        notify: shows the user that the server is away or back.
         every: called about twice a second in the same thread, for instance to sample the machine.
     """
 
     def __init__(
         self,
-        deliver: Callable[[Delivery], None],
+        deliver: Callable[[TrackingMessage], None],
         folder: Path,
-        say: Callable[[str], None],
+        notify: Callable[[str], None],
         every: Callable[[], None] = lambda: None,
     ) -> None:
-        self._deliver, self._folder, self._say, self._every = deliver, folder, say, every
-        self._waiting: deque[Delivery] = deque()
-        self._on_its_way: Delivery | None = None
+        self._deliver, self._folder, self._notify, self._every = deliver, folder, notify, every
+        self._waiting: deque[TrackingMessage] = deque()
+        self._in_delivery: TrackingMessage | None = None
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = False
@@ -66,36 +61,39 @@ class Outbox:
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
 
-    def put(self, delivery: Delivery) -> None:
-        """Take a delivery; returns at once."""
+    def put(self, message: TrackingMessage) -> None:
+        """Queue a message; returns at once. Neighbouring records of one run share a request."""
         with self._lock:
-            last = self._waiting[-1] if self._waiting else None
-            mergeable = last is not None and last.kind == delivery.kind == "metrics" and last.run == delivery.run
-            if last is not None and mergeable and len(last.metrics) + len(delivery.metrics) <= MERGED:
-                self._waiting[-1] = replace(last, metrics=last.metrics + delivery.metrics)
+            merged = _merge(self._waiting[-1], message) if self._waiting else None
+            if merged is not None:
+                self._waiting[-1] = merged
             else:
-                self._waiting.append(delivery)
+                self._waiting.append(message)
 
-    def postpone(self, kind: str) -> None:
-        """Write the waiting deliveries of a kind to a file, for the next start: there is no time for them now."""
+    def postpone(self, kind: type[TrackingMessage]) -> None:
+        """Write the waiting messages of a kind to a file for the next start."""
         with self._lock:
-            left = [delivery for delivery in self._waiting if delivery.kind == kind]
-            self._waiting = deque(delivery for delivery in self._waiting if delivery.kind != kind)
+            left = [message for message in self._waiting if isinstance(message, kind)]
+            self._waiting = deque(message for message in self._waiting if not isinstance(message, kind))
         if left:
-            write_down(left, self._folder)
+            write_unsent(left, self._folder)
 
     def close(self, patience: float) -> Path | None:
-        """Deliver what waits; after `patience` seconds without an answer write the rest to a file, and say where."""
+        """Deliver what waits; after `patience` seconds without an answer, write the rest to a file.
+
+        Returns:
+            Path of the file; None if everything was delivered.
+        """
         self._closing = True
         self._wake.set()
         deadline = time.monotonic() + patience
         while self._thread.is_alive() and (self._away_since is None or time.monotonic() < deadline):
             self._thread.join(0.1)
         with self._lock:
-            # What is on its way may arrive and be written too; twice is better than never.
-            left = [*filter(None, [self._on_its_way]), *self._waiting]
+            # The message in delivery may arrive and be written too; twice is better than never.
+            left = [m for m in (self._in_delivery, *self._waiting) if m is not None]
             self._waiting.clear()
-        return write_down(left, self._folder) if left else None
+        return write_unsent(left, self._folder) if left else None
 
     def _run(self) -> None:
         pause = FIRST_PAUSE
@@ -104,59 +102,103 @@ class Outbox:
                 self._wake.wait(GATHER_SECONDS / 2)
                 self._every()
             with self._lock:
-                # Taken out while it is delivered, so that nothing is merged into it meanwhile.
-                delivery = self._on_its_way = self._waiting.popleft() if self._waiting else None
-            if delivery is None:
+                # Out of the queue while it is delivered, so that nothing is merged into it meanwhile.
+                message = self._in_delivery = self._waiting.popleft() if self._waiting else None
+            if message is None:
                 if self._closing:
                     return
                 continue
-            arrived = self._try(delivery)
+            arrived = self._try(message)
             with self._lock:
-                self._on_its_way = None
+                self._in_delivery = None
                 if not arrived:
-                    self._waiting.appendleft(delivery)
+                    self._waiting.appendleft(message)
             if not arrived:
                 time.sleep(pause)
             pause = FIRST_PAUSE if arrived else min(2 * pause, LONGEST_PAUSE)
 
-    def _try(self, delivery: Delivery) -> bool:
+    def _try(self, message: TrackingMessage) -> bool:
         try:
-            self._deliver(delivery)
-        except DeliveryRefused as error:
-            path = write_down([delivery], self._folder)
-            self._say(f"MLflow refused {delivery.kind} of run {delivery.run}: {error}. They are in {path}")
-        except Exception as error:  # whatever the client raises while the server is away; said, and tried again
+            self._deliver(message)
+        except MessageRefused as error:
+            path = write_unsent([message], self._folder)
+            kind = type(message).__name__
+            self._notify(f"MLflow refused {kind} of run {message.run}: {error}. The message is in {path}")
+        except Exception as error:  # whatever the client raises while the server is away
             logger.debug("delivery failed", exc_info=True)
             if self._away_since is None:
                 self._away_since = time.monotonic()
-                self._say(
-                    f"MLflow does not answer ({_short(error)}); training goes on, and what it measures waits here"
+                self._notify(
+                    f"MLflow does not answer ({first_line(error)}); training goes on, and what it measures waits here"
                 )
             return False
         if self._away_since is not None:
-            self._say(f"MLflow answers again after {time.monotonic() - self._away_since:.0f} s; nothing was lost")
+            self._notify(f"MLflow answers again after {time.monotonic() - self._away_since:.0f} s; nothing was lost")
             self._away_since = None
         return True
 
 
-def write_down(deliveries: list[Delivery], folder: Path) -> Path:
-    """Write deliveries to a new file, and say which."""
+def write_unsent(messages: list[TrackingMessage], folder: Path) -> Path:
+    """Write messages to a new file in `folder`, one per line; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{time.time_ns()}.jsonl"
-    path.write_text("".join(json.dumps(asdict(delivery)) + "\n" for delivery in deliveries))
+    path.write_bytes(b"".join(to_bytes(message) + b"\n" for message in messages))
     return path
 
 
-def read_back(path: Path) -> list[Delivery]:
-    """The deliveries that :func:`write_down` wrote."""
-    found = []
+def read_unsent(path: Path) -> list[TrackingMessage]:
+    """Read what :func:`write_unsent` wrote, also before version 0.2.
+
+    Raises:
+        ValueError: a line is no message for MLflow.
+    """
+    found: list[TrackingMessage] = []
     for line in path.read_text().splitlines():
         values = json.loads(line)
-        values["metrics"] = tuple((name, value, when, step) for name, value, when, step in values["metrics"])
-        found.append(Delivery(**values))
+        message = _former(values) if "metrics" in values else from_bytes(line)
+        if not isinstance(message, get_args(TrackingMessage)):
+            raise ValueError(f"{path} holds a message of kind {type(message).__name__}, which is none for MLflow")
+        found.append(message)
     return found
 
 
-def _short(error: Exception) -> str:
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "…"
+def _merge(last: TrackingMessage, new: TrackingMessage) -> LogRecords | None:
+    """Both as one message; None if they need a request each."""
+    if not (isinstance(last, LogRecords) and isinstance(new, LogRecords) and last.run == new.run):
+        return None
+    together = last.records + new.records
+    return LogRecords(last.run, together) if number_of_values(together) <= BATCH else None
+
+
+def _former(values: dict[str, Any]) -> TrackingMessage:
+    """A line of a version before 0.2.
+
+    Raises:
+        ValueError: its kind is unknown.
+    """
+    run, given = values["run"], values["values"]
+    match values["kind"]:
+        case "metrics":
+            return LogRecords(
+                run,
+                tuple(Record("progress", step, 0.0, when / 1000, {n: v}) for n, v, when, step in values["metrics"]),
+            )
+        case "tags":
+            return SetTags(run, given)
+        case "text":
+            return LogText(run, given["name"], given["text"])
+        case "status":
+            return SetStatus(run, given["status"])
+        case "model":
+            return LogModel(run, given["checkpoints"])
+        case "close":
+            return SetStatus(run, given["status"], given["time"] / 1000)
+    raise ValueError(f"a message of kind {values['kind']!r} is unknown")
+
+
+def first_line(error: Exception, longest: int = 160) -> str:
+    """The line of an error's text that says what went wrong."""
+    # SQLAlchemy says where it was before it says what went wrong.
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith("(raised as a result")]
+    text = (lines or [type(error).__name__])[0]
+    return text if len(text) <= longest else text[: longest - 1] + "…"

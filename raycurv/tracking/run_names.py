@@ -1,23 +1,39 @@
-"""What runs are called in MLflow's list, so that it reads by itself."""
+"""Names of runs in MLflow's list."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-NAMED = 4  # recipes or optimizers in the name of a run that gathers others
-BETWEEN = " · "
+LISTED = 4  # most recipes or optimizers in the name of a run that gathers others
+SEPARATOR = " · "
 
 
-def of_run(recipe: str, optimizer: str, setting: str, seed: int) -> str:
-    """Recipe, optimizer, what was set, seed."""
-    return BETWEEN.join(filter(None, [recipe, optimizer, setting, f"seed {seed}"]))
+def run_label(run_name: str | None, recipe: str, optimizer: str, setting: str, seed: int) -> str:
+    """Name of one run.
+
+    Args:
+        run_name: name that the user gave; None if there is none.
+        recipe: name of the recipe.
+        optimizer: name of the registered optimizer.
+        setting: settings of the optimizer as text; empty for its defaults.
+        seed: seed of weights and data.
+    """
+    return SEPARATOR.join(filter(None, [run_name, recipe, optimizer, setting, f"seed {seed}"]))
 
 
-def of_group(recipes: Iterable[str], optimizers: Iterable[str], kind: str) -> str:
-    """Recipes, optimizers, and what has made the runs."""
-    return BETWEEN.join([_listed(recipes, "recipes"), _listed(optimizers, "optimizers"), kind])
+def group_label(run_name: str | None, recipes: Iterable[str], optimizers: Iterable[str], kind: str) -> str:
+    """Name of a run that gathers others.
+
+    Args:
+        run_name: name that the user gave; None if there is none.
+        recipes: recipes of the runs.
+        optimizers: optimizers of the runs.
+        kind: what gathers them, such as ``"4 runs"``.
+    """
+    parts = [run_name, _listed(recipes, "recipes"), _listed(optimizers, "optimizers"), kind]
+    return SEPARATOR.join(filter(None, parts))
 
 
 def _listed(names: Iterable[str], of_what: str) -> str:
     different = list(dict.fromkeys(names))
-    return ", ".join(different) if len(different) <= NAMED else f"{len(different)} {of_what}"
+    return ", ".join(different) if len(different) <= LISTED else f"{len(different)} {of_what}"

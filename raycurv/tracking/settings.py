@@ -1,4 +1,4 @@
-"""Where tracked runs are written."""
+"""Settings of tracking: where runs are written, under which name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class TrackingSettings(Protocol):
-    """What a connection to MLflow must know; :class:`raycurv.service.Cluster` has it."""
+    """Settings of a connection to MLflow; :class:`raycurv.service.Cluster` has them."""
 
     @property
     def runs(self) -> str:
@@ -16,11 +16,15 @@ class TrackingSettings(Protocol):
 
     @property
     def tracking_uri(self) -> str | None:
-        """Server or data base of MLflow; None is a SQLite file in `runs`."""
+        """Address of MLflow's server or data base; None is a SQLite file in `runs`."""
 
     @property
     def experiment(self) -> str:
         """Name of the experiment."""
+
+    @property
+    def run_name(self) -> str | None:
+        """Name that the user gave to the runs, shown in MLflow's list; None if there is none."""
 
     @property
     def tracking_patience(self) -> float:

@@ -15,8 +15,11 @@ from raycurv.results.outcomes import EvaluationPoint, Outcome
 from raycurv.service.cluster import Cluster
 from raycurv.service.errors import LaunchError
 from raycurv.service.limits import Limits
-from raycurv.service.sweep import OutcomeLog, Sweep
+from raycurv.service.outcome_log import OutcomeLog
+from raycurv.service.run_state import RunState
+from raycurv.service.sweep import Sweep
 from raycurv.tracking.client import Tracking
+from tests.service.driving import wait_until
 from tests.service.serving import Server
 from tests.service.sweeping import many
 
@@ -54,41 +57,46 @@ def test_a_ledger_without_room_says_what_to_do_and_keeps_what_it_has(small_disk:
 
 
 class Three:
-    """A sweep of three trials that have ended, and that MLflow is to be told of."""
+    """A sweep of three trials that have ended, for MLflow to log."""
 
-    def __init__(self, runs: Path, uri: str) -> None:
+    def __init__(self, runs: Path, uri: str, experiment: str) -> None:
         self.said: list[str] = []
-        self.uri = uri
+        self.uri, self.experiment = uri, experiment
         cluster = Cluster(
-            runs=str(runs), tracking_uri=uri, experiment="full", tracking_patience=0.5, system_metrics_every=0
+            runs=str(runs), tracking_uri=uri, experiment=experiment, tracking_patience=0.5, system_metrics_every=0
         )
         self.tracking = Tracking(cluster, self.said.append)
-        parent = self.tracking.parent("full", {"sweep": "full"}, False)
+        parent = self.tracking.parent(experiment, {"sweep": "full"}, False)
         self.ledger = OutcomeLog(runs / "sweeps" / "full" / "outcomes.jsonl")
         self.sweep = Sweep("full", cluster, Limits(), self.ledger, self.tracking, parent, self.said.append)
         points = (EvaluationPoint(1.0, 4, 0.5, {"train/epoch_loss": 1.0}),)
         self.trials = many(3)
-        begun = map(self.sweep._begun, self.trials)
-        self.ended = [dataclasses.replace(o, status="finished", points=points, steps=4) for o in begun]
+        initial = map(self.sweep._initial, self.trials)
+        self.ended = [dataclasses.replace(o, status="finished", points=points, steps=4) for o in initial]
 
-    def take(self) -> None:
-        """What Ray Tune has told."""
+    def record(self) -> None:
+        """Record them, as the callback of Ray Tune does."""
         for outcome, trial in zip(self.ended, self.trials, strict=True):
-            self.sweep.take(outcome, [], dataclasses.replace(trial.config, name=outcome.name).to_json())
+            config = dataclasses.replace(trial.config, name=outcome.name).to_json()
+            self.sweep.record(outcome, RunState(outcome), config)
 
     def assert_kept(self, reason: str) -> None:
-        """All is in the ledger, and the user knows why MLflow has none of it."""
+        """All is in the log of outcomes, and the user knows why MLflow has none of it."""
+        wait_until(lambda: self.said)
         assert set(OutcomeLog(self.ledger.path).done) == {outcome.name for outcome in self.ended}
-        (message,) = [line for line in self.said if "MLflow lacks" in line]
-        assert reason in message
-        assert "--run-name full --resume" in message
+        (message,) = self.said
+        assert f"MLflow does not answer ({reason}" in message
 
-    def assert_told(self) -> None:
+    def assert_logged(self) -> None:
         """MLflow gets all of it, once."""
-        self.sweep._log_late()
-        self.tracking.finish()
+        wait_until(lambda: "MLflow answers again" in self.said[-1])
+        assert self.tracking.finish() is None
+        self.assert_complete()
+
+    def assert_complete(self) -> None:
+        """MLflow has all of it, once."""
         client = MlflowClient(self.uri)
-        experiment = client.get_experiment_by_name("full")
+        experiment = client.get_experiment_by_name(self.experiment)
         assert experiment is not None
         runs = client.search_runs([experiment.experiment_id], "tags.`raycurv.optimizer` = 'sgd'")
         assert sorted(run.data.tags["raycurv.run_name"] for run in runs) == sorted(o.name for o in self.ended)
@@ -99,21 +107,35 @@ def test_trials_stay_while_mlflow_has_no_room_and_arrive_when_it_has(
     small_disk: Path, tmp_path: Path, data_base: Path
 ) -> None:
     shutil.copy(data_base, small_disk)
-    three = Three(tmp_path, f"sqlite:///{small_disk}/mlflow.db")
+    three = Three(tmp_path, f"sqlite:///{small_disk}/mlflow.db", "disk")
     fill(small_disk)
-    three.take()
-    three.assert_kept("database or disk is full")
+    three.record()
+    three.assert_kept("(sqlite3.OperationalError) database or disk is full")
     (small_disk / "filler").unlink()
-    three.assert_told()
+    three.assert_logged()
 
 
 def test_trials_stay_while_the_server_is_away_and_arrive_when_it_is_back(server: Server, tmp_path: Path) -> None:
-    three = Three(tmp_path, server.uri)
+    three = Three(tmp_path, server.uri, "back")
     server.stop()
     try:
-        three.take()
-        three.assert_kept(server.uri)
-        three.sweep._log_late()  # still away
+        three.record()
+        three.assert_kept("")
     finally:
         server.start()
-    three.assert_told()
+    three.assert_logged()
+
+
+def test_trials_that_a_server_never_takes_are_delivered_by_the_next_start(server: Server, tmp_path: Path) -> None:
+    three = Three(tmp_path, server.uri, "never")
+    server.stop()
+    try:
+        three.record()
+        assert three.tracking.finish() is not None
+    finally:
+        server.start()
+    again = Tracking(three.sweep.cluster, print)
+    assert again.send_unsent() == 3
+    assert again.send_unsent() == 0
+    again.finish()
+    three.assert_complete()

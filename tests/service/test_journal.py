@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from raycurv.service.journal import KEPT, JournaledCheckpoints
+from raycurv.service.journal import RECENT, JournaledCheckpoints
 from raycurv.train import Record
 
 
@@ -45,9 +45,9 @@ def test_going_on_from_a_checkpoint_sends_its_records_again(tmp_path: Path) -> N
 
 def test_a_checkpoint_holds_only_the_newest_records(tmp_path: Path) -> None:
     store = JournaledCheckpoints(str(tmp_path), 2, Mail())
-    store.emit([record(step) for step in range(3 * KEPT)])
+    store.emit([record(step) for step in range(3 * RECENT)])
     store.save({"step": 1})
 
     mail = Mail()
     JournaledCheckpoints(str(tmp_path), 2, mail).load()
-    assert [r.step for r in mail.sent] == list(range(2 * KEPT, 3 * KEPT))
+    assert [r.step for r in mail.sent] == list(range(2 * RECENT, 3 * RECENT))

@@ -40,7 +40,7 @@ def test_a_job_without_a_cluster_starts_a_ray_on_loopback_that_ends_with_it(tmp_
         code = process.wait(240)
 
     assert code == 0, log.read_text()
-    assert "started a Ray of our own" in log.read_text()
+    assert "started a private Ray" in log.read_text()
     assert addresses
     assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
     gone, alive = psutil.wait_procs(family, timeout=30)

@@ -97,8 +97,8 @@ def test_a_submitted_job_ends_with_its_runs_in_mlflow(uninterrupted: Driver) -> 
     parent, curveball, sgd = runs_of(uninterrupted)
 
     assert [run.info.status for run in (parent, curveball, sgd)] == ["FINISHED"] * 3
-    assert parent.info.run_name == "points · curveball, sgd · 2 runs"
-    assert curveball.info.run_name == "points · curveball · seed 0"
+    assert parent.info.run_name == "whole · points · curveball, sgd · 2 runs"
+    assert curveball.info.run_name == "whole · points · curveball · seed 0"
     assert curveball.data.tags["raycurv.status"] == "finished"
     assert "jobs/train.py --recipe" in curveball.data.tags["raycurv.command"]
     assert curveball.data.tags["raycurv.version.torch"]

@@ -12,8 +12,9 @@ from raycurv.recipes.search import Trial
 from raycurv.results.outcomes import EvaluationPoint, Outcome
 from raycurv.service.cluster import Cluster
 from raycurv.service.limits import Limits
-from raycurv.service.sweep import OutcomeLog, sweeping
-from raycurv.service.sweep_summary import SweepSummary
+from raycurv.service.outcome_log import OutcomeLog
+from raycurv.service.sweep import sweeping
+from raycurv.service.tune_callback import SweepSummary
 from tests.service.driving import Driver, wait_until
 from tests.service.sweeping import config
 

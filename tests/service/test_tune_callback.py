@@ -7,25 +7,30 @@ import pytest
 from raycurv.results.outcomes import Outcome
 from raycurv.service import tune_callback
 from raycurv.service.trial import TrialTask
+from raycurv.tracking.messages import LogRecords
+from raycurv.train import Record
 
 
 def test_long_trials_are_not_passed_over_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    sweep = types.SimpleNamespace(name="sweep", say=said.append)
+    sweep = types.SimpleNamespace(name="sweep", notify=said.append)
     tasks = [
-        TrialTask(Outcome(n, "vgg", "adam", "learning_rate=0.1", seed), "{}", "", "") for seed, n in enumerate("abc")
+        TrialTask(n, "{}", "", Outcome(n, "vgg", "adam", "learning_rate=0.1", seed), "") for seed, n in enumerate("abc")
     ]
-    kept = tune_callback.SweepCallback(sweep, tasks)  # type: ignore[arg-type]
+    evaluation = Record("evaluation", 8, 2.0, 1.0, {"train/epoch_loss": 0.5})
+    monkeypatch.setattr(tune_callback, "RECEIVE_SECONDS", 0.0)
+    monkeypatch.setattr(tune_callback, "receive", lambda mailbox: [LogRecords("a", (evaluation,))])
+    callback = tune_callback.SweepCallback(sweep, tasks, None)  # type: ignore[arg-type]
     trials = [
-        types.SimpleNamespace(status="RUNNING", config={"trial": 0}, last_result={"epoch": 2, "train/epoch_loss": 0.5}),
-        types.SimpleNamespace(status="RUNNING", config={"trial": 1}, last_result={}),
-        types.SimpleNamespace(status="PENDING", config={"trial": 2}, last_result={}),
+        types.SimpleNamespace(status="RUNNING", config={"trial": 0}),
+        types.SimpleNamespace(status="RUNNING", config={"trial": 1}),
+        types.SimpleNamespace(status="PENDING", config={"trial": 2}),
     ]
-    kept.on_step_end(1, trials)
+    callback.on_step_end(1, trials)
     assert not said  # too soon
     monkeypatch.setattr(tune_callback, "QUIET_SECONDS", 0.0)
-    kept.on_step_end(2, trials)
-    kept.on_step_end(3, trials[2:])
+    callback.on_step_end(2, trials)
+    callback.on_step_end(3, trials[2:])
 
     assert said == [
         "sweep: 0 of 3 trials done, 2 running"

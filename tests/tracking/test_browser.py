@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from raycurv.figures import curves, report
 from raycurv.service import Cluster
-from raycurv.service.artifact_writer import ArtifactWriter
+from raycurv.service.artifacts import ArtifactWriter
 from raycurv.tracking.client import Tracking
 from raycurv.tracking.stored_runs import ExperimentRuns
 from raycurv.train import Record
@@ -64,12 +64,12 @@ def tracked(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Experim
     tracked = ExperimentRuns(server.uri, "looked at")
     tracking = Tracking(cluster, print)
     parent = tracking.parent("launch", {}, True)
-    shelf = ArtifactWriter("launch", folder / "shelf", parent, print)
+    artifacts = ArtifactWriter("launch", folder / "artifacts", parent, print)
     lines = curves.series(tracked.outcomes, "test/accuracy")
-    for path in curves.save(lines, "test/accuracy", shelf.folder / "figures"):
+    for path in curves.save(lines, "test/accuracy", artifacts.folder / "figures"):
         if path.suffix == ".svg":
-            shelf.artifact("figures/accuracy.svg", path.read_text())
-    shelf.artifact(
+            artifacts.write("figures/accuracy.svg", path.read_text())
+    artifacts.write(
         "report.html", report.page("launch", tracked.outcomes, versions={}, command="", about=tracked.about())
     )
     parent.close("FINISHED")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -18,7 +19,8 @@ from raycurv.objective.collectives import Local
 from raycurv.service import Cluster
 from raycurv.tracking import provenance
 from raycurv.tracking.client import Tracking, TrackingError, open_command
-from raycurv.tracking.outbox import Delivery, write_down
+from raycurv.tracking.messages import LogRecords
+from raycurv.tracking.outbox import write_unsent
 from raycurv.train import CheckpointStore, Record, train
 from tests.service.problems import mine, perceptron
 
@@ -72,6 +74,17 @@ def test_a_run_has_its_configuration_its_tags_and_a_readable_name(tracking: Trac
     assert mlflow.artifacts.load_text(f"{stored.info.artifact_uri}/config.json") == mine().to_json()
 
 
+def test_the_name_in_mlflow_contains_the_run_name_that_the_user_gave(cluster: Cluster) -> None:
+    names = []
+    for run_name in ("first", "second"):
+        tracking = Tracking(dataclasses.replace(cluster, run_name=run_name), print)
+        run = tracking.open(dataclasses.replace(mine(), name=run_name), TAGS, None, resume=False)
+        tracking.finish()
+        names.append(tracking.client.get_run(run.id).info.run_name)
+
+    assert names == ["first · points · curveball · seed 0", "second · points · curveball · seed 0"]
+
+
 def test_the_data_base_and_the_artifacts_lie_in_the_folder_of_runs(cluster: Cluster, tracking: Tracking) -> None:
     run = tracking.open(mine(), TAGS, None, resume=False)
 
@@ -123,7 +136,7 @@ def test_runs_whose_driver_is_gone_are_closed(tracking: Tracking) -> None:
     tracking.client.set_tag(dead.id, "raycurv.pid", str(process.pid))
     other = tracking.client.create_run(tracking.experiment, run_name="not ours")
 
-    assert tracking.reap() == ["points · curveball · seed 0"]
+    assert tracking.close_abandoned() == ["points · curveball · seed 0"]
     assert tracking.client.get_run(dead.id).info.status == "KILLED"
     assert tracking.client.get_run(other.info.run_id).info.status == "RUNNING"
 
@@ -131,16 +144,16 @@ def test_runs_whose_driver_is_gone_are_closed(tracking: Tracking) -> None:
 def test_a_driver_on_another_machine_is_gone_when_its_heart_has_stopped(tracking: Tracking) -> None:
     run = tracking.open(mine(), TAGS, None, resume=False)
     tracking.client.set_tag(run.id, "raycurv.host", "elsewhere")
-    assert tracking.reap() == []
+    assert tracking.close_abandoned() == []
 
     tracking.client.set_tag(run.id, "raycurv.heartbeat", "1000")
-    assert tracking.reap() == ["points · curveball · seed 0"]
+    assert tracking.close_abandoned() == ["points · curveball · seed 0"]
 
 
 def test_what_could_not_be_sent_is_sent_by_the_next_start(cluster: Cluster, tracking: Tracking) -> None:
     run = tracking.open(mine(), TAGS, None, resume=False)
     tracking.finish()
-    write_down([Delivery("metrics", run.id, metrics=(("train/loss", 0.5, 1000, 7),))], tracking._unsent)
+    write_unsent([LogRecords(run.id, (step(7),))], tracking._unsent)
 
     again = Tracking(cluster, print)
     assert again.send_unsent() == 1

@@ -1,0 +1,111 @@
+"""Queue from the training processes to the driver: an actor that takes no CPU and makes nobody wait."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+import ray.cloudpickle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raycurv.tracking.messages import LogRecords, Message, RunFailed, RunMessage, from_bytes, to_bytes
+from raycurv.train.records import Record
+
+# Ray sends the actor's class by value, so that its process need not import this package, and with it torch.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+SECONDS = 60.0
+
+
+@ray.remote(num_cpus=0, max_restarts=0)
+class Mailbox:
+    """Keeps messages as bytes until the driver takes them, and the driver's request to stop."""
+
+    def __init__(self) -> None:
+        self._messages: list[bytes] = []
+        self._stop = False
+        self._failed: set[str] = set()
+
+    def put(self, message: bytes, failed: str | None = None) -> bool:
+        """Add a message.
+
+        Args:
+            message: as bytes.
+            failed: name of the run if the message reports its failure.
+
+        Returns:
+            Whether the training processes should stop.
+        """
+        self._messages.append(message)
+        if failed is not None:
+            self._failed.add(failed)
+        return self._stop
+
+    def take(self) -> list[bytes]:
+        """Remove and return all messages, oldest first."""
+        messages, self._messages = self._messages, []
+        return messages
+
+    def stop(self) -> None:
+        """Ask the training processes to write a checkpoint and end."""
+        self._stop = True
+
+    def failed(self, runs: Sequence[str]) -> bool:
+        """Whether one of the runs met an error that another attempt would meet too."""
+        return not self._failed.isdisjoint(runs)
+
+
+class MessageSender:
+    """Sends the messages of one process, one at a time: training waits only for the message before.
+
+    Args:
+        mailbox: actor that takes them.
+        run: name of the run that records belong to.
+        active: whether this process sends records; of several workers only the first one does.
+    """
+
+    def __init__(self, mailbox: Any, run: str, active: bool = True) -> None:
+        self._mailbox, self._run, self._active = mailbox, run, active
+        self._pending: Any = None
+        self._stop = False
+
+    def put(self, message: RunMessage) -> None:
+        """Send a message once the one before has arrived."""
+        if not self._active:
+            return
+        self.flush()
+        self._pending = self._mailbox.put.remote(to_bytes(message))
+
+    def fail(self, message: RunFailed) -> None:
+        """Report a failure from any worker, and wait until it has arrived."""
+        ray.get(self._mailbox.put.remote(to_bytes(message), failed=message.run), timeout=SECONDS)
+
+    def send(self, records: Sequence[Record]) -> None:
+        """Send records if there are any."""
+        if records:
+            self.put(LogRecords(self._run, tuple(records)))
+
+    def flush(self) -> None:
+        """Wait until the last message has arrived."""
+        if self._pending is not None:
+            self._stop = ray.get(self._pending, timeout=SECONDS)
+            self._pending = None
+
+    def stop(self) -> bool:
+        """Whether the driver asks to stop, as far as answers that have arrived tell."""
+        if self._pending is not None and ray.wait([self._pending], timeout=0)[0]:
+            self.flush()
+        return self._stop
+
+
+def open_mailbox() -> Any:
+    """Start a mailbox on the node of this process, so that it lives as long as the driver."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = Mailbox
+    return actor.options(scheduling_strategy=here).remote()
+
+
+def receive(mailbox: Any) -> list[Message]:
+    """Take the messages that came since the last call, oldest first."""
+    return [from_bytes(message) for message in ray.get(mailbox.take.remote(), timeout=SECONDS)]

@@ -1,0 +1,53 @@
+"""Log of the outcomes of a sweep on disk, which makes it resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from raycurv.results.outcomes import Outcome
+from raycurv.service.errors import LaunchError
+
+
+class OutcomeLog:
+    """Outcomes of trials that ended, one line each, flushed to disk before anything relies on them.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        done: outcomes by name of their run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.done: dict[str, Outcome] = {}
+        self._incomplete = False  # whether the last line lacks its end, which the next must not continue
+        if path.exists():
+            text = path.read_text()
+            self._incomplete = bool(text) and not text.endswith("\n")
+            for line in text.splitlines():
+                with contextlib.suppress(ValueError):  # the last line of a driver that was killed while it wrote
+                    outcome = Outcome.from_json(line)
+                    self.done[outcome.name] = outcome
+
+    def add(self, outcome: Outcome) -> None:
+        """Write a line.
+
+        Raises:
+            LaunchError: it cannot be written.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write("\n" * self._incomplete + outcome.to_json() + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise LaunchError(
+                f"cannot write down how {outcome.name} ended: {error}. What ended before is in {self.path}: make room "
+                "there and go on with --resume"
+            ) from error
+        self._incomplete = False
+        self.done[outcome.name] = outcome

@@ -1,0 +1,113 @@
+"""What every launch and sweep does around its work: MLflow opened and closed, Ray connected, signals handled."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from raycurv.service.cluster import Cluster
+
+if TYPE_CHECKING:
+    from raycurv.tracking.client import Tracking
+
+# Ray's own switches, unless the environment sets them.
+RAY_DEFAULTS = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # a rank that never comes is named instead of waited for
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more, for checkpoints of Ray Train's own
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers stay where the user's modules are
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files and plots that nobody reads: the driver writes to MLflow
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial may fail before its first evaluation
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # a resumed sweep reads its own log of outcomes
+}
+
+
+@contextlib.contextmanager
+def tracking_session(cluster: Cluster, names: Sequence[str], notify: Callable[[str], None]) -> Iterator[Tracking]:
+    """Open MLflow, tidy up after earlier drivers, and deliver everything at the end.
+
+    Args:
+        cluster: address of MLflow and folder of all runs.
+        names: runs to create, which must be new unless the cluster says to resume.
+        notify: shows a line to the user.
+
+    Yields:
+        The connection.
+
+    Raises:
+        TrackingError: MLflow cannot be used, or has a run of one of the names.
+    """
+    from raycurv.tracking.client import Tracking, open_command
+
+    tracking = Tracking(cluster, notify)
+    if count := tracking.send_unsent():
+        notify(f"delivered {count} messages to MLflow that an earlier driver could not deliver")
+    for name in tracking.close_abandoned():
+        notify(f"closed the run {name!r} as KILLED: its driver is gone")
+    if not cluster.resume:
+        for name in names:
+            tracking.require_new(name)
+    try:
+        yield tracking
+    finally:
+        left = tracking.finish()
+        if left is not None:
+            notify(
+                f"MLflow did not take everything; the next start or `raycurv tracking reap` delivers the rest: {left}"
+            )
+        notify(f"\nSee the runs in MLflow:\n  {open_command(tracking.uri)}")
+
+
+@contextlib.contextmanager
+def ray_session(cluster: Cluster, notify: Callable[[str], None]) -> Iterator[None]:
+    """Connect to Ray, and refuse what it can never give.
+
+    Args:
+        cluster: resources of the workers.
+        notify: shows a line to the user.
+
+    Yields:
+        Nothing; ``ray`` is connected inside.
+
+    Raises:
+        ConnectionRefused: Ray cannot be reached.
+        CapacityError: the cluster can never give the workers.
+    """
+    defaults = {**RAY_DEFAULTS, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(cluster.worker_timeout)}
+    for name, value in defaults.items():  # before ray is imported
+        os.environ.setdefault(name, value)
+    from raycurv.service.connection import connected, require_capacity, warn_of_private_storage
+
+    with connected(cluster, notify):
+        require_capacity(cluster, notify)
+        warn_of_private_storage(cluster, notify)
+        yield
+
+
+@contextlib.contextmanager
+def signals_handled(numbers: Sequence[signal.Signals], handle: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Handle signals in a ``with`` block; outside the main thread, where Python allows none, do nothing.
+
+    Yields:
+        Nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        handle(signal.Signals(number))
+
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
