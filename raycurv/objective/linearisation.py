@@ -12,7 +12,7 @@ from torch import Tensor
 from raycurv.curvature import Tape
 from raycurv.objective.direction import Direction
 from raycurv.objective.forward import without_autocast
-from raycurv.objective.losses import LossAt
+from raycurv.objective.loss_derivatives import LossAt
 
 if TYPE_CHECKING:
     from raycurv.objective.batch import Batch

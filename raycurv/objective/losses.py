@@ -1,50 +1,31 @@
-"""Losses of single samples as functions of the outputs: value, gradient J_L and Hessian products H_L·u.
+"""Losses per sample as functions of the outputs: the named ones, torch's loss modules, and functions.
 
-Cross-entropy and squared error carry closed forms (CurveBall, section 2.3), others get theirs by :func:`closed_form`.
-Any other function of (outputs, targets) that returns one value per sample is differentiated by torch.
+Cross-entropy and squared error have closed forms (CurveBall, section 2.3), as have most of torch's modules
+(:mod:`~raycurv.objective.torch_losses`). Others are registered by :func:`closed_form`. Any other function of (outputs,
+targets) that returns one value per sample is differentiated by torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+from raycurv.arguments import unknown
+from raycurv.objective.loss_derivatives import (
+    CLOSED_FORMS,
+    LossAt,
+    LossFunction,
+    by_autograd,
+    closed_form,
+    softmax_hessian,
+)
+from raycurv.objective.torch_losses import per_sample
+
 PADDING = 0  # word number of padding, which no loss counts
-
-
-@dataclass(frozen=True)
-class LossAt:
-    """The losses at some outputs.
-
-    Attributes:
-        values: (B,), one loss per sample.
-        gradient: J_L, the derivative of each sample's loss by its outputs, in the shape of the outputs.
-        hessian: u ↦ H_L·u, sample by sample, in the shape of the outputs.
-    """
-
-    values: Tensor
-    gradient: Tensor
-    hessian: Callable[[Tensor], Tensor]
-
-
-ClosedForm = Callable[[Tensor, Tensor], LossAt]
-_CLOSED: dict[LossFunction, ClosedForm] = {}
-
-
-def closed_form(loss: LossFunction) -> Callable[[ClosedForm], ClosedForm]:
-    """Decorate the closed form of a loss: the function of (outputs, targets) that returns its :class:`LossAt`."""
-
-    def add(at: ClosedForm) -> ClosedForm:
-        _CLOSED[loss] = at
-        return at
-
-    return add
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -56,7 +37,8 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     if outputs.dim() != 2 or targets.shape != outputs.shape[:1]:
         raise ValueError(
             f"cross_entropy takes outputs (B, C) and class indices (B,), not {tuple(outputs.shape)} and "
-            f"{tuple(targets.shape)}; for other shapes give a function that returns one loss per sample"
+            f"{tuple(targets.shape)}; torch.nn.CrossEntropyLoss() takes outputs (B, C, …) and indices (B, …), and a "
+            "function may return one loss per sample from any shapes"
         )
     return F.cross_entropy(outputs, targets, reduction="none")
 
@@ -67,12 +49,6 @@ def _cross_entropy_at(outputs: Tensor, targets: Tensor) -> LossAt:
     p = torch.softmax(outputs, 1)
     gradient = p.scatter_add(1, targets[:, None], torch.full_like(p[:, :1], -1.0))
     return LossAt(values, gradient, lambda u: softmax_hessian(p, u))
-
-
-def softmax_hessian(p: Tensor, u: Tensor) -> Tensor:
-    """(diag(p) − ppᵀ)·u over the last dimension: Hessian products of −log softmax, whatever the target."""
-    weighted = p * u
-    return weighted.addcmul_(p, weighted.sum(-1, keepdim=True), value=-1)
 
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -152,39 +128,76 @@ NAMED: dict[str, LossFunction] = {"cross_entropy": cross_entropy, "squared_error
 
 
 class Loss:
-    """A loss by name, or a function of (outputs, targets) that returns shape (B,).
+    """A loss by name, a loss module of torch, or a function of (outputs, targets) that returns shape (B,).
 
     Args:
-        loss: ``"cross_entropy"``, ``"squared_error"`` or a function. For CurveBall it must be convex in the outputs.
+        loss: ``"cross_entropy"``, ``"squared_error"``, a module such as ``torch.nn.CrossEntropyLoss()``
+            (:mod:`~raycurv.objective.torch_losses` lists them), or a function. CurveBall needs a loss that is convex in
+            the outputs.
 
     Attributes:
-        function: what it was made of, a name or a function.
+        function: the argument `loss`.
+        name: name of the loss, for messages.
+        weights: function of the targets: weight (B,) that the loss gives to each sample; None is 1 for all.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a module of torch that is not a mean over samples.
         TypeError: neither a name nor a function.
     """
 
     def __init__(self, loss: str | LossFunction) -> None:
         if isinstance(loss, str) and loss not in NAMED:
-            raise ValueError(f"loss {loss!r} is unknown; it is one of {', '.join(NAMED)} or a function returning (B,)")
+            raise ValueError(f"{unknown('loss', loss, NAMED)}; or a module of torch, or a function returning (B,)")
+        if isinstance(loss, type):
+            raise TypeError(f"loss is the class {loss.__name__}; pass an instance: {loss.__name__}()")
         if not isinstance(loss, str) and not callable(loss):
-            raise TypeError(f"loss must be a name or a function of (outputs, targets), not {type(loss).__name__}")
+            raise TypeError(
+                f"loss must be a name, a loss module of torch or a function of (outputs, targets), not "
+                f"{type(loss).__name__}"
+            )
         self.function = loss
         self.name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-        self._values = NAMED[loss] if isinstance(loss, str) else loss
-        self._at = _CLOSED.get(self._values) or partial(_generic_at, self._values)
+        translated = None if isinstance(loss, str) else per_sample(loss)
+        self.weights: Callable[[Tensor], Tensor] | None = None
+        if translated is None:
+            self._values = NAMED[loss] if isinstance(loss, str) else loss
+            at = CLOSED_FORMS.get(self._values)
+        else:
+            self._values, at, self.weights = translated.values, translated.at, translated.weights
+        self._at = at or partial(by_autograd, self._values)
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """One loss per sample, (B,), in float32 or wider."""
+        """One loss per sample, (B,), in float32 or float64.
+
+        Raises:
+            ValueError: the loss returns another shape.
+        """
         return self._checked(self._values(_wide(outputs), targets), targets)
 
     @torch.no_grad()
     def at(self, outputs: Tensor, targets: Tensor) -> LossAt:
-        """Values, gradient and Hessian products at these outputs, in float32 or wider."""
+        """Values, gradient and Hessian products at these outputs, in float32 or float64.
+
+        Raises:
+            ValueError: the loss returns another shape than (B,).
+        """
         found = self._at(_wide(outputs.detach()), targets)
         self._checked(found.values, targets)
         return found
+
+    def sample_weights(self, targets: Tensor, weights: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """Weight of each sample, (B,) float64: the loss's own times those of the function `weights`.
+
+        Raises:
+            ValueError: ``weights(targets)`` has another shape.
+        """
+        samples = len(targets)
+        total = torch.ones(samples, dtype=torch.float64, device=targets.device)
+        if weights is not None:
+            total = weights(targets)
+            if total.shape != (samples,):
+                raise ValueError(f"weights(targets) must have shape ({samples},), not {tuple(total.shape)}")
+        return total.double() if self.weights is None else total.double() * self.weights(targets)
 
     def _checked(self, values: Tensor, targets: Tensor) -> Tensor:
         samples = len(targets)
@@ -192,23 +205,10 @@ class Loss:
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
                 f"loss {self.name!r} must return one value per sample, shape ({samples},), not {shape}; "
-                "reduction='none' and a sum over the other dimensions is what most losses need"
+                "reduction='none' and a sum or mean over the other dimensions is what most losses need, and a module "
+                "such as torch.nn.CrossEntropyLoss() may be given as it is"
             )
         return values
-
-
-def _generic_at(loss: LossFunction, outputs: Tensor, targets: Tensor) -> LossAt:
-    with torch.enable_grad():
-        leaf = outputs.detach().requires_grad_()
-        values = loss(leaf, targets)
-        gradient = torch.autograd.grad(values.sum(), leaf, create_graph=True)[0]
-
-    def hessian(u: Tensor) -> Tensor:
-        if not gradient.requires_grad:
-            return torch.zeros_like(u)
-        return torch.autograd.grad(gradient, leaf, u, retain_graph=True)[0]
-
-    return LossAt(values.detach(), gradient.detach(), hessian)
 
 
 def _wide(outputs: Tensor) -> Tensor:

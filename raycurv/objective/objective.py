@@ -15,7 +15,8 @@ from raycurv.objective.collectives import Collectives, Local
 from raycurv.objective.ddp import DataParallel
 from raycurv.objective.direction import Direction
 from raycurv.objective.forward import ModelCall
-from raycurv.objective.losses import Loss, LossFunction
+from raycurv.objective.loss_derivatives import LossFunction
+from raycurv.objective.losses import Loss
 from raycurv.objective.requirements import Covers, in_l2_term, trainable
 
 
@@ -110,7 +111,7 @@ class Objective:
     @property
     def weighted(self) -> bool:
         """Whether samples may count differently."""
-        return self.weights is not None
+        return self.weights is not None or self.loss.weights is not None
 
     def outputs(self, inputs: Any, points: Sequence[Tensor] | None = None) -> Tensor:
         """Outputs of the model, (B, …); `points` take the place of the parameters."""
@@ -122,13 +123,7 @@ class Objective:
         Raises:
             ValueError: `weights` returns another shape.
         """
-        samples = len(targets)
-        if self.weights is None:
-            return torch.ones(samples, dtype=torch.float64, device=targets.device)
-        found = self.weights(targets)
-        if found.shape != (samples,):
-            raise ValueError(f"weights(targets) must have shape ({samples},), not {tuple(found.shape)}")
-        return found.double()
+        return self.loss.sample_weights(targets, self.weights)
 
     def in_double(self) -> Objective:
         """This objective with a copy of the model in float64."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from raycurv.data import Loader, Source
 from raycurv.objective.collectives import Collectives, Local
-from raycurv.objective.losses import Loss, LossFunction
+from raycurv.objective.loss_derivatives import LossFunction
+from raycurv.objective.losses import Loss
 from raycurv.train.averaging import copies, overwrite
 from raycurv.train.configuration import Precision
 from raycurv.train.precision import autocast, dtype_of
@@ -84,8 +85,8 @@ def evaluate(
 def _sums(outputs: Tensor, targets: Tensor, loss: Loss, weights: Callable[[Tensor], Tensor] | None) -> Tensor:
     """(4,): weighted losses, weights, correct predictions, and samples with a class."""
     losses = loss.values(outputs, targets).double()
-    factors = torch.ones_like(losses) if weights is None else weights(targets).double()
-    sums = [(factors * losses).sum(), factors.sum()]
+    counted = loss.sample_weights(targets, weights)
+    sums = [(counted * losses).sum(), counted.sum()]
     if outputs.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point():
         correct = outputs.argmax(1) == targets
         return torch.stack([*sums, correct.sum(dtype=torch.float64), torch.ones_like(losses).sum()])

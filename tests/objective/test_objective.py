@@ -354,7 +354,7 @@ def linear(**options):
         (lambda: Objective(nn.Sequential(linear(), linear().double()), "cross_entropy"), ValueError, "share one dtype"),
         (lambda: Objective(nn.Sequential(linear(), linear(device="meta")), "cross_entropy"), ValueError, "one device"),
         (lambda: Objective(linear(), "hinge"), ValueError, "loss 'hinge' is unknown"),
-        (lambda: Objective(linear(), 3), TypeError, "loss must be a name or a function"),
+        (lambda: Objective(linear(), 3), TypeError, "loss must be a name, a loss module"),
         (lambda: Objective(linear(), "cross_entropy", l2=-1), ValueError, "l2 is -1"),
         (lambda: Objective(linear(), "cross_entropy", l2_covers="biases"), ValueError, "l2_covers is 'biases'"),
     ],
