@@ -204,7 +204,7 @@ class _Classes:
     def divisors(self, targets: Tensor, losses: Tensor) -> Tensor:
         """Positive numbers (B,) by which the sums over positions are divided."""
         if targets.is_floating_point():
-            return torch.full_like(losses[:, 0] if losses.dim() > 1 else losses, losses[0].numel())
+            return losses.new_full((len(losses),), losses[0].numel())
         weights = self.position_weights(targets, losses.dtype).sum(1)
         return torch.where(weights > 0, weights, 1.0)
 
@@ -255,9 +255,9 @@ def _target_mass(classes: _Classes, smoothing: float, p: Tensor, targets: Tensor
     if targets.is_floating_point():
         mass = weight * ((1 - smoothing) * targets.reshape(p.shape).to(p.dtype) + spread)
         return -mass, mass.sum(1, keepdim=True)
-    counted = (targets != classes.ignore_index).reshape(len(targets), 1, -1)
+    counted = (targets != classes.ignore_index).reshape(len(targets), 1, -1).to(p.dtype)
     position_weights = (1 - smoothing) * classes.position_weights(targets, p.dtype)[:, None]
-    mass = (spread * weight * counted).to(p.dtype).expand(p.shape).clone()
+    mass = (spread * weight * counted).expand(p.shape).clone()
     mass.scatter_add_(1, classes.labels(targets)[:, None], position_weights)
     return mass.neg_(), position_weights + (spread * counted * weight.expand(1, p.shape[1], 1).sum(1, keepdim=True))
 
