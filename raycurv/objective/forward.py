@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,15 +14,20 @@ from raycurv.curvature import Tape
 
 
 class ModelCall(nn.Module):
-    """The model as a module of one argument that returns one tensor."""
+    """The model as a module of one argument that returns one tensor.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: the model.
+        call: ``call(model, inputs)`` returns the outputs; None is ``model(inputs)``.
+    """
+
+    def __init__(self, model: nn.Module, call: Callable[[nn.Module, Any], Tensor] | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.call = model, call
 
     def forward(self, inputs: Any) -> Tensor:
         """The outputs, (B, …)."""
-        return output_tensor(self.model(inputs))
+        return output_tensor(self.model(inputs) if self.call is None else self.call(self.model, inputs))
 
     def at(self, names: Sequence[str], points: Sequence[Tensor], inputs: Any) -> Tensor:
         """The outputs with `points` in place of the parameters of these names."""
@@ -38,8 +43,8 @@ def output_tensor(outputs: Any) -> Tensor:
     """
     if not isinstance(outputs, Tensor) or outputs.dim() == 0:
         raise TypeError(
-            f"model must return one tensor with the batch as first dimension, not {type(outputs).__name__}; wrap a "
-            "model that returns more in a module that picks the outputs"
+            f"model must return one tensor with the batch as first dimension, not {type(outputs).__name__}; pick "
+            "the outputs of a model that returns more: Objective(…, call=lambda model, inputs: model(inputs).logits)"
         )
     return outputs
 

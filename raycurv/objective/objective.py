@@ -25,7 +25,8 @@ class Objective:
 
     Args:
         model: called as ``model(inputs)``; returns one tensor whose first dimension is the batch.
-        loss: ``"cross_entropy"``, ``"squared_error"``, or a function of (outputs, targets) returning (B,).
+        loss: ``"cross_entropy"``, ``"squared_error"``, a loss module of torch with ``reduction="mean"``, or a function
+            of (outputs, targets) returning (B,).
         l2: factor of ½‖Θ‖².
         weights: ``weights(targets)`` (B,) for samples that count differently.
         collectives: how numbers become global; one process by default.
@@ -36,6 +37,8 @@ class Objective:
             questions: CurveBall takes 3.0 and RED 2.7 times the operations of an SGD step. Answers equal the whole
             batch's, except that batch normalisation takes the statistics of each micro-batch and running statistics
             move once for each.
+        call: ``call(model, inputs)`` returns the outputs of a model that is called in another way, such as
+            ``lambda model, inputs: model(**inputs).logits`` for inputs that are a dict.
 
     Attributes:
         parameters: the trainable parameters, in the order of ``model.parameters()``; directions follow it.
@@ -55,6 +58,7 @@ class Objective:
         collectives: Collectives | None = None,
         l2_covers: Covers = "all",
         micro_batch: int | None = None,
+        call: Callable[[nn.Module, Any], Tensor] | None = None,
     ) -> None:
         self.model = model
         self.loss = Loss(loss)
@@ -69,7 +73,7 @@ class Objective:
         self._in_l2_term = [in_l2_term(l2_covers, name, parameter) for name, parameter in named]
         self.collectives: Collectives = collectives if collectives is not None else Local()
         self.device, self.dtype = self.parameters[0].device, self.parameters[0].dtype
-        self.model_call = ModelCall(model)
+        self.model_call = ModelCall(model, call)
         self.data_parallel = DataParallel(self) if self.collectives.size > 1 else None
 
     def batch(self, inputs: Any, targets: Tensor) -> Batch:

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -402,3 +403,35 @@ def test_directions_of_the_wrong_shape_are_refused():
         batch.taylor_along([torch.zeros(1)])
     with pytest.raises(ValueError, match="has shape"):
         batch.taylor_along([torch.zeros(1)] * 4)
+
+
+class Keywords(nn.Module):
+    """A model of keyword arguments whose outputs are an attribute, as in Hugging Face transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, *, left: torch.Tensor, right: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.linear(left + right))
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_a_model_of_keyword_arguments_is_called_as_asked(micro_batch: int | None) -> None:
+    torch.manual_seed(0)
+    model, inputs, targets = Keywords(), {"left": torch.randn(5, 3), "right": torch.randn(5, 3)}, torch.arange(5) % 2
+    named = Objective(
+        model, "cross_entropy", call=lambda model, inputs: model(**inputs).logits, micro_batch=micro_batch
+    )
+    plain = Objective(model.linear, "cross_entropy", micro_batch=micro_batch)
+    found, wanted = named.batch(inputs, targets), plain.batch(inputs["left"] + inputs["right"], targets)
+    direction = wanted.gradient()
+    torch.testing.assert_close(list(found.gradient()), list(direction))
+    torch.testing.assert_close(found.taylor_along(direction).curvature, wanted.taylor_along(direction).curvature)
+
+
+def test_outputs_that_are_no_tensor_are_refused_with_what_to_write() -> None:
+    objective = Objective(Keywords(), "cross_entropy", call=lambda model, inputs: model(**inputs))
+    batch = objective.batch({"left": torch.ones(2, 3), "right": torch.ones(2, 3)}, torch.zeros(2).long())
+    with pytest.raises(TypeError, match=r"SimpleNamespace; pick the outputs .* call=lambda"):
+        batch.value()
