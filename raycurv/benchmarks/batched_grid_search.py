@@ -14,11 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from raycurv.models.small_problems import Problem, Stack
+from raycurv.models.small_problems import ParallelRuns, SmallProblem
 
-Rule = Literal["momentum", "adam"]
+FirstOrderMethod = Literal["momentum", "adam"]
 LEARNING_RATES = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0005, 0.0001)  # Γ; the paper lists 0.05 twice
-GRIDS: Mapping[Rule, Mapping[str, tuple[float, ...]]] = {
+GRIDS: Mapping[FirstOrderMethod, Mapping[str, tuple[float, ...]]] = {
     "momentum": {"learning_rate": LEARNING_RATES, "momentum": (0.9, 0.95, 0.99)},
     "adam": {"learning_rate": LEARNING_RATES, "beta1": (0.9, 0.99), "beta2": (0.99, 0.999)},
 }
@@ -52,8 +52,8 @@ class GridResult:
 
 
 def search(
-    rule: Rule,
-    problem: Problem,
+    rule: FirstOrderMethod,
+    problem: SmallProblem,
     seeds: Sequence[int],
     *,
     trajectory: int,
@@ -97,7 +97,9 @@ def search(
 class _Rows:
     """The state of all pairs of a grid point and a run that still go on."""
 
-    def __init__(self, rule: Rule, stack: Stack, points: Sequence[Mapping[str, float]], runs: int) -> None:
+    def __init__(
+        self, rule: FirstOrderMethod, stack: ParallelRuns, points: Sequence[Mapping[str, float]], runs: int
+    ) -> None:
         self.stack, self.update = stack, _UPDATES[rule]
         self.row = torch.arange(len(points) * runs)
         self.run = self.row % runs

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from raycurv.arguments import format_settings
-from raycurv.benchmarks import learning_rate_halving, table1
+from raycurv.benchmarks import alarm_factor, curveball_table1
 from raycurv.recipes import papers
 from raycurv.recipes.study import Axes
 from raycurv.recipes.table import Table, TableEntry
@@ -16,7 +16,7 @@ from raycurv.results import table_formats
 
 
 @dataclass(frozen=True)
-class Measured:
+class ComputedTable:
     """A table that is computed at once, without runs that MLflow follows.
 
     Attributes:
@@ -33,10 +33,13 @@ class Measured:
     measure: Callable[[float], list[TableEntry]]
     note: str = ""
 
-    def only(
-        self, recipes: Sequence[str] = (), optimizers: Sequence[str] = (), axes: Axes | None = None,
+    def restrict(
+        self,
+        recipes: Sequence[str] = (),
+        optimizers: Sequence[str] = (),
+        axes: Axes | None = None,
         seeds: int | None = None,
-    ) -> Measured:  # fmt: skip
+    ) -> ComputedTable:
         """The whole of it.
 
         Raises:
@@ -49,33 +52,46 @@ class Measured:
 
 def _table1(share: float) -> list[TableEntry]:
     """Table 1 with this share of its hundred runs."""
-    experiment = table1.Table1Settings(runs=max(2, round(100 * share)))
+    experiment = curveball_table1.Table1Settings(runs=max(2, round(100 * share)))
     return [
         TableEntry(
-            cell.row, cell.column, cell.mean, cell.mean - cell.deviation, cell.mean + cell.deviation,
-            runs=len(cell.iterations), failed=cell.failed, tried=cell.runs, printed=cell.paper,
+            cell.row,
+            cell.column,
+            cell.mean,
+            cell.mean - cell.deviation,
+            cell.mean + cell.deviation,
+            runs=len(cell.iterations),
+            failed=cell.failed,
+            tried=cell.runs,
+            printed=cell.paper,
             chosen=format_settings(cell.settings),
             form="{:.1f}" if math.isfinite(cell.mean) and cell.mean < 100 else "{:.0f}",
         )
-        for cell in table1.cells(experiment)
-    ]  # fmt: skip
+        for cell in curveball_table1.cells(experiment)
+    ]
 
 
-MEASURED = (
-    Measured(
-        "curveball_table1", "CurveBall", "Table 1", _table1,
+COMPUTED_TABLES = (
+    ComputedTable(
+        "curveball_table1",
+        "CurveBall",
+        "Table 1",
+        _table1,
         "Iterations to a loss of 1e-4; the scale is a fraction of the 100 runs. "
         "`raycurv benchmark table1` has more choices.",
     ),
-    Measured(
-        "salera_appendix_c", "SALERA", "Fig. 3, appendix C", learning_rate_halving.entries,
+    ComputedTable(
+        "salera_appendix_c",
+        "SALERA",
+        "Fig. 3, appendix C",
+        alarm_factor.entries,
         "The factor ζ by which an alarm divides the learning rates: where eq. 12's cost J(ζ) is the smallest.",
     ),
-)  # fmt: skip
-TABLES: dict[str, Table | Measured] = {**papers.TABLES, **{table.name: table for table in MEASURED}}
+)
+TABLES: dict[str, Table | ComputedTable] = {**papers.TABLES, **{table.name: table for table in COMPUTED_TABLES}}
 
 
-def get(name: str) -> Table | Measured:
+def get(name: str) -> Table | ComputedTable:
     """The table called `name`.
 
     Raises:
@@ -94,8 +110,8 @@ def listing() -> str:
     return table_formats.aligned(head, [_line(table) for table in TABLES.values()])
 
 
-def _line(table: Table | Measured) -> tuple[str, ...]:
-    if isinstance(table, Measured):
+def _line(table: Table | ComputedTable) -> tuple[str, ...]:
+    if isinstance(table, ComputedTable):
         return table.name, table.paper, table.shows, "–", "yes", "computed at once"
     printed = sum(map(len, table.printed.values()))
     shown = f"{printed} entries" if printed else "–"

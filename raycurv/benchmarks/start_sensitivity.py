@@ -103,15 +103,26 @@ PROBLEMS = (
     TrainingProblem("MNIST, tanh MLP", mlp, partial(images, "mnist")),
     TrainingProblem("MNIST, ReLU MLP", partial(mlp, widths=(128, 64), activation="relu"), partial(images, "mnist")),
     TrainingProblem("MNIST, logistic", partial(mlp, widths=()), partial(images, "mnist")),
-    TrainingProblem("MNIST autoencoder", partial(autoencoder, widths=(128, 64, 30)), partial(reconstruction, "mnist"),
-            mean_squared_error),
-    TrainingProblem("Multi30k transformer", _small_transformer, partial(sentences, "multi30k"), word_cross_entropy,
-            samples=3200, epochs=4, slow=True),
+    TrainingProblem(
+        "MNIST autoencoder",
+        partial(autoencoder, widths=(128, 64, 30)),
+        partial(reconstruction, "mnist"),
+        mean_squared_error,
+    ),
+    TrainingProblem(
+        "Multi30k transformer",
+        _small_transformer,
+        partial(sentences, "multi30k"),
+        word_cross_entropy,
+        samples=3200,
+        epochs=4,
+        slow=True,
+    ),
     TrainingProblem(
         "CIFAR-10 CNN, BN", partial(_narrow, batch_norm=True), partial(images, "cifar10"), samples=3200, slow=True
     ),
     TrainingProblem("CIFAR-10 CNN", _narrow, partial(images, "cifar10"), samples=3200, slow=True),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class MeasuredOptimizer:
         return f"{self.optimizer} ({given})" if given else self.optimizer
 
     @classmethod
-    def of(cls, text: str) -> MeasuredOptimizer:
+    def parse(cls, text: str) -> MeasuredOptimizer:
         """Read ``name`` or ``name:setting=value,setting=value``.
 
         Raises:
@@ -129,11 +129,11 @@ VARIANTS = (
 )
 
 
-def subjects(names: Sequence[str], fraction: float | None = None) -> tuple[MeasuredOptimizer, ...]:
+def parse_optimizers(names: Sequence[str], fraction: float | None = None) -> tuple[MeasuredOptimizer, ...]:
     """What a command line asks for.
 
     Args:
-        names: as :meth:`MeasuredOptimizer.of` takes them; ``all`` is every registered optimizer at its defaults, and
+        names: as :meth:`MeasuredOptimizer.parse` takes them; ``all`` is every registered optimizer at its defaults, and
             :data:`VARIANTS`.
         fraction: of the batch, from which CurveBall and RED are to take their curvature too.
 
@@ -142,7 +142,9 @@ def subjects(names: Sequence[str], fraction: float | None = None) -> tuple[Measu
     """
     found: list[MeasuredOptimizer] = []
     for name in names:
-        found += [*map(MeasuredOptimizer, optim.names()), *VARIANTS] if name == "all" else [MeasuredOptimizer.of(name)]
+        found += (
+            [*map(MeasuredOptimizer, optim.names()), *VARIANTS] if name == "all" else [MeasuredOptimizer.parse(name)]
+        )
     if fraction is not None:
         found += [MeasuredOptimizer(name, {"curvature_fraction": fraction}) for name in ("curveball", "red_sgd")]
     return tuple(found)
@@ -186,17 +188,17 @@ class PeakMemory(TorchDispatchMode):
 
     Args:
         by_operator: keep what was alive at the peak.
-        watch: is told the bytes that are alive after every operator.
+        on_operator: called after every operator with the bytes that are alive.
 
     Attributes:
         peak: the largest number of bytes so far.
         at_peak: bytes at the peak by operator that made them and shape; with `by_operator` alone.
     """
 
-    def __init__(self, *, by_operator: bool = False, watch: Callable[[int], None] | None = None) -> None:
+    def __init__(self, *, by_operator: bool = False, on_operator: Callable[[int], None] | None = None) -> None:
         super().__init__()
         self.peak = 0
-        self._watch = watch
+        self._on_operator = on_operator
         self.at_peak: dict[str, int] = {}
         self._by_operator = by_operator
         self._alive: dict[int, tuple[StorageWeakRef, int, str]] = {}
@@ -215,8 +217,8 @@ class PeakMemory(TorchDispatchMode):
         if total > self.peak:
             self.peak = total
             self.at_peak = self._sorted() if self._by_operator else {}
-        if self._watch is not None:
-            self._watch(total)
+        if self._on_operator is not None:
+            self._on_operator(total)
         return out
 
     def _sorted(self) -> dict[str, int]:
@@ -230,8 +232,14 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-class _Running:
-    """One subject on its own copy of a network, ready to step."""
+class StepRunner:
+    """One optimizer on its own copy of a network, ready to step.
+
+    Args:
+        workload: network and mini-batch.
+        subject: optimizer with its settings.
+        device: device of the network and the batch.
+    """
 
     def __init__(self, workload: Workload, subject: MeasuredOptimizer, device: torch.device) -> None:
         torch.manual_seed(0)
@@ -246,16 +254,19 @@ class _Running:
             self.data.append((inputs.to(device), workload.targets(inputs).to(device)))
 
     def step(self) -> None:
+        """One step on its fixed batch."""
         batch, *held_out = (self.batch(self.objective, *data) for data in self.data)
         self.optimizer.step(batch, validation=held_out[0] if held_out else None)
 
     def operations(self, steps: int) -> float:
+        """Floating-point operations of a step, the mean over `steps`."""
         with FlopCounterMode(display=False) as counter:
             for _ in range(steps):
                 self.step()
         return counter.get_total_flops() / steps
 
     def memory(self) -> int:
+        """Peak bytes of a step, beyond those alive before it."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             before = torch.cuda.memory_allocated(self.device)
@@ -266,6 +277,7 @@ class _Running:
         return counter.peak
 
     def seconds(self) -> float:
+        """Wall time of a step."""
         started = time.perf_counter()
         self.step()
         if self.device.type == "cuda":
@@ -273,18 +285,18 @@ class _Running:
         return time.perf_counter() - started
 
 
-def running(workload: str, subject: MeasuredOptimizer) -> _Running:
+def step_runner(workload: str, subject: MeasuredOptimizer) -> StepRunner:
     """A subject on its own copy of a network, on the CPU; its ``step`` takes one.
 
     Raises:
         ValueError: the workload is unknown, or the optimizer refuses it.
     """
-    return _Running(_workload(workload), subject, torch.device("cpu"))
+    return StepRunner(_workload(workload), subject, torch.device("cpu"))
 
 
-def profile(workload: str, subject: MeasuredOptimizer) -> dict[str, int]:
+def peak_by_operator(workload: str, subject: MeasuredOptimizer) -> dict[str, int]:
     """Bytes alive at the peak of a step on the CPU, by the operator that made them, largest first."""
-    stepper = running(workload, subject)
+    stepper = step_runner(workload, subject)
     stepper.step()
     with PeakMemory(by_operator=True) as memory:
         stepper.step()
@@ -315,11 +327,11 @@ def measure(
         ValueError: the workload is unknown.
     """
     chosen, place = _workload(workload), torch.device(device)
-    baseline = _Running(chosen, MeasuredOptimizer(BASELINE), place)
+    baseline = StepRunner(chosen, MeasuredOptimizer(BASELINE), place)
     operations, memory = baseline.operations(1), baseline.memory()
     for subject in subjects:
         try:
-            stepper = _Running(chosen, subject, place)
+            stepper = StepRunner(chosen, subject, place)
             stepper.step()  # the first step of a method may do less or more than the others
             counted, peak = stepper.operations(period), stepper.memory()
             ratios = [stepper.seconds() / baseline.seconds() for _ in range(rounds)]

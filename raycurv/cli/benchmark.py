@@ -60,7 +60,7 @@ class Step:
         from raycurv.service import step_cost_tracking
 
         torch.set_num_threads(self.threads)
-        subjects, costs = step_cost.subjects(self.optimizers, self.fraction), []
+        subjects, costs = step_cost.parse_optimizers(self.optimizers, self.fraction), []
         for network in self.networks or step_cost.WORKLOADS:
             for cost in step_cost.measure(network, subjects, rounds=self.rounds, device=self.device):
                 costs.append(cost)
@@ -235,22 +235,22 @@ class Table1:
         """Measure, show every entry as it comes, and print the table."""
         import torch
 
-        from raycurv.benchmarks import table1
+        from raycurv.benchmarks import curveball_table1
 
-        experiment = table1.Table1Settings(runs=self.runs, seed=self.seed)
-        rows = table1.select(self.optimizers or [row.optimizer for row in table1.ROWS])
+        experiment = curveball_table1.Table1Settings(runs=self.runs, seed=self.seed)
+        rows = curveball_table1.select(self.optimizers or [row.optimizer for row in curveball_table1.ROWS])
         if self.output is not None:
             self.output.mkdir(parents=True, exist_ok=True)
         torch.set_num_threads(1)  # tensors of a few numbers: more threads only wait for each other
         began, measured = time.monotonic(), []
-        for cell in table1.cells(experiment, rows):
+        for cell in curveball_table1.cells(experiment, rows):
             measured.append(cell)
             settings = ", ".join(f"{name} {value:g}" for name, value in cell.settings.items())
             entry = f"{cell.column}: {cell.row}  {cell.text()}  {settings}"
             print(f"{time.monotonic() - began:5.0f} s  {entry}", file=sys.stderr)
-        markdown = table1.to_markdown(measured)
-        head = f"Iterations to a loss of {table1.TOLERANCE:g}, mean ± deviation of {self.runs} runs [paper]"
+        markdown = curveball_table1.to_markdown(measured)
+        head = f"Iterations to a loss of {curveball_table1.TOLERANCE:g}, mean ± deviation of {self.runs} runs [paper]"
         print(f"\n{head}\n\n{markdown}")
         if self.output is not None:
             (self.output / "table1.md").write_text(markdown, encoding="utf-8")
-            (self.output / "table1.csv").write_text(table1.to_csv(measured), encoding="utf-8")
+            (self.output / "table1.csv").write_text(curveball_table1.to_csv(measured), encoding="utf-8")

@@ -54,7 +54,7 @@ class Compare:
         if not mine:
             there = ", ".join(sorted({o.recipe for o in found}))
             raise ValueError(f"--recipe {' '.join(self.recipe)} is the recipe of no run; there are runs of {there}")
-        print(comparison.keep(comparison.decide(mine), self._write))
+        print(comparison.write_comparison(comparison.compare_methods(mine), self._write))
         drawn = []
         if self.figures is not None:
             drawn = paper_figures.draw(histories(tracked, paper_figures.metrics(), {o.recipe for o in mine}))

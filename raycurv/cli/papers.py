@@ -13,7 +13,7 @@ from raycurv.service.cluster import Cluster
 from raycurv.service.limits import Limits
 
 if TYPE_CHECKING:
-    from raycurv.figures.rendered import RenderedFigure
+    from raycurv.figures.rendered_figure import RenderedFigure
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class PaperTable:
             return
         options = recipe_options(self.option, self.scale)
         axes = {name: value if isinstance(value, tuple) else (value,) for name, value in map(parse_setting, self.axis)}
-        table = paper_tables.get(self.table).only(self.recipes, self.optimizers, axes, self.seeds)
+        table = paper_tables.get(self.table).restrict(self.recipes, self.optimizers, axes, self.seeds)
         cluster = dataclasses.replace(self.cluster, log_model=False)
-        if self.tracked or isinstance(table, paper_tables.Measured):
+        if self.tracked or isinstance(table, paper_tables.ComputedTable):
             print(show(table, cluster, options))
         else:
             make(table, cluster, self.limits, options)
@@ -128,21 +128,21 @@ class Figures:
             print(f"{', '.join(str(path) for path in drawn.save(self.output))}\n  {drawn.caption}", flush=True)
 
     def _trajectories(self) -> RenderedFigure:
-        from raycurv.benchmarks import trajectories as ways
+        from raycurv.benchmarks import rosenbrock_trajectories
         from raycurv.benchmarks.step_cost import MeasuredOptimizer
         from raycurv.figures import trajectories
         from raycurv.models.small_problems import RosenbrockProblem
 
-        subjects = tuple(map(MeasuredOptimizer.of, self.optimizers)) or ways.SUBJECTS
-        problems = [RosenbrockProblem(low, high) for low, high in ways.NOISE]
+        subjects = tuple(map(MeasuredOptimizer.parse, self.optimizers)) or rosenbrock_trajectories.SUBJECTS
+        problems = [RosenbrockProblem(low, high) for low, high in rosenbrock_trajectories.NOISE]
         return trajectories.draw(
-            [ways.follow(p, s, seed=self.seed, limit=self.steps) for p in problems for s in subjects]
+            [rosenbrock_trajectories.follow(p, s, seed=self.seed, limit=self.steps) for p in problems for s in subjects]
         )
 
     def _memory(self) -> RenderedFigure:
-        from raycurv.benchmarks import memory as recordings
+        from raycurv.benchmarks import step_memory
         from raycurv.benchmarks.step_cost import MeasuredOptimizer
         from raycurv.figures import memory
 
-        subjects = tuple(map(MeasuredOptimizer.of, self.measured))
-        return memory.draw([one for network in self.networks for one in recordings.recordings(network, subjects)])
+        subjects = tuple(map(MeasuredOptimizer.parse, self.measured))
+        return memory.draw([one for network in self.networks for one in step_memory.record_memories(network, subjects)])

@@ -62,18 +62,18 @@ class Grid:
         from raycurv.service.sweep import sweeping
 
         config = self.run_options.apply(recipes.build(self.recipe, recipe_options(self.option)))
-        rule, axes = search.rule(self.rule), search.axes(self.grid, self.rates)
-        searched = search.grid(config, self.baselines, axes, rule)
-        free = search.finals(config, {name: {} for name in self.free}, self.seeds)
+        rule, axes = search.get_rule(self.rule), search.get_grid(self.grid, self.rates)
+        searched = search.grid_trials(config, self.baselines, axes, rule)
+        free = search.final_trials(config, {name: {} for name in self.free}, self.seeds)
         cluster = dataclasses.replace(self.cluster, log_model=False)
         with sweeping(f"{config.name}-grid", [*searched, *free], cluster, self.limits) as sweep:
             found = sweep.run(searched)
-            winners, lost = search.winners(searched, found, rule)
+            winners, lost = search.best_settings(searched, found, rule)
             for optimizer in lost:
                 sweep.notify(f"{optimizer}: no point of its grid came to an end; it has no final run")
-            last = sweep.run([*free, *search.finals(config, winners, self.seeds)])
-            rows = comparison.decide([*found, *last])
-            sweep.notify("\n" + comparison.keep(rows, sweep.artifacts.write))
+            last = sweep.run([*free, *search.final_trials(config, winners, self.seeds)])
+            rows = comparison.compare_methods([*found, *last])
+            sweep.notify("\n" + comparison.write_comparison(rows, sweep.artifacts.write))
             sweep.artifacts.write_report([*found, *last])
 
 
@@ -130,5 +130,6 @@ class Networks:
         cluster = dataclasses.replace(self.cluster, log_model=False)
         with sweeping("random-architectures", trials, cluster, self.limits) as sweep:
             found = sweep.run(trials)
-            sweep.notify("\n" + comparison.keep_networks(comparison.over_networks(found), sweep.artifacts.write))
+            networks = comparison.compare_over_networks(found)
+            sweep.notify("\n" + comparison.write_network_comparison(networks, sweep.artifacts.write))
             sweep.artifacts.write_report(found)

@@ -6,7 +6,7 @@ import numpy as np
 
 from raycurv.benchmarks.quadratic_convergence import rate
 from raycurv.figures import style
-from raycurv.figures.rendered import RenderedFigure
+from raycurv.figures.rendered_figure import RenderedFigure
 from raycurv.results import table_formats
 
 _STEPS, _MOMENTA = 1.6, 1.6  # the largest βh and ρ of the figure

@@ -12,7 +12,7 @@ import numpy as np
 
 from raycurv.figures import style
 from raycurv.results import binning, histories, table_formats
-from raycurv.results.binning import Reduction, Spread
+from raycurv.results.binning import BandKind, Reduction
 from raycurv.results.histories import Array, RunHistory
 from raycurv.results.outcomes import Outcome
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Axis = Literal["epoch", "seconds"]
-Looks = Mapping[str, Mapping[str, Any]]  # of lines by name: colour, dashes, marker
+LineStyles = Mapping[str, Mapping[str, Any]]  # of lines by name: colour, dashes, marker
 DECAY = 0.99  # of a moving average, for each step (RED, Fig. 1)
 TITLES = {
     "train/loss": "mini-batch loss",
@@ -46,7 +46,7 @@ _MARKERS = 12  # of a line with many points
 
 
 @dataclass(frozen=True)
-class Series:
+class Curve:
     """One line: an optimizer with its setting, over its seeds.
 
     Attributes:
@@ -73,7 +73,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class View:
+class MetricPanel:
     """What is shown of a metric.
 
     Attributes:
@@ -90,7 +90,7 @@ class View:
     metric: str
     axis: Axis = "epoch"
     reduction: Reduction = "values"
-    spread: Spread = "range"
+    spread: BandKind = "range"
     relative: bool = False
     error: bool = False
     share: bool = False
@@ -127,13 +127,17 @@ class View:
         return 100.0 if self.error else 0.0 if "accuracy" in self.metric else float("inf")
 
 
-def series(outcomes: Iterable[Outcome], metric: str, axis: Axis = "epoch") -> list[Series]:
+def method_curves(outcomes: Iterable[Outcome], metric: str, axis: Axis = "epoch") -> list[Curve]:
     """The lines of one metric; runs without a finite value of it only count as runs."""
-    found = [histories.of_outcome(o) for o in outcomes if o.stage == "final"]
-    return [line for name, runs in by_method(found).items() for line in lines(name, runs, View(metric, axis))]
+    found = [histories.history_of_outcome(o) for o in outcomes if o.stage == "final"]
+    return [
+        line
+        for name, runs in group_by_method(found).items()
+        for line in metric_curves(name, runs, MetricPanel(metric, axis))
+    ]
 
 
-def by_method(runs: Iterable[RunHistory]) -> dict[str, list[RunHistory]]:
+def group_by_method(runs: Iterable[RunHistory]) -> dict[str, list[RunHistory]]:
     """The runs of each optimizer with its setting, in the order of their first."""
     groups: dict[str, list[RunHistory]] = {}
     for run in runs:
@@ -141,7 +145,7 @@ def by_method(runs: Iterable[RunHistory]) -> dict[str, list[RunHistory]]:
     return groups
 
 
-def lines(name: str, runs: Sequence[RunHistory], view: View) -> list[Series]:
+def metric_curves(name: str, runs: Sequence[RunHistory], view: MetricPanel) -> list[Curve]:
     """What `view` shows of the runs of one method: a line called `name`, or one for each metric that matches."""
     if not view.metric.endswith("/*"):
         return [_line(name, runs, view, view.metric)]
@@ -150,15 +154,15 @@ def lines(name: str, runs: Sequence[RunHistory], view: View) -> list[Series]:
     return [_line(name if metric == bare else metric[len(bare) + 1 :], runs, view, metric) for metric in metrics]
 
 
-def _line(name: str, runs: Sequence[RunHistory], view: View, metric: str) -> Series:
+def _line(name: str, runs: Sequence[RunHistory], view: MetricPanel, metric: str) -> Curve:
     failed = [run.outcome.status != "finished" for run in runs]
     traces = [trace for run in runs if (trace := run.traces.get(metric)) is not None]
     lost = [gone for run, gone in zip(runs, failed, strict=True) if metric in run.traces]
     traces = [trace.with_values(view.shown(trace.values)) for trace in traces]
-    ends = binning.bins(traces, view.reduction)
+    ends = binning.bin_ends(traces, view.reduction)
     if not len(ends):
-        return Series(name, (), (), (), (), len(runs), sum(failed))
-    found = [binning.of_run(trace, ends, view.reduction, DECAY) for trace in traces]
+        return Curve(name, (), (), (), (), len(runs), sum(failed))
+    found = [binning.bin_run(trace, ends, view.reduction, DECAY) for trace in traces]
     levels, seconds = np.stack([levels for _, levels in found]), np.stack([seconds for seconds, _ in found])
     at = ends if view.axis == "epoch" else _mean(seconds)
     stops = [_end(at if view.axis == "epoch" else s, one[2]) for s, one in zip(seconds, levels, strict=True)]
@@ -167,14 +171,20 @@ def _line(name: str, runs: Sequence[RunHistory], view: View, metric: str) -> Ser
             known = np.flatnonzero(~np.isnan(one[2]))
             if gone:
                 one[:, known[-1] + 1 if len(known) else 0 :] = view.worst
-    five = binning.across(levels, view.spread)
+    five = binning.combine_runs(levels, view.spread)
     kept = ~(np.isnan(five[2]) | np.isnan(at))
     outer_low, low, middle, high, outer_high = (tuple(row[kept].tolist()) for row in five)
-    return Series(
-        name, tuple(at[kept].tolist()), middle, low, high, len(runs), sum(failed),
+    return Curve(
+        name,
+        tuple(at[kept].tolist()),
+        middle,
+        low,
+        high,
+        len(runs),
+        sum(failed),
         (outer_low, outer_high) if (outer_low, outer_high) != (low, high) else ((), ()),
         tuple(stop for stop, gone in zip(stops, lost, strict=True) if gone and stop is not None),
-    )  # fmt: skip
+    )
 
 
 def _mean(seconds: Array) -> Array:
@@ -188,7 +198,7 @@ def _end(x: Array, middle: Array) -> tuple[float, float] | None:
     return (float(x[known[-1]]), float(middle[known[-1]])) if len(known) else None
 
 
-def counts(outcomes: Iterable[Outcome]) -> str:
+def run_counts(outcomes: Iterable[Outcome]) -> str:
     """How many runs there are, and how many of them ended before their end."""
     found = list(outcomes)
     gone = Counter(o.status for o in found if o.status != "finished")
@@ -197,14 +207,14 @@ def counts(outcomes: Iterable[Outcome]) -> str:
     return f"{len(found)} run{'s' * (len(found) != 1)}, {end}."
 
 
-def caption(lines: Sequence[Series]) -> str:
+def caption(lines: Sequence[Curve]) -> str:
     """Counts of runs and failures, for under the figure."""
     runs, failed = sum(line.runs for line in lines), sum(line.failed for line in lines)
     gone = f"{failed} of them did not come to their end" if failed else "all came to their end"
     return f"Mean and range over the seeds; {runs} runs, {gone}."
 
 
-def plot(axes: Axes, found: Sequence[Series], view: View, looks: Looks, key: str = "") -> bool:
+def plot(axes: Axes, found: Sequence[Curve], view: MetricPanel, looks: LineStyles, key: str = "") -> bool:
     """Draw lines with their bands into axes, whose scales and limits they choose.
 
     Args:
@@ -219,13 +229,13 @@ def plot(axes: Axes, found: Sequence[Series], view: View, looks: Looks, key: str
     """
     drawn = [line for line in found if line.x]
     order = {name: index for index, name in enumerate(looks)}
-    log = view.logarithmic and _mostly_positive(drawn)
+    log = view.logarithmic and _suits_logarithm(drawn)
     bottom, top = limits(drawn, log, view.above)
     if log and top < _NARROW * bottom:
         log, (bottom, top) = False, limits(drawn, False)
     style.scale(axes, "x", view.axis == "seconds")
     style.scale(axes, "y", log, (bottom, top))
-    reach = (_far(bottom, top, log), _far(top, bottom, log))
+    reach = (_clip_limit(bottom, top, log), _clip_limit(top, bottom, log))
     for line in drawn:
         index, look = order[line.name], dict(looks[line.name])
         every = max(1, len(line.x) // _MARKERS)
@@ -250,17 +260,17 @@ def plot(axes: Axes, found: Sequence[Series], view: View, looks: Looks, key: str
     return any(not bottom <= value <= top for line in drawn for value in line.mean)
 
 
-def _mostly_positive(drawn: Sequence[Series]) -> bool:
+def _suits_logarithm(drawn: Sequence[Curve]) -> bool:
     values = np.array([value for line in drawn for value in line.mean])
     return bool(len(values)) and float(np.mean(values <= 0)) <= _NEGATIVE
 
 
-def _far(side: float, other: float, log: bool) -> float:
+def _clip_limit(side: float, other: float, log: bool) -> float:
     """A place well outside of the limits on this side, where a band may end that goes on."""
     return side * (10 if side > other else 0.1) if log else 2 * side - other
 
 
-def limits(drawn: Sequence[Series], log: bool, above: float = _DECADES) -> tuple[float, float]:
+def limits(drawn: Sequence[Curve], log: bool, above: float = _DECADES) -> tuple[float, float]:
     """The vertical limits, which what a few points do very far off the others does not stretch.
 
     Args:
@@ -279,7 +289,7 @@ def limits(drawn: Sequence[Series], log: bool, above: float = _DECADES) -> tuple
     return (10.0**low, 10.0**high) if log else (low, high)
 
 
-def _span(drawn: Sequence[Series], log: bool, above: float) -> tuple[float, float] | None:
+def _span(drawn: Sequence[Curve], log: bool, above: float) -> tuple[float, float] | None:
     """Smallest and largest value, or its logarithm; not farther off than can be shown."""
     values = _known([v for line in drawn for v in (*line.mean, *line.low, *line.high, *sum(line.outer, ()))], log)
     if not len(values):
@@ -301,7 +311,7 @@ def _known(values: Sequence[float], log: bool) -> Array:
     return found[np.isfinite(found)]
 
 
-def draw(found: Sequence[Series], metric: str, axis: Axis = "epoch") -> Figure:
+def draw(found: Sequence[Curve], metric: str, axis: Axis = "epoch") -> Figure:
     """The figure; a loss has a logarithmic axis, and so has time.
 
     Raises:
@@ -313,12 +323,12 @@ def draw(found: Sequence[Series], metric: str, axis: Axis = "epoch") -> Figure:
         raise ValueError(f"no run has a finite value of {metric!r}: there is nothing to draw")
     figure = style.figure_of(7, 4.5)
     axes = figure.subplots()
-    plot(axes, drawn, View(metric, axis), {line.name: style.line(index) for index, line in enumerate(drawn)})
+    plot(axes, drawn, MetricPanel(metric, axis), {line.name: style.line(index) for index, line in enumerate(drawn)})
     style.legend_below(figure, axes)
     return figure
 
 
-def save(found: Sequence[Series], metric: str, folder: Path, axis: Axis = "epoch") -> list[Path]:
+def save(found: Sequence[Curve], metric: str, folder: Path, axis: Axis = "epoch") -> list[Path]:
     """PNG, SVG and the data behind them.
 
     Raises:
@@ -329,9 +339,9 @@ def save(found: Sequence[Series], metric: str, folder: Path, axis: Axis = "epoch
     return style.save(draw(found, metric, axis), folder, stem, comma_separated(found, axis))
 
 
-def comma_separated(found: Sequence[Series], axis: Axis = "epoch") -> str:
+def comma_separated(found: Sequence[Curve], axis: Axis = "epoch") -> str:
     """The numbers of all lines."""
     rows = (
         (line.name, *numbers) for line in found for numbers in zip(line.x, line.mean, line.low, line.high, strict=True)
     )
-    return table_formats.comma_separated(("series", axis, "mean", "low", "high"), rows)
+    return table_formats.comma_separated(("method_curves", axis, "mean", "low", "high"), rows)

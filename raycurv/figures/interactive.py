@@ -65,7 +65,7 @@ for(const figure of document.querySelectorAll('figure[data-series]')){
 """
 
 
-def embedded(key: str, figure: Figure, names: Sequence[str], caption: str = "", data: str = "") -> str:
+def embed(key: str, figure: Figure, names: Sequence[str], caption: str = "", data: str = "") -> str:
     """The figure as a part of a page of HTML that has :data:`STYLE` and, at its end, :data:`SCRIPT`.
 
     Args:

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raycurv.benchmarks.memory import MemoryTrace
+from raycurv.benchmarks.step_memory import StepMemory
 from raycurv.figures import style
-from raycurv.figures.rendered import RenderedFigure
+from raycurv.figures.rendered_figure import RenderedFigure
 from raycurv.results import table_formats
 
 _HEIGHT = 3.0  # inches of a panel
 
 
-def draw(found: Sequence[MemoryTrace]) -> RenderedFigure:
+def draw(found: Sequence[StepMemory]) -> RenderedFigure:
     """A column for each network: memory over the work done, and over seconds.
 
     Args:
@@ -55,10 +55,11 @@ def draw(found: Sequence[MemoryTrace]) -> RenderedFigure:
         f"the step has made and that are alive, after every operator. {' '.join(texts)} "
         f"{len(found)} recorded steps, none failed."
     )
-    return RenderedFigure("memory", "Memory in the course of a step", figure, 2 * _HEIGHT, handles, text, tuple(looks),
-                 _data(found))  # fmt: skip
+    return RenderedFigure(
+        "memory", "Memory in the course of a step", figure, 2 * _HEIGHT, handles, text, tuple(looks), _data(found)
+    )
 
 
-def _data(found: Sequence[MemoryTrace]) -> str:
+def _data(found: Sequence[StepMemory]) -> str:
     rows = ((r.workload, r.subject, *row) for r in found for row in zip(r.operations, r.seconds, r.bytes, strict=True))
     return table_formats.comma_separated(("network", "series", "operations", "seconds", "bytes"), rows)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from raycurv.figures import curves, style
-from raycurv.figures.curves import DECAY, Series, View
-from raycurv.figures.rendered import RenderedFigure
+from raycurv.figures.curves import DECAY, Curve, MetricPanel
+from raycurv.figures.rendered_figure import RenderedFigure
 from raycurv.results import table_formats
 from raycurv.results.histories import RunHistory
 
@@ -54,7 +54,7 @@ class FigureSpec:
     name: str
     source: str
     title: str
-    views: tuple[View, ...]
+    views: tuple[MetricPanel, ...]
     columns: Columns = "recipe"
     needs: tuple[str, ...] = ()
     choose: Callable[[list[RunHistory]], list[RunHistory]] = list
@@ -78,12 +78,12 @@ class FigureSpec:
 
 
 @dataclass(frozen=True)
-class _Cell:
+class _PanelCurves:
     """One panel: the lines of a view in a column."""
 
     column: str
-    view: View
-    lines: tuple[Series, ...]
+    view: MetricPanel
+    lines: tuple[Curve, ...]
     marks: tuple[float, ...]
 
 
@@ -100,12 +100,12 @@ def draw(plate: FigureSpec, found: Sequence[RunHistory]) -> Iterator[RenderedFig
     columns: dict[str, list[RunHistory]] = {}
     for run in runs:
         columns.setdefault(_column(plate, run), []).append(run)
-    parts = _parts({column: len(curves.by_method(some)) for column, some in columns.items()})
+    parts = _split_columns({column: len(curves.group_by_method(some)) for column, some in columns.items()})
     for number, part in enumerate(parts, 1):
         yield _draw(plate, {column: columns[column] for column in part}, f"-{number}" if len(parts) > 1 else "")
 
 
-def _parts(methods: Mapping[str, int]) -> list[list[str]]:
+def _split_columns(methods: Mapping[str, int]) -> list[list[str]]:
     """Columns that fit into one file each, with as many names in its legend."""
     parts: list[list[str]] = []
     names = 0
@@ -119,20 +119,20 @@ def _parts(methods: Mapping[str, int]) -> list[list[str]]:
 
 
 def _draw(plate: FigureSpec, columns: Mapping[str, list[RunHistory]], suffix: str) -> RenderedFigure:
-    shown = {column: _best(plate, runs) for column, runs in columns.items()}
+    shown = {column: _best_methods(plate, runs) for column, runs in columns.items()}
     runs = [run for some in shown.values() for run in some]
     names = short_names([run.method for run in runs])
     if plate.columns == "optimizer":  # whose name stands above its column
         names = {method: name.partition(" ")[2] or name for method, name in names.items()}
     cells = [[_cell(plate, view, column, some, names) for column, some in shown.items()] for view in plate.views]
     cells = [row for row in cells if any(line.x for cell in row for line in cell.lines)]
-    looks = _looks(plate, [line for row in cells for cell in row for line in cell.lines if line.x])
-    figure, panels = _grid(cells)
+    looks = _line_styles(plate, [line for row in cells for cell in row for line in cell.lines if line.x])
+    figure, panels = _make_axes(cells)
     cut = False
     for number, (axes, cell) in enumerate(panels):
-        cut |= _panel(axes, cell, looks, f"p{number}-")
+        cut |= _draw_panel(axes, cell, looks, f"p{number}-")
     if plate.columns != "recipe":
-        _share(panels, len(columns))
+        _share_vertical_scales(panels, len(columns))
     left_out = sum(map(len, columns.values())) - len(runs)
     title = f"{plate.title} · {next(iter(columns))}" if len(columns) == 1 else plate.title
     text = _caption(plate, runs, cells, cut, left_out)
@@ -141,12 +141,16 @@ def _draw(plate: FigureSpec, columns: Mapping[str, list[RunHistory]], suffix: st
     return RenderedFigure(plate.name + suffix, title, figure, height, handles, text, tuple(looks), _data(cells))
 
 
-def _cell(plate: FigureSpec, view: View, column: str, runs: Sequence[RunHistory], names: Mapping[str, str]) -> _Cell:
+def _cell(
+    plate: FigureSpec, view: MetricPanel, column: str, runs: Sequence[RunHistory], names: Mapping[str, str]
+) -> _PanelCurves:
     lines = [
-        line for method, some in curves.by_method(runs).items() for line in curves.lines(names[method], some, view)
+        line
+        for method, some in curves.group_by_method(runs).items()
+        for line in curves.metric_curves(names[method], some, view)
     ]
     rises = {round(float(e), 6) for run in runs if plate.marks in run.traces for e in run.traces[plate.marks].rises()}
-    return _Cell(column, view, tuple(lines), tuple(sorted(rises)))
+    return _PanelCurves(column, view, tuple(lines), tuple(sorted(rises)))
 
 
 def _column(plate: FigureSpec, run: RunHistory) -> str:
@@ -166,7 +170,7 @@ def short_names(methods: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _best(plate: FigureSpec, runs: list[RunHistory]) -> list[RunHistory]:
+def _best_methods(plate: FigureSpec, runs: list[RunHistory]) -> list[RunHistory]:
     """All of them, or those of the methods whose last value of the first view is best."""
 
     def rank(some: list[RunHistory]) -> float:
@@ -175,14 +179,14 @@ def _best(plate: FigureSpec, runs: list[RunHistory]) -> list[RunHistory]:
         value = float(np.mean(last)) if last and np.isfinite(last).all() else float("inf")
         return -value if "accuracy" in view.metric else value
 
-    groups = curves.by_method(runs)
+    groups = curves.group_by_method(runs)
     if len(groups) <= MOST_METHODS:
         return runs
     kept = sorted(groups, key=lambda name: rank(groups[name]))[:MOST_METHODS]
     return [run for run in runs if run.method in kept]
 
 
-def _looks(plate: FigureSpec, lines: Sequence[Series]) -> dict[str, dict[str, Any]]:
+def _line_styles(plate: FigureSpec, lines: Sequence[Curve]) -> dict[str, dict[str, Any]]:
     names = list(dict.fromkeys(line.name for line in lines))
     if not plate.ordered:
         return {name: style.line(index) for index, name in enumerate(names)}
@@ -195,7 +199,7 @@ def _numbers(name: str) -> list[float]:
     return [float(x) for x in re.findall(r"=(-?\d[\d.]*(?:e[+-]?\d+)?)", name)]
 
 
-def _grid(cells: Sequence[Sequence[_Cell]]) -> tuple[Figure, list[tuple[Axes, _Cell]]]:
+def _make_axes(cells: Sequence[Sequence[_PanelCurves]]) -> tuple[Figure, list[tuple[Axes, _PanelCurves]]]:
     """One row for each view; a single column is folded."""
     flat = [cell for row in cells for cell in row]
     wide = len(cells[0]) if len(cells[0]) > 1 else min(len(flat), 3 if len(flat) == 3 else 2)
@@ -210,7 +214,7 @@ def _grid(cells: Sequence[Sequence[_Cell]]) -> tuple[Figure, list[tuple[Axes, _C
     return figure, list(zip(grid.flat, flat, strict=False))
 
 
-def _panel(axes: Axes, cell: _Cell, looks: curves.Looks, key: str) -> bool:
+def _draw_panel(axes: Axes, cell: _PanelCurves, looks: curves.LineStyles, key: str) -> bool:
     if not any(line.x for line in cell.lines):
         axes.text(0.5, 0.5, f"{cell.view.label}:\nnot tracked", ha="center", va="center", color=style.INK)
         axes.set_axis_off()
@@ -226,7 +230,7 @@ def _panel(axes: Axes, cell: _Cell, looks: curves.Looks, key: str) -> bool:
     return cut
 
 
-def _share(panels: Sequence[tuple[Axes, _Cell]], wide: int) -> None:
+def _share_vertical_scales(panels: Sequence[tuple[Axes, _PanelCurves]], wide: int) -> None:
     """One vertical scale for each row."""
     for start in range(0, len(panels), wide):
         row = [axes for axes, cell in panels[start : start + wide] if any(line.x for line in cell.lines)]
@@ -236,7 +240,9 @@ def _share(panels: Sequence[tuple[Axes, _Cell]], wide: int) -> None:
                 axes.set_ylim(min(low), max(high))
 
 
-def _handles(plate: FigureSpec, cells: Sequence[Sequence[_Cell]], looks: curves.Looks) -> tuple[Artist, ...]:
+def _handles(
+    plate: FigureSpec, cells: Sequence[Sequence[_PanelCurves]], looks: curves.LineStyles
+) -> tuple[Artist, ...]:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], label=name, markersize=3.5, linewidth=1.4, **look) for name, look in looks.items()]
@@ -248,18 +254,22 @@ def _handles(plate: FigureSpec, cells: Sequence[Sequence[_Cell]], looks: curves.
 
 
 def _caption(
-    plate: FigureSpec, runs: Sequence[RunHistory], cells: Sequence[Sequence[_Cell]], cut: bool, left_out: int
+    plate: FigureSpec, runs: Sequence[RunHistory], cells: Sequence[Sequence[_PanelCurves]], cut: bool, left_out: int
 ) -> str:
     views = [row[0].view for row in cells]
     lines = [line for row in cells for cell in row for line in cell.lines]
     several = any(line.runs > 1 for line in lines)
     texts = [f"After {plate.source}."]
     if any(view.spread == "quartiles" for view in views):
-        texts.append("Lines are medians over the runs, bands go from quarter to quarter; a run that failed counts as "
-                     "the worst after its end.")  # fmt: skip
+        texts.append(
+            "Lines are medians over the runs, bands go from quarter to quarter; a run that failed counts as "
+            "the worst after its end."
+        )
     elif any(view.reduction == "epoch quantiles" for view in views):
-        texts.append("Thick lines are the medians of the steps of each epoch, thin ones their 5 % and 95 % quantiles, "
-                     "bands go from 25 % to 75 %.")  # fmt: skip
+        texts.append(
+            "Thick lines are the medians of the steps of each epoch, thin ones their 5 % and 95 % quantiles, "
+            "bands go from 25 % to 75 %."
+        )
     elif several:
         texts.append("Lines are means over the seeds that got there, bands go from the smallest to the largest.")
     else:
@@ -267,14 +277,16 @@ def _caption(
     for reduction, text in _REDUCTIONS.items():
         if labels := list(dict.fromkeys(view.label for view in views if view.reduction == reduction)):
             texts.append(f"{' and '.join(labels).capitalize()}: {text}.")
-    texts.append(curves.counts(run.outcome for run in runs))
+    texts.append(curves.run_counts(run.outcome for run in runs))
     if plate.marks and (marked := sum(len(cell.marks) for cell in cells[0])):
         texts.append(f"Dotted lines or strokes: {plate.marked} ({marked}).")
     if cut:
         texts.append("Values far off the others lie outside the picture; the data have them.")
     if left_out:
-        texts.append(f"Of each column the {MOST_METHODS} methods with the best {plate.views[0].label} at the end are "
-                     f"shown; {left_out} more runs are not.")  # fmt: skip
+        texts.append(
+            f"Of each column the {MOST_METHODS} methods with the best {plate.views[0].label} at the end are "
+            f"shown; {left_out} more runs are not."
+        )
     return " ".join(texts)
 
 
@@ -285,12 +297,12 @@ _REDUCTIONS = {
 }
 
 
-def _data(cells: Sequence[Sequence[_Cell]]) -> str:
+def _data(cells: Sequence[Sequence[_PanelCurves]]) -> str:
     head = ("metric", "column", "series", "axis", "x", "q05", "low", "middle", "high", "q95", "runs", "failed")
     return table_formats.comma_separated(head, (values for row in cells for cell in row for values in _values(cell)))
 
 
-def _values(cell: _Cell) -> Iterator[tuple[object, ...]]:
+def _values(cell: _PanelCurves) -> Iterator[tuple[object, ...]]:
     """The points of a panel's lines, then its marks.
 
     Yields:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from raycurv.figures import panels
-from raycurv.figures.curves import View
+from raycurv.figures.curves import MetricPanel
 from raycurv.figures.panels import FigureSpec
-from raycurv.figures.rendered import RenderedFigure
+from raycurv.figures.rendered_figure import RenderedFigure
 from raycurv.results.histories import RunHistory
 
 ALARMS, SCALE, TENSORS = "optimizer/alarms", "optimizer/scale", "optimizer/learning_rate/*"
@@ -39,78 +39,121 @@ def _watched(runs: list[RunHistory]) -> list[RunHistory]:
     return [run for run in runs if ALARMS in run.traces or any(name.startswith(TENSORS[:-1]) for name in run.traces)]
 
 
-_SMOOTH = (View("train/loss", reduction="moving average"),
-           View("optimizer/learning_rate", reduction="moving average"))  # fmt: skip
-_TRAINING = (*_SMOOTH, View("test/loss"), View("test/accuracy"))
+_SMOOTH = (
+    MetricPanel("train/loss", reduction="moving average"),
+    MetricPanel("optimizer/learning_rate", reduction="moving average"),
+)
+_TRAINING = (*_SMOOTH, MetricPanel("test/loss"), MetricPanel("test/accuracy"))
 
 FIGURES = (
     FigureSpec(
-        "training", "RED, Fig. 1", "Training loss, step size, test loss and test accuracy", _TRAINING,
+        "training",
+        "RED, Fig. 1",
+        "Training loss, step size, test loss and test accuracy",
+        _TRAINING,
         needs=("train/loss",),
     ),
     FigureSpec(
-        "quantiles", "RED, appendix D", "Spread of loss and step size among the batches of an epoch",
-        tuple(View(view.metric, reduction="epoch quantiles") for view in _SMOOTH),
-        needs=("train/loss",), one_seed=True,
+        "quantiles",
+        "RED, appendix D",
+        "Spread of loss and step size among the batches of an epoch",
+        tuple(MetricPanel(view.metric, reduction="epoch quantiles") for view in _SMOOTH),
+        needs=("train/loss",),
+        one_seed=True,
     ),
     FigureSpec(
-        "annealing", "RED, Fig. 3", "Annealing: the loss before, in and after hyper-exploration", _TRAINING,
-        choose=_annealed, marks=SCALE, marked="ℓ rises: hyper-exploration begins",
+        "annealing",
+        "RED, Fig. 3",
+        "Annealing: the loss before, in and after hyper-exploration",
+        _TRAINING,
+        choose=_annealed,
+        marks=SCALE,
+        marked="ℓ rises: hyper-exploration begins",
         hint="runs of a method whose ℓ (optimizer/scale) goes up again, such as --study red_annealing",
     ),
     FigureSpec(
-        "descent", "RED, Fig. 6, 7", "Momentum: how many steps go downhill",
-        (*_TRAINING, View("optimizer/descent_share", reduction="epoch end", title="share of descent directions")),
+        "descent",
+        "RED, Fig. 6, 7",
+        "Momentum: how many steps go downhill",
+        (
+            *_TRAINING,
+            MetricPanel("optimizer/descent_share", reduction="epoch end", title="share of descent directions"),
+        ),
         needs=("optimizer/descent_share",),
         hint="runs of a method that reports optimizer/descent_share, such as --study red_momentum",
     ),
     FigureSpec(
-        "time", "CurveBall, Fig. 3 (right), 7", "Loss and error against wall-clock time",
+        "time",
+        "CurveBall, Fig. 3 (right), 7",
+        "Loss and error against wall-clock time",
         (
-            View("train/epoch_loss", axis="seconds"),
-            View("training_set/accuracy", axis="seconds", error=True, title="training error"),
-            View("test/accuracy", axis="seconds", error=True, title="test error"),
+            MetricPanel("train/epoch_loss", axis="seconds"),
+            MetricPanel("training_set/accuracy", axis="seconds", error=True, title="training error"),
+            MetricPanel("test/accuracy", axis="seconds", error=True, title="test error"),
         ),
     ),
     FigureSpec(
-        "networks", "CurveBall, Fig. 3 (left)", "Random networks",
+        "networks",
+        "CurveBall, Fig. 3 (left)",
+        "Random networks",
         (
-            View("train/epoch_loss", spread="quartiles"),
-            View("test/accuracy", spread="quartiles", error=True, title="test error"),
+            MetricPanel("train/epoch_loss", spread="quartiles"),
+            MetricPanel("test/accuracy", spread="quartiles", error=True, title="test error"),
         ),
-        choose=_networks, hint="runs on random networks, as `raycurv sweep networks` makes them",
+        choose=_networks,
+        hint="runs on random networks, as `raycurv sweep networks` makes them",
     ),
     FigureSpec(
-        "hyperparameters", "CurveBall, Fig. 5", "Evolution of momentum, learning rate and damping",
+        "hyperparameters",
+        "CurveBall, Fig. 5",
+        "Evolution of momentum, learning rate and damping",
         (
-            View("optimizer/momentum", reduction="epoch mean", title="momentum ρ"),
-            View("optimizer/learning_rate", reduction="epoch mean", title="learning rate β"),
-            View("optimizer/damping", reduction="epoch mean", relative=True, title="damping λ"),
+            MetricPanel("optimizer/momentum", reduction="epoch mean", title="momentum ρ"),
+            MetricPanel("optimizer/learning_rate", reduction="epoch mean", title="learning rate β"),
+            MetricPanel("optimizer/damping", reduction="epoch mean", relative=True, title="damping λ"),
         ),
-        needs=("optimizer/damping",), hint="runs of a method that reports optimizer/damping",
+        needs=("optimizer/damping",),
+        hint="runs of a method that reports optimizer/damping",
     ),
     FigureSpec(
-        "gradient", "CurveBall, Fig. 6", "Evolution of the gradient",
-        (View("train/gradient_norm", reduction="epoch mean"),),
-        needs=("train/gradient_norm",), hint="runs with --gradient-norm",
+        "gradient",
+        "CurveBall, Fig. 6",
+        "Evolution of the gradient",
+        (MetricPanel("train/gradient_norm", reduction="epoch mean"),),
+        needs=("train/gradient_norm",),
+        hint="runs with --gradient-norm",
     ),
     FigureSpec(
-        "rates", "NTLR, Fig. 1, 2", "Loss and learning rate from many settings",
-        (View("train/loss", reduction="moving average"), View("optimizer/learning_rate")),
-        columns="optimizer", choose=_studied, ordered=True, stages=("final", "search"), needs=("train/loss",),
+        "rates",
+        "NTLR, Fig. 1, 2",
+        "Loss and learning rate from many settings",
+        (MetricPanel("train/loss", reduction="moving average"), MetricPanel("optimizer/learning_rate")),
+        columns="optimizer",
+        choose=_studied,
+        ordered=True,
+        stages=("final", "search"),
+        needs=("train/loss",),
         hint=f"runs of one optimizer with at least {_SEVERAL} settings, such as --study ntlr_initial_rates",
     ),
     FigureSpec(
-        "alarms", "SALERA, Fig. 1", "Catastrophic episodes: test error, mini-batch loss and error, learning rates",
+        "alarms",
+        "SALERA, Fig. 1",
+        "Catastrophic episodes: test error, mini-batch loss and error, learning rates",
         (
-            View("test/accuracy", error=True, title="test error"), View("train/loss"),
-            View("train/batch_error", share=True), View(TENSORS),
+            MetricPanel("test/accuracy", error=True, title="test error"),
+            MetricPanel("train/loss"),
+            MetricPanel("train/batch_error", share=True),
+            MetricPanel(TENSORS),
         ),
-        columns="method", choose=_watched, one_seed=True, marks=ALARMS, marked="alarm",
+        columns="method",
+        choose=_watched,
+        one_seed=True,
+        marks=ALARMS,
+        marked="alarm",
         hint=f"runs that report {TENSORS} (--setting rates_by_tensor=true) or {ALARMS}; the mini-batch error by "
-             "--batch-error",
+        "--batch-error",
     ),
-)  # fmt: skip
+)
 
 
 def metrics() -> tuple[str, ...]:
@@ -143,13 +186,22 @@ def write(drawn: Sequence[RenderedFigure], folder: Path, chosen: Iterable[Figure
     paths, texts = [], ["# Figures", ""]
     for one in drawn:
         paths += one.save(folder)
-        texts += [f"## {one.title}", "", f"![{one.title}]({one.name}.png)", "", one.caption, "",
-                  f"[SVG]({one.name}.svg) · [data]({one.name}.csv)", ""]  # fmt: skip
+        texts += [
+            f"## {one.title}",
+            "",
+            f"![{one.title}]({one.name}.png)",
+            "",
+            one.caption,
+            "",
+            f"[SVG]({one.name}.svg) · [data]({one.name}.csv)",
+            "",
+        ]
     there = {one.name.rstrip("-0123456789") for one in drawn}
     missing = [
         f"- {plate.title} (after {plate.source}): needs {plate.hint or 'runs that tell of these'}"
-        for plate in chosen if plate.name not in there
-    ]  # fmt: skip
+        for plate in chosen
+        if plate.name not in there
+    ]
     if missing:
         texts += ["## Not drawn", "", *missing, ""]
     index = folder / "figures.md"

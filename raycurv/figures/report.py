@@ -8,15 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from raycurv.figures import curves, interactive, performance_profile
-from raycurv.figures.rendered import RenderedFigure
+from raycurv.figures.rendered_figure import RenderedFigure
 from raycurv.results import comparison
-from raycurv.results.caveats import differences, remarks
+from raycurv.results.caveats import configuration_differences, list_caveats
 from raycurv.results.outcomes import Outcome
 from raycurv.results.performance_profile import performance_profiles
 
 METRICS: tuple[tuple[str, curves.Axis], ...] = (
-    ("train/epoch_loss", "epoch"), ("train/epoch_loss", "seconds"), ("test/loss", "epoch"), ("test/accuracy", "epoch"),
-)  # fmt: skip
+    ("train/epoch_loss", "epoch"),
+    ("train/epoch_loss", "seconds"),
+    ("test/loss", "epoch"),
+    ("test/accuracy", "epoch"),
+)
 _LONG = 60  # characters of a cell that is broken into lines
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
@@ -74,10 +77,10 @@ def page(
     if not outcomes:
         raise ValueError("there is no run to report on")
     about = about or ReportContext()
-    rows = comparison.decide(outcomes)
+    rows = comparison.compare_methods(outcomes)
     parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(_summary(outcomes))}{_places(about.places)}</p>"]
-    parts += [f"<p><strong>{html.escape(line)}</strong></p>" for line in comparison.headline(rows)]
-    parts += _notes([*about.notes, *remarks(outcomes)])
+    parts += [f"<p><strong>{html.escape(line)}</strong></p>" for line in comparison.conclusions(rows)]
+    parts += _notes([*about.notes, *list_caveats(outcomes)])
     parts += ["<h2>The table that decides</h2>", _table(comparison.header(), comparison.cells(rows))]
     for number, recipe in enumerate(dict.fromkeys(o.recipe for o in outcomes)):
         parts.append(f"<h2>{html.escape(recipe)}</h2>")
@@ -85,12 +88,12 @@ def page(
         parts += ['<div class="figures">', *figures, "</div>"]
     for number, one in enumerate(drawn):
         parts.append(f"<h2>{html.escape(one.title)}</h2>")
-        parts.append(interactive.embedded(f"more{number}", one.for_page(), one.names, one.caption, one.data))
+        parts.append(interactive.embed(f"more{number}", one.for_page(), one.names, one.caption, one.data))
     found = performance_profiles(outcomes)
     if len(found) > 1:
         text = "Share of problems solved within a factor of the fastest: within a tenth of the lowest training loss."
         parts += ["<h2>Performance profile</h2>"]
-        parts += [interactive.embedded("profile", performance_profile.draw(found), [p.name for p in found], text)]
+        parts += [interactive.embed("profile", performance_profile.draw(found), [p.name for p in found], text)]
     parts += _failures(outcomes, about.links)
     parts += _differences(outcomes, about.settings)
     parts += _runs(outcomes, about.links)
@@ -126,12 +129,12 @@ def _notes(notes: Sequence[str]) -> list[str]:
 def _figures(name: str, outcomes: Sequence[Outcome]) -> list[str]:
     parts = []
     for number, (metric, axis) in enumerate(METRICS):
-        lines = curves.series(outcomes, metric, axis)
+        lines = curves.method_curves(outcomes, metric, axis)
         drawn = [line for line in lines if line.x]
         if drawn:
             names, data = [line.name for line in drawn], curves.comma_separated(lines, axis)
             figure = curves.draw(lines, metric, axis)
-            parts.append(interactive.embedded(f"{name}-{number}", figure, names, curves.caption(lines), data))
+            parts.append(interactive.embed(f"{name}-{number}", figure, names, curves.caption(lines), data))
     if not parts:
         parts.append("<p>Nothing that was measured can be drawn.</p>")
     return parts
@@ -148,7 +151,7 @@ def _failures(outcomes: Sequence[Outcome], links: Mapping[str, str]) -> list[str
 def _differences(outcomes: Sequence[Outcome], settings: Mapping[str, Mapping[str, str]]) -> list[str]:
     if not settings:
         return []
-    rows = differences(outcomes, settings)
+    rows = configuration_differences(outcomes, settings)
     text = "Beside optimizer and seed, all runs of a recipe have the same configuration."
     found = _table(("recipe", "setting", "values"), rows) if rows else f"<p>{text}</p>"
     return ["<h2>Differences in configuration</h2>", found]

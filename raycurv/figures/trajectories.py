@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raycurv.benchmarks.trajectories import Trajectory
+from raycurv.benchmarks.rosenbrock_trajectories import Trajectory
 from raycurv.figures import style
-from raycurv.figures.rendered import RenderedFigure
+from raycurv.figures.rendered_figure import RenderedFigure
 from raycurv.results import table_formats
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ _NOISE_BLOCK = 512  # noise samples drawn at once
 
 
 @dataclass(frozen=True)
-class Instance:
+class ProblemRun:
     """One run of a problem.
 
     Attributes:
@@ -42,7 +42,7 @@ class Instance:
         return model.error()
 
 
-class Stack(Protocol):
+class ParallelRuns(Protocol):
     """Many runs side by side.
 
     Attributes:
@@ -63,17 +63,17 @@ class Stack(Protocol):
         """The gradient of each row's loss with the noise of an iteration, in the shapes of `points`."""
 
 
-class Problem(Protocol):
+class SmallProblem(Protocol):
     """A column of Table 1."""
 
     @property
     def name(self) -> str:
         """Heads the column."""
 
-    def instance(self, seed: int) -> Instance:
+    def instance(self, seed: int) -> ProblemRun:
         """One run."""
 
-    def stack(self, seeds: Sequence[int]) -> Stack:
+    def stack(self, seeds: Sequence[int]) -> ParallelRuns:
         """Many runs side by side."""
 
 
@@ -123,14 +123,14 @@ class RosenbrockProblem:
         noise = "deterministic" if self.low == self.high == 1 else f"U[{self.low:g},{self.high:g}]"
         object.__setattr__(self, "name", f"Rosenbrock {noise}")
 
-    def instance(self, seed: int) -> Instance:
+    def instance(self, seed: int) -> ProblemRun:
         """One run."""
         objective = Objective(Rosenbrock(self.begin(seed)), "squared_error")
-        return Instance(objective, self._batches(objective, seed))
+        return ProblemRun(objective, self._batches(objective, seed))
 
-    def stack(self, seeds: Sequence[int]) -> RosenbrockStack:
+    def stack(self, seeds: Sequence[int]) -> RosenbrockRuns:
         """Many runs side by side."""
-        return RosenbrockStack(self, tuple(seeds))
+        return RosenbrockRuns(self, tuple(seeds))
 
     def begin(self, seed: int) -> Tensor:
         """The starting point of a run, (2,)."""
@@ -150,7 +150,7 @@ class RosenbrockProblem:
             block += 1
 
 
-class RosenbrockStack:
+class RosenbrockRuns:
     """Rosenbrock runs side by side."""
 
     def __init__(self, problem: RosenbrockProblem, seeds: tuple[int, ...]) -> None:
@@ -224,16 +224,16 @@ class RahimiRechtProblem:
     condition: float = 1e5
     name: str = "Rahimi-Recht"
 
-    def instance(self, seed: int) -> Instance:
+    def instance(self, seed: int) -> ProblemRun:
         """One run."""
         matrix, inputs, layers = self.draw(seed)
         model = TwoLayerLinear(layers, inputs, inputs @ matrix.T)
         objective = Objective(model, "squared_error")
-        return Instance(objective, self._batches(objective, model))
+        return ProblemRun(objective, self._batches(objective, model))
 
-    def stack(self, seeds: Sequence[int]) -> RahimiRechtStack:
+    def stack(self, seeds: Sequence[int]) -> RahimiRechtRuns:
         """Many runs side by side."""
-        return RahimiRechtStack(self, tuple(seeds))
+        return RahimiRechtRuns(self, tuple(seeds))
 
     def draw(self, seed: int) -> tuple[Tensor, Tensor, list[Tensor]]:
         """A (out, in), the inputs (samples, in) and the layers' starts of a run."""
@@ -254,7 +254,7 @@ class RahimiRechtProblem:
             yield objective.batch(model.inputs, model.targets)
 
 
-class RahimiRechtStack:
+class RahimiRechtRuns:
     """Rahimi-Recht runs side by side; the data enters by its second moment, which gives the same loss."""
 
     def __init__(self, problem: RahimiRechtProblem, seeds: tuple[int, ...]) -> None:
@@ -305,7 +305,7 @@ def two_linear_layers(widths: tuple[int, int, int]) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden, bias=False), nn.Linear(hidden, outputs, bias=False))
 
 
-def problems() -> tuple[Problem, ...]:
+def problems() -> tuple[SmallProblem, ...]:
     """The columns of Table 1."""
     rosenbrock = RosenbrockProblem(), RosenbrockProblem(0.0, 1.0), RosenbrockProblem(0.0, 3.0)
     return *rosenbrock, RahimiRechtProblem()

@@ -12,7 +12,7 @@ MNIST, CIFAR, IMAGENET, IMAGENET_100, MULTI30K, BOSTON = 60_000, 50_000, 1_281_1
 RANDOM_CLASSES = 100  # of ImageNet-100
 
 
-def rows_of(
+def data_component(
     data: str,
     scale: Scale,
     samples: int,
@@ -39,6 +39,6 @@ def rows_of(
     return Component.of(reader, path=locate(data), **cut, **(settings or {}))
 
 
-def photographs(image_size: int) -> dict[str, Setting]:
+def photograph_settings(image_size: int) -> dict[str, Setting]:
     """Settings of an image set whose pictures differ in size: colour, cut at random, `image_size` pixels a side."""
     return {"image_size": image_size, "augmentation": "resize_crop_flip", "channels": 3}

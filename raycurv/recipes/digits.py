@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raycurv.models.basic_cnn import basic_cnn
-from raycurv.recipes.datasets import rows_of
+from raycurv.recipes.datasets import data_component
 from raycurv.recipes.registry import experiment
 from raycurv.recipes.scale import Scale, Scaling
 from raycurv.train.configuration import Component, RunConfig
@@ -25,7 +25,7 @@ def digits(data: str = "digits", width: float = 0.5, batch_norm: bool = True, sc
     return RunConfig(
         name=size.named("digits"),
         model=Component.of(basic_cnn, width=width * size.width, batch_norm=batch_norm),
-        data=rows_of(data, size, SAMPLES, 64, settings={"channels": 1}),
+        data=data_component(data, size, SAMPLES, 64, settings={"channels": 1}),
         optimizer="curveball",
         batch_size=64,
         epochs=size.passes(8),

@@ -15,7 +15,7 @@ from raycurv.train.configuration import Component, RunConfig, Setting
 
 
 @dataclass(frozen=True)
-class Trial:
+class SweepTrial:
     """One run of a sweep.
 
     Attributes:
@@ -43,13 +43,13 @@ class Trial:
         return sorted(self.setting.items())
 
     @property
-    def described(self) -> str:
+    def setting_text(self) -> str:
         """The setting as text."""
         return format_settings(dict(self.chosen))
 
 
 @dataclass(frozen=True)
-class Rule:
+class SelectionRule:
     """How a search chooses.
 
     Attributes:
@@ -73,10 +73,10 @@ class Rule:
         return (min if self.smallest else max)(known, key=lambda pair: pair[0])[1]
 
 
-RULES: dict[str, Rule] = {
-    "red": Rule("train/epoch_loss", True, 0.2, "RED, section 5: best training loss after 20 % of the epochs"),
-    "full": Rule("train/epoch_loss", True, 1.0, "best training loss at the end, as in CurveBall's figures"),
-    "salera": Rule("test/accuracy", False, 1.0, "SALERA, section 3.2: best test error"),
+RULES: dict[str, SelectionRule] = {
+    "red": SelectionRule("train/epoch_loss", True, 0.2, "RED, section 5: best training loss after 20 % of the epochs"),
+    "full": SelectionRule("train/epoch_loss", True, 1.0, "best training loss at the end, as in CurveBall's figures"),
+    "salera": SelectionRule("test/accuracy", False, 1.0, "SALERA, section 3.2: best test error"),
 }
 
 
@@ -92,9 +92,9 @@ GRIDS: dict[str, Mapping[str, Sequence[Setting]]] = {
 }
 
 
-def grid(
-    config: RunConfig, optimizers: Sequence[str], axes: Mapping[str, Sequence[Setting]], rule: Rule
-) -> list[Trial]:
+def grid_trials(
+    config: RunConfig, optimizers: Sequence[str], axes: Mapping[str, Sequence[Setting]], rule: SelectionRule
+) -> list[SweepTrial]:
     """Every combination of `axes` for every optimizer, on one seed and for the rule's share of the epochs.
 
     Raises:
@@ -106,15 +106,15 @@ def grid(
     short = dataclasses.replace(config, epochs=max(1, round(rule.share * config.epochs)))
     points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     return [
-        Trial(with_optimizer(short, optimizer, point), point, "search")
+        SweepTrial(with_optimizer(short, optimizer, point), point, "search")
         for optimizer, point in itertools.product(optimizers, points)
     ]
 
 
-def finals(config: RunConfig, settings: Mapping[str, Mapping[str, Setting]], seeds: int) -> list[Trial]:
+def final_trials(config: RunConfig, settings: Mapping[str, Mapping[str, Setting]], seeds: int) -> list[SweepTrial]:
     """Every optimizer with its setting (empty: at its defaults), at full length over the seeds."""
     return [
-        Trial(dataclasses.replace(with_optimizer(config, optimizer, setting), seed=config.seed + seed), setting)
+        SweepTrial(dataclasses.replace(with_optimizer(config, optimizer, setting), seed=config.seed + seed), setting)
         for (optimizer, setting), seed in itertools.product(settings.items(), range(seeds))
     ]
 
@@ -125,9 +125,13 @@ def with_optimizer(config: RunConfig, optimizer: str, settings: Mapping[str, Set
 
 
 def random_architectures(
-    config: RunConfig, count: int, optimizers: Mapping[str, Sequence[Mapping[str, Setting]]], *,
-    seed: int = 0, width: float = 1.0,
-) -> list[Trial]:  # fmt: skip
+    config: RunConfig,
+    count: int,
+    optimizers: Mapping[str, Sequence[Mapping[str, Setting]]],
+    *,
+    seed: int = 0,
+    width: float = 1.0,
+) -> list[SweepTrial]:
     """CurveBall's Fig. 3 left: networks drawn from a seed and held fixed for all optimizers.
 
     Args:
@@ -147,13 +151,15 @@ def random_architectures(
         drawn = dataclasses.replace(config, model=Component.of(random_cnn, seed=network, width=width))
         for optimizer, settings in optimizers.items():
             for setting in settings:
-                trial = Trial(with_optimizer(drawn, optimizer, setting), setting, "final", {"network": f"net{network}"})
+                trial = SweepTrial(
+                    with_optimizer(drawn, optimizer, setting), setting, "final", {"network": f"net{network}"}
+                )
                 trials.append(trial)
     return trials
 
 
-def winners(
-    trials: Sequence[Trial], outcomes: Sequence[Outcome], rule: Rule
+def best_settings(
+    trials: Sequence[SweepTrial], outcomes: Sequence[Outcome], rule: SelectionRule
 ) -> tuple[dict[str, Mapping[str, Setting]], list[str]]:
     """For every optimizer of a search the setting that the rule chooses, and those of which all trials failed."""
     found: dict[str, Mapping[str, Setting]] = {}
@@ -169,7 +175,7 @@ def winners(
     return found, lost
 
 
-def rule(name: str) -> Rule:
+def get_rule(name: str) -> SelectionRule:
     """A rule by name.
 
     Raises:
@@ -180,7 +186,7 @@ def rule(name: str) -> Rule:
     return RULES[name]
 
 
-def axes(name: str, rates: Sequence[float] = ()) -> Mapping[str, Sequence[Setting]]:
+def get_grid(name: str, rates: Sequence[float] = ()) -> Mapping[str, Sequence[Setting]]:
     """A grid by name, or of these learning rates.
 
     Raises:

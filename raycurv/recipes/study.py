@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raycurv.recipes import registry, search
-from raycurv.recipes.search import Trial
+from raycurv.recipes.search import SweepTrial
 from raycurv.results.outcomes import Outcome
 from raycurv.train.configuration import RunConfig, Setting
 
@@ -40,11 +40,11 @@ class StudyRun:
     stage: str = "final"
 
     @property
-    def trial(self) -> Trial:
+    def trial(self) -> SweepTrial:
         """The same as a trial of a sweep; of random networks the label tells which, as in every sweep over them."""
         setting = {name: value for name, value in self.setting.items() if name != NETWORK}
         labels = {"network": f"net{self.setting[NETWORK]}"} if NETWORK in self.setting else {}
-        return Trial(self.config, setting, self.stage, labels)
+        return SweepTrial(self.config, setting, self.stage, labels)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Study:
             raise ValueError(
                 f"study {self.name!r} has no run: {', '.join(empty) or 'recipes, optimizers or seeds'} empty"
             )
-        search.rule(self.rule)
+        search.get_rule(self.rule)
 
     def __len__(self) -> int:
         """How many runs it takes, those of the search included."""
@@ -99,10 +99,13 @@ class Study:
             name for axes in (*self.optimizers.values(), *self.tuned.values(), self.run, self.options) for name in axes
         }
 
-    def only(
-        self, recipes: Sequence[str] = (), optimizers: Sequence[str] = (), axes: Axes | None = None,
+    def restrict(
+        self,
+        recipes: Sequence[str] = (),
+        optimizers: Sequence[str] = (),
+        axes: Axes | None = None,
         seeds: int | None = None,
-    ) -> Study:  # fmt: skip
+    ) -> Study:
         """The part of it that is about these recipes and optimizers (empty: all).
 
         Args:
@@ -159,7 +162,7 @@ class Study:
         found = []
         for base, group in zip(self._search_bases(options), self._searches(options), strict=True):
             ended = [(m, outcomes[m.config.digest]) for m in group if m.config.digest in outcomes]
-            best = search.rule(self.rule).best(outcome for _, outcome in ended)
+            best = search.get_rule(self.rule).best(outcome for _, outcome in ended)
             for member in [m for m, outcome in ended if outcome is best][:1]:
                 optimizer, axes = member.config.optimizer, self.tuned[member.config.optimizer]
                 point = {name: member.keys[name] for name in axes}
@@ -190,7 +193,7 @@ class Study:
         return [base for base in self._bases(options) for _ in range(grids)]
 
     def _searches(self, options: Mapping[str, Any]) -> Iterable[list[StudyRun]]:
-        share = search.rule(self.rule).share
+        share = search.get_rule(self.rule).share
         for keys, config in self._bases(options):
             short = dataclasses.replace(config, epochs=max(1, round(share * config.epochs)))
             for (optimizer, axes), changes in itertools.product(self.tuned.items(), _points(self.run)):
@@ -199,9 +202,14 @@ class Study:
                 ]
 
     def _member(
-        self, base: tuple[Mapping[str, Setting], RunConfig], optimizer: str, point: Mapping[str, Setting],
-        changes: Mapping[str, Setting], seed: int, stage: str = "final",
-    ) -> StudyRun:  # fmt: skip
+        self,
+        base: tuple[Mapping[str, Setting], RunConfig],
+        optimizer: str,
+        point: Mapping[str, Setting],
+        changes: Mapping[str, Setting],
+        seed: int,
+        stage: str = "final",
+    ) -> StudyRun:
         keys, config = base
         own = config.optimizer_settings if optimizer == config.optimizer else {}
         changed: dict[str, Any] = {

@@ -99,10 +99,13 @@ class Table:
         """How many runs it takes, those of searches included."""
         return sum(map(len, self.studies))
 
-    def only(
-        self, recipes: Sequence[str] = (), optimizers: Sequence[str] = (), axes: Axes | None = None,
+    def restrict(
+        self,
+        recipes: Sequence[str] = (),
+        optimizers: Sequence[str] = (),
+        axes: Axes | None = None,
         seeds: int | None = None,
-    ) -> Table:  # fmt: skip
+    ) -> Table:
         """A part of it, for a smaller budget.
 
         Args:
@@ -122,7 +125,7 @@ class Table:
                     f"table {self.name!r} has no {kind} {unknown[0]!r}; it has {', '.join(known) or 'none'}"
                 )
         kept = [
-            study.only(recipes, optimizers, axes, seeds)
+            study.restrict(recipes, optimizers, axes, seeds)
             for study in self.studies
             if not recipes or set(recipes) & set(study.recipes)
             if not optimizers or set(optimizers) & {*study.optimizers, *study.tuned}
@@ -196,7 +199,11 @@ class Table:
         chosen = _best(points, statistic)
         value, low, high = statistic.summary(points.get(chosen, []))
         return TableEntry(
-            row, column, value, low, high,
+            row,
+            column,
+            value,
+            low,
+            high,
             runs=len(statistic.values(points.get(chosen, []))),
             failed=sum(outcome.status != "finished" for outcome in known),
             tried=len(known),
@@ -205,10 +212,12 @@ class Table:
             printed=self.printed.get(row, {}).get(column, ""),
             form=statistic.form,
             quartiles=statistic.gather == "median",
-        )  # fmt: skip
+        )
 
 
-def complete(table: Table, known: Outcomes, train: Train, **options: Any) -> tuple[list[TableEntry], list[Outcome]]:
+def train_and_fill(
+    table: Table, known: Outcomes, train: Train, **options: Any
+) -> tuple[list[TableEntry], list[Outcome]]:
     """Train what is missing, searches first, and fill the table.
 
     Args:

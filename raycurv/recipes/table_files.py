@@ -9,7 +9,7 @@ from raycurv.recipes.table import TableEntry
 from raycurv.results import table_formats
 
 
-def keep(name: str, title: str, entries: Sequence[TableEntry], artifact: Callable[[str, str], None]) -> str:
+def write_table(name: str, title: str, entries: Sequence[TableEntry], artifact: Callable[[str, str], None]) -> str:
     """Hand the table over as Markdown, CSV and LaTeX, and return it as text.
 
     Args:
@@ -26,7 +26,7 @@ def keep(name: str, title: str, entries: Sequence[TableEntry], artifact: Callabl
     return text
 
 
-def text_of(entry: TableEntry) -> str:
+def entry_text(entry: TableEntry) -> str:
     """Ours, its spread, the runs behind it, and the paper's in brackets."""
     parts = ["–" if math.isnan(entry.value) else entry.form.format(entry.value)]
     if math.isfinite(entry.low) and entry.quartiles:
@@ -44,7 +44,7 @@ def text_of(entry: TableEntry) -> str:
 def cells(entries: Sequence[TableEntry]) -> tuple[list[str], list[list[str]]]:
     """The columns' titles and the rows, whose first cells are their labels."""
     columns = list(dict.fromkeys(entry.column for entry in entries))
-    at = {(entry.row, entry.column): text_of(entry) for entry in entries}
+    at = {(entry.row, entry.column): entry_text(entry) for entry in entries}
     rows = list(dict.fromkeys(entry.row for entry in entries))
     return ["", *columns], [[row, *(at.get((row, column), "") for column in columns)] for row in rows]
 

@@ -14,13 +14,13 @@ import numpy as np
 from raycurv.results.histories import Array, MetricTrace
 
 Reduction = Literal["values", "moving average", "epoch mean", "epoch end", "epoch quantiles"]
-Spread = Literal["range", "quartiles"]
+BandKind = Literal["range", "quartiles"]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # RED, appendix D
 MOST = 400  # points of a line: more cannot be seen
 _DIGITS = 9  # of an epoch: runs write the same moment down with different rounding
 
 
-def bins(traces: Sequence[MetricTrace], reduction: Reduction) -> Array:
+def bin_ends(traces: Sequence[MetricTrace], reduction: Reduction) -> Array:
     """The ends of the bins, in epochs: whole epochs, every moment that a run knows, or :data:`MOST` even ones."""
     epochs = np.unique(np.concatenate([np.empty(0), *(trace.finite.epochs for trace in traces)]).round(_DIGITS))
     if reduction.startswith("epoch") and len(epochs):
@@ -28,12 +28,12 @@ def bins(traces: Sequence[MetricTrace], reduction: Reduction) -> Array:
     return epochs if len(epochs) <= MOST else np.linspace(epochs[-1] / MOST, epochs[-1], MOST)
 
 
-def of_run(trace: MetricTrace, ends: Array, reduction: Reduction, decay: float) -> tuple[Array, Array]:
+def bin_run(trace: MetricTrace, ends: Array, reduction: Reduction, decay: float) -> tuple[Array, Array]:
     """One run in these bins.
 
     Args:
         trace: of the run.
-        ends: of the bins, as :func:`bins` says.
+        ends: of the bins, as :func:`bin_ends` says.
         reduction: ``values`` keeps them (their mean with the smallest and largest where several fall in one bin),
             ``moving average`` smooths them first; ``epoch mean``, ``epoch end`` and ``epoch quantiles`` sum up an
             epoch.
@@ -65,7 +65,7 @@ def of_run(trace: MetricTrace, ends: Array, reduction: Reduction, decay: float) 
     return seconds, levels
 
 
-def across(levels: Array, spread: Spread) -> Array:
+def combine_runs(levels: Array, spread: BandKind) -> Array:
     """Many runs (runs, 5, bins) as one line (5, bins).
 
     ``range`` is the mean of the middles between the smallest and the largest, ``quartiles`` the median of the middles

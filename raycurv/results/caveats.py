@@ -13,12 +13,14 @@ NAMED = 5  # runs that are named in one sentence
 _OTHERWISE = ("name", "seed", "optimizer", "checkpoint_every", "log_every", "keep_checkpoints")
 
 
-def remarks(outcomes: Sequence[Outcome]) -> list[str]:
+def list_caveats(outcomes: Sequence[Outcome]) -> list[str]:
     """Sentences about these runs, none if there is nothing to say."""
     return [*_mixed(outcomes), *_unmeasured(outcomes), *_infinite(outcomes)]
 
 
-def differences(outcomes: Sequence[Outcome], settings: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str, str]]:
+def configuration_differences(
+    outcomes: Sequence[Outcome], settings: Mapping[str, Mapping[str, str]]
+) -> list[tuple[str, str, str]]:
     """Settings in which runs of one recipe differ, but for optimizer and seed.
 
     Args:

@@ -50,7 +50,7 @@ class MethodRow:
     runs: int
 
 
-def decide(outcomes: Sequence[Outcome]) -> list[MethodRow]:
+def compare_methods(outcomes: Sequence[Outcome]) -> list[MethodRow]:
     """A row for every recipe, optimizer, setting and kind of weights that was run to the end of its epochs.
 
     The target of a recipe is the training loss that the best optimizer found by search reaches at its end (that of the
@@ -71,7 +71,7 @@ def decide(outcomes: Sequence[Outcome]) -> list[MethodRow]:
 
 
 def target_of(outcomes: Sequence[Outcome]) -> float:
-    """The training loss that decides (see :func:`decide`); NaN where nothing finished."""
+    """The training loss that decides (see :func:`compare_methods`); NaN where nothing finished."""
     finals = [o for o in outcomes if o.stage == "final"]
     tuned = {o.optimizer for o in outcomes if o.stage == "search"}
     losses: dict[tuple[str, str], list[float]] = {}
@@ -82,7 +82,7 @@ def target_of(outcomes: Sequence[Outcome]) -> float:
     return min((m for m in map(_mean, losses.values()) if math.isfinite(m)), default=math.nan)
 
 
-def headline(rows: Sequence[MethodRow]) -> list[str]:
+def conclusions(rows: Sequence[MethodRow]) -> list[str]:
     """For each recipe: total compute of the best tuned baseline over one untuned run's, at equal training loss."""
     lines = []
     for recipe in dict.fromkeys(row.recipe for row in rows):
@@ -116,9 +116,9 @@ def _times(best: MethodRow, fastest: MethodRow) -> str:
     return f"{text} and {work:.1f}× the operations"
 
 
-def keep(rows: Sequence[MethodRow], artifact: Callable[[str, str], None]) -> str:
+def write_comparison(rows: Sequence[MethodRow], artifact: Callable[[str, str], None]) -> str:
     """Hand the table over as CSV, Markdown and LaTeX, and return it with its headline as text."""
-    text = "\n".join([*headline(rows), "", markdown(rows)])
+    text = "\n".join([*conclusions(rows), "", markdown(rows)])
     artifact("decision.md", text)
     artifact("decision.csv", table_formats.comma_separated_fields(MethodRow, rows))
     artifact("decision.tex", table_formats.latex(header(), cells(rows)))
@@ -240,7 +240,7 @@ class NetworkQuartiles:
     seconds: float
 
 
-def over_networks(outcomes: Sequence[Outcome]) -> list[NetworkQuartiles]:
+def compare_over_networks(outcomes: Sequence[Outcome]) -> list[NetworkQuartiles]:
     """Median and quartiles over the networks of a sweep (CurveBall, Fig. 3 left), failures counted."""
     networks: dict[str, dict[str, Outcome]] = {}
     for o in outcomes:
@@ -265,8 +265,8 @@ def over_networks(outcomes: Sequence[Outcome]) -> list[NetworkQuartiles]:
     return sorted(rows, key=lambda row: row.median if math.isfinite(row.median) else math.inf)
 
 
-def keep_networks(rows: Sequence[NetworkQuartiles], artifact: Callable[[str, str], None]) -> str:
-    """Hand the table of :func:`over_networks` over as Markdown and CSV, and return it as text."""
+def write_network_comparison(rows: Sequence[NetworkQuartiles], artifact: Callable[[str, str], None]) -> str:
+    """Hand the table of :func:`compare_over_networks` over as Markdown and CSV, and return it as text."""
     head = ("optimizer", "training loss, median [quartiles]", "test accuracy, median", "best on", "failed", "seconds")
     cells = [
         (

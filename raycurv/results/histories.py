@@ -119,12 +119,12 @@ class RunHistory:
         return [name for name in names if np.isfinite(self.traces[name].values).any()]
 
 
-def of_outcome(outcome: Outcome) -> RunHistory:
+def history_of_outcome(outcome: Outcome) -> RunHistory:
     """What is known of a run by its evaluations alone."""
     return RunHistory(outcome, _traces((p.step, p.epoch, p.seconds, p.values) for p in outcome.points))
 
 
-def of_records(outcome: Outcome, records: Iterable[Record]) -> RunHistory:
+def history_of_records(outcome: Outcome, records: Iterable[Record]) -> RunHistory:
     """A run that was trained in this process, by what it has emitted."""
     told = list(records)
     began = told[0].time if told else 0.0

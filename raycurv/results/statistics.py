@@ -10,7 +10,7 @@ from typing import Literal
 
 from raycurv.results.outcomes import Outcome
 
-Of = Callable[[Outcome], float]
+RunValue = Callable[[Outcome], float]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Statistic:
     """
 
     title: str
-    of: Of
+    of: RunValue
     gather: Literal["mean", "median"] = "mean"
     larger: bool = False
     form: str = "{:.3g}"
@@ -51,7 +51,7 @@ class Statistic:
         return middle, lower, upper
 
 
-def last(metric: str, share: float = 1.0) -> Of:
+def last(metric: str, share: float = 1.0) -> RunValue:
     """The value at the end, or after a share of the epochs (5 of 20 are a quarter, also of a run cut short)."""
 
     def of(outcome: Outcome) -> float:
@@ -64,27 +64,27 @@ def last(metric: str, share: float = 1.0) -> Of:
     return of
 
 
-def smallest(metric: str) -> Of:
+def smallest(metric: str) -> RunValue:
     """The smallest value that was measured."""
     return _over_points(metric, min)
 
 
-def largest(metric: str) -> Of:
+def largest(metric: str) -> RunValue:
     """The largest value that was measured."""
     return _over_points(metric, max)
 
 
-def error(accuracy: Of) -> Of:
+def error(accuracy: RunValue) -> RunValue:
     """From an accuracy in [0, 1] to the error in per cent."""
     return lambda outcome: 100 * (1 - accuracy(outcome))
 
 
-def percent(share: Of) -> Of:
+def percent(share: RunValue) -> RunValue:
     """From a number in [0, 1] to per cent."""
     return lambda outcome: 100 * share(outcome)
 
 
-def epochs_to(metric: str, target: float, *, above: bool = False) -> Of:
+def epochs_to(metric: str, target: float, *, above: bool = False) -> RunValue:
     """Epochs until a metric is at or below a target, or `above`; NaN if it never is."""
 
     def of(outcome: Outcome) -> float:
@@ -97,7 +97,7 @@ def epochs_to(metric: str, target: float, *, above: bool = False) -> Of:
     return of
 
 
-def epochs_to_share(metric: str, share: float) -> Of:
+def epochs_to_share(metric: str, share: float) -> RunValue:
     """Epochs until a metric that should rise is at this share of its largest value in the same run."""
     best = largest(metric)
     return lambda outcome: epochs_to(metric, share * best(outcome), above=True)(outcome)
@@ -108,7 +108,7 @@ def seconds(outcome: Outcome) -> float:
     return outcome.seconds
 
 
-def failed(worst: float = 0.2) -> Of:
+def failed(worst: float = 0.2) -> RunValue:
     """100 for a run without an end or with a test accuracy below `worst` there, else 0, so that the mean is a rate.
 
     SALERA, section 3.2: test error above 80 % after 20 epochs.
@@ -121,7 +121,7 @@ def failed(worst: float = 0.2) -> Of:
     return of
 
 
-def _over_points(metric: str, choose: Callable[[Sequence[float]], float]) -> Of:
+def _over_points(metric: str, choose: Callable[[Sequence[float]], float]) -> RunValue:
     def of(outcome: Outcome) -> float:
         known = [v for p in outcome.points if math.isfinite(v := p.values.get(metric, math.nan))]
         return choose(known) if known else math.nan

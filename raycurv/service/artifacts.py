@@ -61,7 +61,7 @@ class ArtifactWriter:
         from raycurv.figures import curves, report
 
         for metric, axis in report.METRICS:
-            lines = curves.series(outcomes, metric, axis)
+            lines = curves.method_curves(outcomes, metric, axis)
             if not any(line.x for line in lines):
                 continue
             for path in curves.save(lines, metric, self.folder / "figures" / recipe, axis):

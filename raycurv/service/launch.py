@@ -133,7 +133,7 @@ class _Launch:
         outcomes = [self._outcome(name, why) for name in self.planned]
         settings = {run.config.name: flat(json.loads(run.config.to_json())) for run in self.plan.runs}
         try:
-            comparison.keep(comparison.decide(outcomes), artifacts.write)
+            comparison.write_comparison(comparison.compare_methods(outcomes), artifacts.write)
             artifacts.write_report(outcomes, ReportContext(settings=settings))
         except Exception as error:  # the runs are worth more than their figures
             self.progress.notify(f"the runs could not be drawn: {describe(type(error).__name__, str(error))}")

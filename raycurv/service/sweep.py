@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raycurv.data import storage
-from raycurv.recipes.search import Trial
+from raycurv.recipes.search import SweepTrial
 from raycurv.results.outcomes import Outcome
 from raycurv.service.artifacts import ArtifactWriter
 from raycurv.service.cluster import Cluster
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def sweeping(name: str, trials: Sequence[Trial], cluster: Cluster, limits: Limits) -> Iterator[Sweep]:
+def sweeping(name: str, trials: Sequence[SweepTrial], cluster: Cluster, limits: Limits) -> Iterator[Sweep]:
     """Open a sweep: MLflow with a run that gathers all trials, Ray, and the log of outcomes.
 
     Args:
@@ -115,7 +115,7 @@ class Sweep:
         self._commit = provenance.commit()
         self._shared: dict[str, Any] = {}  # key of data → reference to them, decoded
 
-    def run(self, trials: Sequence[Trial]) -> list[Outcome]:
+    def run(self, trials: Sequence[SweepTrial]) -> list[Outcome]:
         """Carry out the trials that are not done yet.
 
         Returns:
@@ -150,7 +150,7 @@ class Sweep:
         self.log.add(outcome)
         self._track(outcome, run.steps if outcome.status != "stopped early" else [], config, run.ended)
 
-    def _initial(self, trial: Trial) -> Outcome:
+    def _initial(self, trial: SweepTrial) -> Outcome:
         """The outcome of a trial before it begins."""
         config = trial.config
         labels = {**trial.labels, "config": config.digest}
@@ -158,7 +158,7 @@ class Sweep:
             f"{self.name}-{trial.name}",
             config.name,
             config.optimizer,
-            trial.described,
+            trial.setting_text,
             config.seed,
             trial.stage,
             "failed",
@@ -170,7 +170,7 @@ class Sweep:
         done = self.log.done.get(outcome.name)
         return done is not None and done.labels["config"] == outcome.labels["config"]
 
-    def _tune(self, waiting: Sequence[tuple[Trial, Outcome]]) -> None:
+    def _tune(self, waiting: Sequence[tuple[SweepTrial, Outcome]]) -> None:
         from ray import tune
 
         from raycurv.service.mailbox import open_mailbox
@@ -209,14 +209,14 @@ class Sweep:
         if left:  # Ctrl-C, which Ray Tune handles itself
             raise Stopped(f"{left} trials of {self.name} are left; go on with --run-name {self.name} --resume")
 
-    def _task(self, trial: Trial, initial: Outcome) -> TrialTask:
+    def _task(self, trial: SweepTrial, initial: Outcome) -> TrialTask:
         from raycurv.service.trial import TrialTask
 
         config = _named(trial, initial)
         checkpoints = storage.join(self.cluster.checkpoints, config.name)
         return TrialTask(config.name, config.to_json(), checkpoints, initial, self._share(trial.config))
 
-    def _log_missing(self, trials: Sequence[Trial], initial: Sequence[Outcome]) -> None:
+    def _log_missing(self, trials: Sequence[SweepTrial], initial: Sequence[Outcome]) -> None:
         """Log outcomes that MLflow lacks, because an earlier driver died before it had them."""
         from raycurv.tracking.finished_runs import names_of
 
@@ -266,7 +266,7 @@ class Sweep:
         total, one = ray.cluster_resources(), self.cluster.resources
         return max(1, min(int(total.get(n, 0) / (amount * self.cluster.workers)) for n, amount in one.items()))
 
-    def _scheduler(self, waiting: Sequence[tuple[Trial, Outcome]]) -> Any:
+    def _scheduler(self, waiting: Sequence[tuple[SweepTrial, Outcome]]) -> Any:
         stages = {trial.stage for trial, _ in waiting}
         if self.limits.search == "grid" or stages != {"search"}:
             return None
@@ -290,7 +290,7 @@ def _without_ray_logs() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _check(trials: Sequence[Trial]) -> None:
+def _check(trials: Sequence[SweepTrial]) -> None:
     if not trials:
         raise ValueError("the sweep has no trial; give it at least one optimizer and one point")
     names: set[str] = set()
@@ -301,7 +301,7 @@ def _check(trials: Sequence[Trial]) -> None:
         names.add(trial.name)
 
 
-def _named(trial: Trial, initial: Outcome) -> RunConfig:
+def _named(trial: SweepTrial, initial: Outcome) -> RunConfig:
     """The configuration of a trial under the name of its run; long names end in a digest."""
     name = initial.name
     short = name if len(name) <= 128 else f"{name[:110]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raycurv.benchmarks.paper_tables import Measured
+from raycurv.benchmarks.paper_tables import ComputedTable
 from raycurv.recipes import table_files
 from raycurv.recipes.scale import Scale
 from raycurv.recipes.study import StudyRun
-from raycurv.recipes.table import Table, complete
+from raycurv.recipes.table import Table, train_and_fill
 from raycurv.results.outcomes import Outcome
 from raycurv.service.cluster import Cluster
 from raycurv.service.limits import Limits
@@ -44,12 +44,12 @@ def make(table: Table, cluster: Cluster, limits: Limits, options: Mapping[str, A
         def train(members: Sequence[StudyRun]) -> list[Outcome]:
             return sweep.run([member.trial for member in members])
 
-        entries, outcomes = complete(table, known, train, **options)
-        sweep.notify("\n" + table_files.keep(table.name, title(table), entries, sweep.artifacts.write))
+        entries, outcomes = train_and_fill(table, known, train, **options)
+        sweep.notify("\n" + table_files.write_table(table.name, title(table), entries, sweep.artifacts.write))
         sweep.artifacts.write_report(outcomes)
 
 
-def show(table: Table | Measured, cluster: Cluster, options: Mapping[str, Any]) -> str:
+def show(table: Table | ComputedTable, cluster: Cluster, options: Mapping[str, Any]) -> str:
     """The table as text from tracked runs, without training.
 
     Raises:
@@ -59,16 +59,16 @@ def show(table: Table | Measured, cluster: Cluster, options: Mapping[str, Any]) 
     from raycurv.tracking.finished_runs import by_digest
     from raycurv.tracking.settings import resolve_uri
 
-    if isinstance(table, Measured):
+    if isinstance(table, ComputedTable):
         entries = table.measure(Scale.of(options.get("scale", 1.0)).data)
     else:
         entries = table.entries(
             by_digest(resolve_uri(cluster.tracking_uri, cluster.runs), cluster.experiment), **options
         )
-    return table_files.keep(table.name, title(table), entries, _discard)
+    return table_files.write_table(table.name, title(table), entries, _discard)
 
 
-def title(table: Table | Measured) -> str:
+def title(table: Table | ComputedTable) -> str:
     """Caption of a table."""
     return f"{table.paper}, {table.shows}. {table.note}".strip()
 

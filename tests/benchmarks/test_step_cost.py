@@ -46,7 +46,7 @@ def test_operations_are_what_the_readme_says(small, name, subject, limit):
 
 
 def memory_of(subject) -> int:
-    running = step_cost._Running(network(24, batch_norm=True), subject, torch.device("cpu"))
+    running = step_cost.StepRunner(network(24, batch_norm=True), subject, torch.device("cpu"))
     running.step()
     return running.memory()
 
@@ -67,7 +67,7 @@ def test_two_reverse_passes_cost_twice_as_much_for_the_same_step(small):
     assert cost_of("basic CNN", double).operations > 4.5
     losses = []
     for subject in (MeasuredOptimizer("curveball"), double):
-        running = step_cost._Running(step_cost.WORKLOADS["basic CNN"], subject, torch.device("cpu"))
+        running = step_cost.StepRunner(step_cost.WORKLOADS["basic CNN"], subject, torch.device("cpu"))
         for _ in range(3):
             running.step()
         losses.append(running.objective.batch(*running.data[0]).value().item())
@@ -97,18 +97,18 @@ def test_costs_come_as_a_table_and_as_csv():
 
 
 def test_subjects_are_read_from_text():
-    assert MeasuredOptimizer.of("red_sgd:lean=True,scale=0.5") == MeasuredOptimizer(
+    assert MeasuredOptimizer.parse("red_sgd:lean=True,scale=0.5") == MeasuredOptimizer(
         "red_sgd", {"lean": True, "scale": 0.5}
     )
-    assert MeasuredOptimizer.of("red_sgd:lean=True").label == "red_sgd (lean=True)"
+    assert MeasuredOptimizer.parse("red_sgd:lean=True").label == "red_sgd (lean=True)"
     with pytest.raises(ValueError, match="must look like"):
-        MeasuredOptimizer.of("red_sgd:lean=maybe")
+        MeasuredOptimizer.parse("red_sgd:lean=maybe")
     with pytest.raises(ValueError, match="setting 'learn' is unknown"):
-        MeasuredOptimizer.of("red_sgd:learn=True")
+        MeasuredOptimizer.parse("red_sgd:learn=True")
 
 
 def test_memory_is_told_by_operator(small):
-    at_peak = step_cost.profile("basic CNN", MeasuredOptimizer("sgd"))
+    at_peak = step_cost.peak_by_operator("basic CNN", MeasuredOptimizer("sgd"))
     assert sum(at_peak.values()) > 1_000_000
     assert list(at_peak.values()) == sorted(at_peak.values(), reverse=True)
 
@@ -119,7 +119,7 @@ def test_an_unknown_network_is_refused():
 
 
 def test_all_are_measured_when_asked():
-    labels = [subject.label for subject in step_cost.subjects(["all"], fraction=0.25)]
+    labels = [subject.label for subject in step_cost.parse_optimizers(["all"], fraction=0.25)]
     assert {"sgd", "salera", "red_sgd (lean=True)", "curveball (curvature_fraction=0.25)"} <= set(labels)
 
 

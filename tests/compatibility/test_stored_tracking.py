@@ -73,7 +73,7 @@ def test_trials_of_a_sweep_are_done_in_its_ledger(runs: Path, expected: dict[str
     houses = Component("raycurv.data.csv_table:csv_table", {"path": "houses.csv", "target": "medv", "held_out": 8})
     network = Component("raycurv.models.mlp:mlp", {"num_classes": 1, "widths": ()})
     config = RunConfig("houses", network, houses, loss="squared_error", batch_size=8, epochs=2)
-    trials = search.grid(config, ["momentum"], {"learning_rate": (0.01, 0.1)}, search.rule("full"))
+    trials = search.grid_trials(config, ["momentum"], {"learning_rate": (0.01, 0.1)}, search.get_rule("full"))
 
     done = OutcomeLog(runs / "sweeps" / "swept" / "outcomes.jsonl").done
 

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from raycurv.benchmarks import memory as recordings
-from raycurv.benchmarks import quadratic_convergence, step_cost
-from raycurv.benchmarks import trajectories as ways
+from raycurv.benchmarks import quadratic_convergence, rosenbrock_trajectories, step_cost, step_memory
 from raycurv.benchmarks.step_cost import MeasuredOptimizer, PeakMemory
 from raycurv.figures import convergence, memory, trajectories
 from raycurv.models.small_problems import RosenbrockProblem
@@ -56,7 +54,7 @@ def test_the_region_is_drawn_with_its_numbers(tmp_path):
 
 def test_ways_on_rosenbrock_end_at_the_minimum_or_say_that_they_do_not(tmp_path):
     subjects = [MeasuredOptimizer("curveball", {"damping": 1.0}), MeasuredOptimizer("sgd", {"learning_rate": 1e-5})]
-    found = [ways.follow(RosenbrockProblem(), subject, seed=3, limit=60) for subject in subjects]
+    found = [rosenbrock_trajectories.follow(RosenbrockProblem(), subject, seed=3, limit=60) for subject in subjects]
     solved, slow = found
     assert solved.solved
     assert solved.points[-1] == pytest.approx((1.0, 1.0), abs=0.05)
@@ -69,7 +67,7 @@ def test_ways_on_rosenbrock_end_at_the_minimum_or_say_that_they_do_not(tmp_path)
     with pytest.raises(ValueError, match="no trajectory"):
         trajectories.draw([])
     with pytest.raises(ValueError, match="limit is 0"):
-        ways.follow(RosenbrockProblem(), subjects[0], limit=0)
+        rosenbrock_trajectories.follow(RosenbrockProblem(), subjects[0], limit=0)
 
 
 def small():
@@ -78,9 +76,9 @@ def small():
 
 def test_the_memory_of_a_step_is_followed_up_to_its_peak_and_back(monkeypatch, tmp_path):
     monkeypatch.setitem(step_cost.WORKLOADS, "small", step_cost.images(small, 32, 3, 4, 4))
-    found = recordings.recordings("small", (MeasuredOptimizer("curveball"), MeasuredOptimizer("red_sgd")))
+    found = step_memory.record_memories("small", (MeasuredOptimizer("curveball"), MeasuredOptimizer("red_sgd")))
     plain, curveball, _ = found
-    stepper = step_cost.running("small", MeasuredOptimizer("curveball"))
+    stepper = step_cost.step_runner("small", MeasuredOptimizer("curveball"))
     stepper.step()
     with PeakMemory() as peak:
         stepper.step()

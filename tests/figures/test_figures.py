@@ -17,9 +17,16 @@ def run(optimizer, losses, *, seed=0, seconds=1.0, status="finished", setting=""
     )
     labels = {"network": network} if network else {}
     return Outcome(
-        f"{optimizer}-{network}-{seed}", "a & b", optimizer, setting, seed, status=status, points=points,
-        reason="" if status == "finished" else "the loss was <infinite>", labels=labels,
-    )  # fmt: skip
+        f"{optimizer}-{network}-{seed}",
+        "a & b",
+        optimizer,
+        setting,
+        seed,
+        status=status,
+        points=points,
+        reason="" if status == "finished" else "the loss was <infinite>",
+        labels=labels,
+    )
 
 
 RUNS = [
@@ -31,12 +38,12 @@ RUNS = [
 
 
 def test_a_line_is_the_mean_of_its_seeds_with_their_range():
-    sgd, other = curves.series(RUNS, "train/epoch_loss")
+    sgd, other = curves.method_curves(RUNS, "train/epoch_loss")
     assert sgd.name == "sgd learning_rate=0.1"
     assert sgd.mean == pytest.approx((1.1, 0.6, 0.4))
     assert sgd.low == pytest.approx((1.0, 0.5, 0.3))
     assert sgd.high == pytest.approx((1.2, 0.7, 0.5))
-    assert curves.series(RUNS, "train/epoch_loss", "seconds")[0].x == pytest.approx((2.0, 4.0, 6.0))
+    assert curves.method_curves(RUNS, "train/epoch_loss", "seconds")[0].x == pytest.approx((2.0, 4.0, 6.0))
     assert (other.runs, other.failed, other.x) == (2, 1, (1.0, 2.0))
     assert curves.caption([sgd, other]) == (
         "Mean and range over the seeds; 4 runs, 1 of them did not come to their end."
@@ -44,7 +51,7 @@ def test_a_line_is_the_mean_of_its_seeds_with_their_range():
 
 
 def test_figures_are_saved_as_pictures_with_their_data(tmp_path):
-    png, svg, data = curves.save(curves.series(RUNS, "train/epoch_loss"), "train/epoch_loss", tmp_path)
+    png, svg, data = curves.save(curves.method_curves(RUNS, "train/epoch_loss"), "train/epoch_loss", tmp_path)
     assert png.read_bytes().startswith(b"\x89PNG")
     text = xml.parse(svg).getroot()
     ids = {element.get("id") for element in text.iter()}
@@ -56,7 +63,7 @@ def test_figures_are_saved_as_pictures_with_their_data(tmp_path):
 
 def test_nothing_to_draw_is_said():
     with pytest.raises(ValueError, match="no run has a finite value of 'test/loss'"):
-        curves.draw(curves.series(RUNS, "test/loss"), "test/loss")
+        curves.draw(curves.method_curves(RUNS, "test/loss"), "test/loss")
     with pytest.raises(ValueError, match="no run to draw"):
         performance_profile.draw([])
     with pytest.raises(ValueError, match="no run to report on"):
@@ -111,7 +118,7 @@ def test_the_report_is_one_page_that_needs_no_network_and_hides_nothing():
 def test_more_methods_than_colours_are_drawn_with_a_legend_that_hides_nothing():
     runs = [run(f"method{i}", [0.5, 0.1 + i], network="one") for i in range(12)]
     for figure in (
-        curves.draw(curves.series(runs, "test/accuracy"), "test/accuracy"),
+        curves.draw(curves.method_curves(runs, "test/accuracy"), "test/accuracy"),
         performance_profile.draw(performance_profiles(runs)),
     ):
         figure.draw_without_rendering()

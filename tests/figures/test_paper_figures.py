@@ -11,7 +11,7 @@ import pytest
 
 from raycurv import recipes
 from raycurv.figures import curves, panels, paper_figures, report, style
-from raycurv.figures.curves import Series, View
+from raycurv.figures.curves import Curve, MetricPanel
 from raycurv.objective.collectives import Local
 from raycurv.results import histories
 from raycurv.results.histories import MetricTrace, RunHistory
@@ -32,8 +32,9 @@ def recorded(optimizer, setting="", *, seed=0, status="finished", stage="final",
     """A history with ten steps an epoch; each metric is a function of the epoch."""
     steps = np.arange(1.0, 10 * epochs + 1)
     labels = {"network": network} if network else {}
-    outcome = Outcome(f"{optimizer}{setting}{seed}{network}", "recorded", optimizer, setting, seed, stage, status,
-                      labels=labels)  # fmt: skip
+    outcome = Outcome(
+        f"{optimizer}{setting}{seed}{network}", "recorded", optimizer, setting, seed, stage, status, labels=labels
+    )
     found = {}
     for name, function in metrics.items():
         at = steps[9::10] if name.startswith("test") or "epoch" in name else steps
@@ -53,9 +54,16 @@ def trained(tmp_path_factory, data_folder):
     for optimizer, settings, seeds in METHODS:
         for seed in range(seeds):
             config = dataclasses.replace(
-                base, optimizer=optimizer, optimizer_settings=settings, seed=seed, epochs=4, batch_size=50,
-                gradient_norm=True, batch_error=True, log_every=2,
-            )  # fmt: skip
+                base,
+                optimizer=optimizer,
+                optimizer_settings=settings,
+                seed=seed,
+                epochs=4,
+                batch_size=50,
+                gradient_norm=True,
+                batch_error=True,
+                log_every=2,
+            )
             records, status = [], "finished"
             store = CheckpointStore(str(tmp_path_factory.mktemp("store")))
             try:
@@ -64,7 +72,7 @@ def trained(tmp_path_factory, data_folder):
                 status = "diverged"
             setting = " ".join(f"{name}={value}" for name, value in settings.items())
             outcome = Outcome(f"{optimizer}-{seed}", "mnist", optimizer, setting, seed, status=status)
-            found.append(histories.of_records(outcome, records))
+            found.append(histories.history_of_records(outcome, records))
     return found
 
 
@@ -124,8 +132,16 @@ def test_networks_are_shown_by_median_and_quartiles_and_failures_count_as_worst(
         recorded("any", network=f"net{i}", train__epoch_loss=lambda e, i=i: i / e, test__accuracy=lambda e: 0.9)
         for i in range(1, 4)
     ]
-    runs.append(recorded("any", network="net9", status="diverged", epochs=2, train__epoch_loss=lambda e: 1 / e,
-                         test__accuracy=lambda e: 0.2))  # fmt: skip
+    runs.append(
+        recorded(
+            "any",
+            network="net9",
+            status="diverged",
+            epochs=2,
+            train__epoch_loss=lambda e: 1 / e,
+            test__accuracy=lambda e: 0.2,
+        )
+    )
     (drawn,) = panels.draw(PLATES["networks"], runs)
     losses = [row for row in rows(drawn.data) if row["metric"] == "training loss"]
     assert [float(row["middle"]) for row in losses] == pytest.approx([1.5, 0.75, 2.5 / 3, 2.5 / 4])
@@ -138,8 +154,12 @@ def test_networks_are_shown_by_median_and_quartiles_and_failures_count_as_worst(
 
 
 def test_damping_is_divided_by_its_first_value_and_averaged_by_epoch():
-    run = recorded("any", optimizer__momentum=lambda e: 0.9, optimizer__damping=lambda e: 10 / (1 + e),
-                   optimizer__learning_rate=lambda e: 0.1)  # fmt: skip
+    run = recorded(
+        "any",
+        optimizer__momentum=lambda e: 0.9,
+        optimizer__damping=lambda e: 10 / (1 + e),
+        optimizer__learning_rate=lambda e: 0.1,
+    )
     (drawn,) = panels.draw(PLATES["hyperparameters"], [run, recorded("other", train__loss=lambda e: 1.0)])
     found = [float(row["middle"]) for row in rows(drawn.data) if row["metric"].startswith("damping")]
     wanted = 10 / (1 + np.arange(0.1, 4.05, 0.1))
@@ -150,18 +170,22 @@ def test_damping_is_divided_by_its_first_value_and_averaged_by_epoch():
 def test_many_initial_rates_are_one_study_in_the_order_of_their_numbers():
     rates = ("1", "1e-06", "0.01")
     runs = [
-        recorded("any", f"learning_rate={rate} portion=0.2", stage="search", train__loss=lambda e: 1 / e,
-                 optimizer__learning_rate=lambda e, rate=rate: float(rate)) for rate in rates
-    ]  # fmt: skip
+        recorded(
+            "any",
+            f"learning_rate={rate} portion=0.2",
+            stage="search",
+            train__loss=lambda e: 1 / e,
+            optimizer__learning_rate=lambda e, rate=rate: float(rate),
+        )
+        for rate in rates
+    ]
     (drawn,) = panels.draw(PLATES["rates"], [*runs, recorded("lone", train__loss=lambda e: 1.0)])
     assert drawn.names == ("learning_rate=1e-06", "learning_rate=0.01", "learning_rate=1")
     assert drawn.title.endswith("recorded · any")
 
 
 def test_more_methods_than_can_be_told_apart_are_cut_to_the_best_and_said_so():
-    runs = [
-        recorded("any", f"rate={i}", train__loss=lambda e, i=i: i / e) for i in range(1, panels.MOST_METHODS + 4)
-    ]  # fmt: skip
+    runs = [recorded("any", f"rate={i}", train__loss=lambda e, i=i: i / e) for i in range(1, panels.MOST_METHODS + 4)]
     (drawn,) = panels.draw(PLATES["training"], runs)
     assert set(drawn.names) == {f"any rate={i}" for i in range(1, panels.MOST_METHODS + 1)}
     assert "3 more runs are not" in drawn.caption
@@ -178,7 +202,7 @@ def test_recipes_that_do_not_fit_beside_each_other_make_several_files():
 
 def line(values, failed=0):
     numbers = tuple(map(float, values))
-    return Series("any", tuple(range(len(numbers))), numbers, numbers, numbers, 1, failed)
+    return Curve("any", tuple(range(len(numbers))), numbers, numbers, numbers, 1, failed)
 
 
 def test_a_run_that_diverged_does_not_flatten_the_others():
@@ -197,18 +221,25 @@ def test_an_axis_is_logarithmic_only_where_that_shows_something():
     figure = style.figure_of(4, 3)
     one, other, third = figure.subplots(1, 3)
     looks = {"any": style.line(0)}
-    curves.plot(one, [line([1.0, 0.1])], View("train/loss"), looks)
-    curves.plot(other, [line([1.0, 0.99])], View("train/loss"), looks)
-    curves.plot(third, [line([1.0, -0.5])], View("train/loss"), looks)
+    curves.plot(one, [line([1.0, 0.1])], MetricPanel("train/loss"), looks)
+    curves.plot(other, [line([1.0, 0.99])], MetricPanel("train/loss"), looks)
+    curves.plot(third, [line([1.0, -0.5])], MetricPanel("train/loss"), looks)
     assert [axes.get_yscale() for axes in (one, other, third)] == ["log", "linear", "linear"]
 
 
 def test_nothing_in_a_figure_lies_on_something_else(tmp_path):
     long = "with_a_rather_long_name momentum=0.9 weight_decay=0.0001"
     runs = [
-        recorded("any", f"{long} learning_rate={rate}", train__loss=lambda e: 1 / e, test__accuracy=lambda e: 0.5,
-                 optimizer__learning_rate=lambda e: 0.1, test__loss=lambda e: 2 / e) for rate in (0.1, 0.2, 0.3, 0.4)
-    ]  # fmt: skip
+        recorded(
+            "any",
+            f"{long} learning_rate={rate}",
+            train__loss=lambda e: 1 / e,
+            test__accuracy=lambda e: 0.5,
+            optimizer__learning_rate=lambda e: 0.1,
+            test__loss=lambda e: 2 / e,
+        )
+        for rate in (0.1, 0.2, 0.3, 0.4)
+    ]
     (drawn,) = panels.draw(PLATES["training"], runs)
     assert drawn.names[0] == "any with_a_rather_long_name learning_rate=0.1" or "learning_rate=0.1" in drawn.names[0]
     drawn.save(tmp_path)

@@ -12,15 +12,26 @@ from raycurv.recipes import RegisteredRecipe
 
 # CIFAR-100 and ImageNet are read from the same layout as the sets that stand for them.
 STANDS_FOR = {
-    "MNIST": "mnist", "CIFAR-10": "cifar10", "CIFAR-100": "cifar10", "ImageNet": "imagenet_sample",
-    "ImageNet-100": "imagenet_sample", "Multi30k de-en": "multi30k", "Boston housing": "boston_housing.csv",
-}  # fmt: skip
+    "MNIST": "mnist",
+    "CIFAR-10": "cifar10",
+    "CIFAR-100": "cifar10",
+    "ImageNet": "imagenet_sample",
+    "ImageNet-100": "imagenet_sample",
+    "Multi30k de-en": "multi30k",
+    "Boston housing": "boston_housing.csv",
+}
 # Shape of one sample and number of classes of the whole set.
 SHAPES = {
-    "MNIST": ((1, 28, 28), 10), "CIFAR-10": ((3, 32, 32), 10), "CIFAR-100": ((3, 32, 32), 100),
-    "ImageNet": ((3, 224, 224), 1000), "ImageNet-100": ((3, 224, 224), 100), "digits": ((1, 8, 8), 10),
-    "Multi30k de-en": ((2, 16), 10_829), "Boston housing": ((13,), 1), "Rahimi-Recht": ((6,), 10),
-}  # fmt: skip
+    "MNIST": ((1, 28, 28), 10),
+    "CIFAR-10": ((3, 32, 32), 10),
+    "CIFAR-100": ((3, 32, 32), 100),
+    "ImageNet": ((3, 224, 224), 1000),
+    "ImageNet-100": ((3, 224, 224), 100),
+    "digits": ((1, 8, 8), 10),
+    "Multi30k de-en": ((2, 16), 10_829),
+    "Boston housing": ((13,), 1),
+    "Rahimi-Recht": ((6,), 10),
+}
 
 
 def options(experiment: RegisteredRecipe, folder: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import pytest
 
 from raycurv import recipes
 from raycurv.recipes import search
-from raycurv.recipes.search import Trial
+from raycurv.recipes.search import SweepTrial
 from raycurv.results.outcomes import EvaluationPoint, Outcome
 
 
@@ -12,12 +12,12 @@ def config(tmp_path, epochs=10):
     return recipes.build("digits", {"data": str(tmp_path)})
 
 
-def outcome(trial: Trial, loss: float | None, status="finished") -> Outcome:
+def outcome(trial: SweepTrial, loss: float | None, status="finished") -> Outcome:
     points = (
         () if loss is None else (EvaluationPoint(1.0, 4, 0.5, {"train/epoch_loss": loss, "test/accuracy": loss / 10}),)
     )
     return Outcome(
-        trial.name, "r", trial.config.optimizer, trial.described, stage=trial.stage, status=status, points=points
+        trial.name, "r", trial.config.optimizer, trial.setting_text, stage=trial.stage, status=status, points=points
     )
 
 
@@ -30,17 +30,19 @@ def test_reds_grid_is_one_and_five_times_the_powers_of_ten():
 def test_a_grid_has_every_combination_for_a_fifth_of_the_epochs(tmp_path):
     base = config(tmp_path)
     axes = {"learning_rate": (0.1, 0.01), "momentum": (0.5, 0.9, 0.99)}
-    trials = search.grid(base, ["momentum", "nesterov"], axes, search.RULES["red"])
+    trials = search.grid_trials(base, ["momentum", "nesterov"], axes, search.RULES["red"])
     assert len(trials) == len({trial.name for trial in trials}) == 12
     assert {trial.config.epochs for trial in trials} == {round(0.2 * base.epochs)}
-    assert trials[0].described == "learning_rate=0.1 momentum=0.5"
+    assert trials[0].setting_text == "learning_rate=0.1 momentum=0.5"
     assert trials[0].config.optimizer_settings == {"learning_rate": 0.1, "momentum": 0.5}
     with pytest.raises(ValueError, match="the grid has no point: learning_rate is empty"):
-        search.grid(base, ["sgd"], {"learning_rate": ()}, search.RULES["red"])
+        search.grid_trials(base, ["sgd"], {"learning_rate": ()}, search.RULES["red"])
 
 
 def test_the_rule_takes_the_smallest_loss_of_those_that_finished(tmp_path):
-    trials = search.grid(config(tmp_path), ["sgd", "adam"], {"learning_rate": (1.0, 0.1, 0.01)}, search.RULES["full"])
+    trials = search.grid_trials(
+        config(tmp_path), ["sgd", "adam"], {"learning_rate": (1.0, 0.1, 0.01)}, search.RULES["full"]
+    )
     ends = [
         (0.5, "finished"),
         (0.1, "diverged"),
@@ -50,19 +52,19 @@ def test_the_rule_takes_the_smallest_loss_of_those_that_finished(tmp_path):
         (None, "diverged"),
     ]
     found = [outcome(trial, *end) for trial, end in zip(trials, ends, strict=True)]
-    winners, lost = search.winners(trials, found, search.RULES["full"])
+    winners, lost = search.best_settings(trials, found, search.RULES["full"])
     assert winners == {"sgd": {"learning_rate": 0.01}}
     assert lost == ["adam"]
-    best, _ = search.winners(trials[:3], found[:3], search.RULES["salera"])
+    best, _ = search.best_settings(trials[:3], found[:3], search.RULES["salera"])
     assert best == {"sgd": {"learning_rate": 1.0}}  # the highest accuracy
 
 
 def test_final_runs_are_whole_and_over_the_seeds(tmp_path):
     base = config(tmp_path)
-    trials = search.finals(base, {"sgd": {"learning_rate": 0.1}, "curveball": {}}, 3)
+    trials = search.final_trials(base, {"sgd": {"learning_rate": 0.1}, "curveball": {}}, 3)
     assert [trial.config.seed for trial in trials] == [0, 1, 2] * 2
     assert {trial.config.epochs for trial in trials} == {base.epochs}
-    assert trials[-1].described == ""
+    assert trials[-1].setting_text == ""
 
 
 def test_random_networks_are_the_same_for_every_optimizer(tmp_path):
@@ -76,13 +78,13 @@ def test_random_networks_are_the_same_for_every_optimizer(tmp_path):
 
 def test_unknown_rules_and_grids_are_refused():
     with pytest.raises(ValueError, match="rule 'reed' is unknown; it is one of red, full, salera"):
-        search.rule("reed")
+        search.get_rule("reed")
     with pytest.raises(ValueError, match="grid 'x' is unknown"):
-        search.axes("x")
-    assert search.axes("x", (0.5,)) == {"learning_rate": (0.5,)}
+        search.get_grid("x")
+    assert search.get_grid("x", (0.5,)) == {"learning_rate": (0.5,)}
 
 
 def test_names_tell_large_rates_from_small_ones(tmp_path):
     base = config(tmp_path)
-    names = {Trial(search.with_optimizer(base, "sgd", {}), {"learning_rate": rate}).name for rate in (1e9, 1e-9)}
+    names = {SweepTrial(search.with_optimizer(base, "sgd", {}), {"learning_rate": rate}).name for rate in (1e9, 1e-9)}
     assert len(names) == 2

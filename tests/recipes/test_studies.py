@@ -34,8 +34,15 @@ def test_every_run_of_a_study_passes_the_check_under_its_own_name(name: str) -> 
 
 @pytest.mark.usefixtures("empty_data")
 def test_points_settings_and_seeds_are_combined() -> None:
-    study = Study("s", "p", "Fig. 1", ("red_mnist_lenet",), {"red_sgd": {"decay": (0.5, 1.0)}, "sgd": {}},
-                  {"l2": (0.0, 1e-4)}, seeds=2)  # fmt: skip
+    study = Study(
+        "s",
+        "p",
+        "Fig. 1",
+        ("red_mnist_lenet",),
+        {"red_sgd": {"decay": (0.5, 1.0)}, "sgd": {}},
+        {"l2": (0.0, 1e-4)},
+        seeds=2,
+    )
     runs = study.runs(scale=0.1)
     assert len(runs) == len(study) == 3 * 2 * 2
     assert runs[0].name == "red-mnist-lenet-x0.1-red_sgd-decay-0.5-l2-0-s0"

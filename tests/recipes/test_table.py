@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from raycurv.benchmarks import learning_rate_halving as halving
+from raycurv.benchmarks import alarm_factor as halving
 from raycurv.benchmarks import paper_tables as papers
-from raycurv.benchmarks.paper_tables import Measured
+from raycurv.benchmarks.paper_tables import ComputedTable
 from raycurv.data.digits import write_digits
 from raycurv.objective.collectives import Local
 from raycurv.recipes import table_files
 from raycurv.recipes.printed_table import parse_table
 from raycurv.recipes.study import Study, StudyRun
-from raycurv.recipes.table import Table, TableEntry, complete
+from raycurv.recipes.table import Table, TableEntry, train_and_fill
 from raycurv.results import statistics
 from raycurv.results.outcomes import EvaluationPoint, Outcome, Status
 from raycurv.results.statistics import FAILED, TEST_ERROR, TRAINING_LOSS, Statistic
@@ -39,9 +39,13 @@ def empty_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ended(member: StudyRun, loss: float = 0.5, status: Status = "finished", accuracy: float = 0.9) -> Outcome:
     values = {
-        "train/epoch_loss": loss, "test/loss": loss, "test/accuracy": accuracy, "training_set/accuracy": accuracy,
-        "optimizer/learning_rate": 0.1, "optimizer/descent_share": 1.0,
-    }  # fmt: skip
+        "train/epoch_loss": loss,
+        "test/loss": loss,
+        "test/accuracy": accuracy,
+        "training_set/accuracy": accuracy,
+        "optimizer/learning_rate": 0.1,
+        "optimizer/descent_share": 1.0,
+    }
     points = tuple(EvaluationPoint(float(epoch), epoch, epoch, values) for epoch in (1, 2, 3, 4))
     return Outcome(member.trial.name, "r", member.config.optimizer, status=status, points=points, seconds=4.0)
 
@@ -57,7 +61,7 @@ def smaller(table: Table) -> Table:
     for study in table.studies:
         every = (*study.optimizers.values(), *study.tuned.values(), study.run, study.options)
         first = {name: values[:1] for axes in every for name, values in axes.items() if name not in shown}
-        studies.append(study.only(axes=first, seeds=1))
+        studies.append(study.restrict(axes=first, seeds=1))
     return dataclasses.replace(table, studies=tuple(studies))
 
 
@@ -69,7 +73,7 @@ def test_every_table_is_filled_by_its_runs(table: Table) -> None:
     assert len({member.trial.name for member in first}) == len(first)
     for _, same in itertools.groupby(first, key=lambda m: (m.keys["recipe"], m.config.optimizer)):
         check(next(same).config)
-    entries, outcomes = complete(small, {}, lambda members: [ended(m) for m in members], scale=0.05)
+    entries, outcomes = train_and_fill(small, {}, lambda members: [ended(m) for m in members], scale=0.05)
 
     assert len(outcomes) >= len(first)
     assert all(entry.tried and not entry.missing for entry in entries)
@@ -90,18 +94,30 @@ def test_a_table_has_as_many_runs_as_it_says() -> None:
             trained += members
             return [ended(m) for m in members]
 
-        complete(table, {}, note, scale=0.05)
+        train_and_fill(table, {}, note, scale=0.05)
         assert len(trained) == len(table)
 
 
 STUDY = Study(
-    "s", "p", "Fig. 0", ("red_mnist_lenet",), {"sgd": {"learning_rate": (0.1, 0.01)}, "adam": {}},
-    {"batch_size": (64, 128)}, seeds=2,
-)  # fmt: skip
+    "s",
+    "p",
+    "Fig. 0",
+    ("red_mnist_lenet",),
+    {"sgd": {"learning_rate": (0.1, 0.01)}, "adam": {}},
+    {"batch_size": (64, 128)},
+    seeds=2,
+)
 TABLE = Table(
-    "t", "p", "Fig. 0", (STUDY,), (TRAINING_LOSS,), ("optimizer",), ("batch_size",), best_of=("learning_rate",),
+    "t",
+    "p",
+    "Fig. 0",
+    (STUDY,),
+    (TRAINING_LOSS,),
+    ("optimizer",),
+    ("batch_size",),
+    best_of=("learning_rate",),
     printed={"sgd": {"batch_size=128": "", "batch_size=64": "0.7"}},
-)  # fmt: skip
+)
 
 
 @pytest.mark.usefixtures("empty_data")
@@ -158,7 +174,7 @@ def test_only_what_is_missing_is_trained_and_searches_come_first() -> None:
         return [ended(m, 0.1 if m.keys.get("learning_rate") == 0.01 else 0.9) for m in members]
 
     members = study.members(scale=0.1)
-    entries, outcomes = complete(table, by_digest(members[:1]), note, scale=0.1)
+    entries, outcomes = train_and_fill(table, by_digest(members[:1]), note, scale=0.1)
     first, second = asked
     searched = [member for member in first if member.stage == "search"]
     assert len(first) == len(members) - 1 + len(searched) == 3 + 4
@@ -179,10 +195,10 @@ def test_runs_of_another_name_and_log_interval_are_the_same_runs() -> None:
 
 @pytest.mark.usefixtures("empty_data")
 def test_random_networks_are_told_apart_by_their_label() -> None:
-    table = papers.get("curveball_fig3_random").only(optimizers=("curveball",), axes={"architecture": (3, 7)})
+    table = papers.get("curveball_fig3_random").restrict(optimizers=("curveball",), axes={"architecture": (3, 7)})
     assert isinstance(table, Table)
     trials = [member.trial for member in table.first(scale=0.1)]
-    assert [(trial.labels, trial.described) for trial in trials] == [
+    assert [(trial.labels, trial.setting_text) for trial in trials] == [
         ({"network": "net3"}, ""),
         ({"network": "net7"}, ""),
     ]
@@ -191,17 +207,17 @@ def test_random_networks_are_told_apart_by_their_label() -> None:
 
 @pytest.mark.usefixtures("empty_data")
 def test_a_part_of_a_table_is_taken_by_name() -> None:
-    table = papers.get("salera_table2").only(("salera_mnist_m2",), ("alera", "salera"), {"portion": (0.01,)}, 2)
+    table = papers.get("salera_table2").restrict(("salera_mnist_m2",), ("alera", "salera"), {"portion": (0.01,)}, 2)
     assert isinstance(table, Table)
     assert len(table) == len(table.first(scale=0.1)) == 2 * 6 * 2
     with pytest.raises(ValueError, match="has no recipe 'mnist'; it has salera_mnist_m2"):
-        table.only(recipes=("mnist",))
+        table.restrict(recipes=("mnist",))
     with pytest.raises(ValueError, match="has no axis 'rate'; it has gain, learning_rate, memory, portion"):
-        table.only(axes={"rate": (0.1,)})
+        table.restrict(axes={"rate": (0.1,)})
     with pytest.raises(ValueError, match="has no run"):
-        papers.get("curveball_table2").only(("cifar10_resnet18_dropout",), ("adam",))
+        papers.get("curveball_table2").restrict(("cifar10_resnet18_dropout",), ("adam",))
     with pytest.raises(ValueError, match="'salera_appendix_c' is computed as a whole"):
-        papers.get("salera_appendix_c").only(seeds=3)
+        papers.get("salera_appendix_c").restrict(seeds=3)
 
 
 def test_unknown_and_empty_tables_are_refused() -> None:
@@ -225,12 +241,15 @@ def test_every_table_is_listed() -> None:
 # --- numbers of a run -------------------------------------------------------------------------------------------------
 
 RUN = Outcome(
-    "a", "r", "sgd", seconds=7.0,
+    "a",
+    "r",
+    "sgd",
+    seconds=7.0,
     points=tuple(
         EvaluationPoint(epoch, epoch, epoch, {"test/accuracy": value, "train/epoch_loss": 1 - value})
         for epoch, value in ((1, 0.1), (2, 0.5), (3, 0.8), (4, 0.7))
     ),
-)  # fmt: skip
+)
 
 
 def test_numbers_of_a_run() -> None:
@@ -271,7 +290,7 @@ def test_ours_and_the_papers_entry_stand_side_by_side() -> None:
         TableEntry("c", "x", printed="9"),
     ]
     kept: dict[str, str] = {}
-    text = table_files.keep("t", "Title", entries, kept.__setitem__)
+    text = table_files.write_table("t", "Title", entries, kept.__setitem__)
 
     assert "| a_b | 0.481 ± 0.07 (4 runs, 1 of 5 failed) [0.48 ± 0.07] | 3.0 (2.0 to 4.0) (50 runs) |" in text
     assert "| c | – [9] |  |" in text
@@ -283,12 +302,12 @@ def test_ours_and_the_papers_entry_stand_side_by_side() -> None:
 
 
 def test_the_small_problems_fill_curveballs_first_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    from raycurv.benchmarks import table1
+    from raycurv.benchmarks import curveball_table1
 
-    monkeypatch.setattr(table1, "ROWS", table1.select(["curveball"]))
-    monkeypatch.setattr(table1.cells, "__defaults__", (table1.ROWS,))
+    monkeypatch.setattr(curveball_table1, "ROWS", curveball_table1.select(["curveball"]))
+    monkeypatch.setattr(curveball_table1.cells, "__defaults__", (curveball_table1.ROWS,))
     measured = papers.get("curveball_table1")
-    assert isinstance(measured, Measured)
+    assert isinstance(measured, ComputedTable)
     entries = measured.measure(0.02)
     assert [entry.printed for entry in entries] == ["13 ± 0.5", "12 ± 1", "13 ± 1", "35 ± 11"]
     assert {entry.tried for entry in entries} == {2}
@@ -298,14 +317,14 @@ def test_the_small_problems_fill_curveballs_first_table(monkeypatch: pytest.Monk
 
 
 def test_a_table_is_made_by_training(tmp_path: Path) -> None:
-    table = papers.get("llr_fig3").only(optimizers=("sgd", "llr_second_order"))
+    table = papers.get("llr_fig3").restrict(optimizers=("sgd", "llr_second_order"))
     assert isinstance(table, Table)
 
     def trained(members: Sequence[StudyRun]) -> list[Outcome]:
         return [outcome_of(member, tmp_path) for member in members]
 
     digits = str(write_digits(tmp_path / "digits"))
-    entries, outcomes = complete(table, {}, trained, data=digits, scale=(0.02, 0.1, 1.0))
+    entries, outcomes = train_and_fill(table, {}, trained, data=digits, scale=(0.02, 0.1, 1.0))
     assert len(outcomes) == 2
     loss = {entry.row: entry.value for entry in entries if entry.column == TRAINING_LOSS.title}
     assert 0 < loss["second order"] < loss["basic"] < 3

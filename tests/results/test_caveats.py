@@ -4,7 +4,7 @@ import math
 
 from raycurv.figures import report
 from raycurv.results import comparison
-from raycurv.results.caveats import differences, remarks
+from raycurv.results.caveats import configuration_differences, list_caveats
 from raycurv.results.outcomes import EvaluationPoint, Outcome
 
 
@@ -18,12 +18,12 @@ PLAIN = [run("a", [1.0, 0.5]), run("b", [1.0, 0.6], optimizer="adam")]
 
 
 def test_nothing_is_remarked_where_nothing_is_odd():
-    assert remarks(PLAIN) == []
+    assert list_caveats(PLAIN) == []
 
 
 def test_recipes_that_are_mixed_are_named_and_compared_each_for_itself():
     mixed = [*PLAIN, run("c", [9.0], recipe="multi30k", accuracy=None)]
-    assert remarks(mixed) == ["These are runs of 2 recipes (mnist, multi30k); each recipe is compared for itself."]
+    assert list_caveats(mixed) == ["These are runs of 2 recipes (mnist, multi30k); each recipe is compared for itself."]
     text = report.page("x", mixed, versions={}, command="")
     assert "<h2>mnist</h2>" in text
     assert "<h2>multi30k</h2>" in text
@@ -31,7 +31,7 @@ def test_recipes_that_are_mixed_are_named_and_compared_each_for_itself():
 
 def test_numbers_that_are_missing_or_not_finite_are_told_and_the_rest_is_drawn():
     odd = [*PLAIN, run("c", [math.nan, 0.4]), run("d", [0.3], accuracy=None), run("e", [], status="failed")]
-    assert remarks(odd) == [
+    assert list_caveats(odd) == [
         "mnist: test/accuracy was not measured in 1 of 4 runs (d).",
         "mnist: train/epoch_loss is NaN or infinite at some time in 1 of 5 runs (c); such values are neither drawn nor "
         "averaged.",
@@ -56,7 +56,7 @@ def test_settings_that_differ_within_a_recipe_are_listed_with_their_runs():
         "c": {**same, "batch_size": "128", "l2": "0.1"},
         "d": {**same, "batch_size": "7"},
     }
-    assert differences(runs, settings) == [
+    assert configuration_differences(runs, settings) == [
         ("mnist", "batch_size", "64 (2 runs: sgd, adam), 128 (1 run: adam)"),
         ("mnist", "l2", "not set (2 runs: sgd, adam), 0.1 (1 run: adam)"),
     ]
@@ -69,22 +69,26 @@ def test_settings_that_differ_within_a_recipe_are_listed_with_their_runs():
 
 def test_the_report_says_what_made_the_runs_and_with_which_versions():
     about = report.ReportContext(
-        notes=["One run was left out."], places={"the experiment": "http://127.0.0.1/#/1"},
-        versions={"torch": "2.9 (1 run), 2.14 (1 run)"}, commands={"python jobs/train.py --recipe mnist": 2},
-    )  # fmt: skip
+        notes=["One run was left out."],
+        places={"the experiment": "http://127.0.0.1/#/1"},
+        versions={"torch": "2.9 (1 run), 2.14 (1 run)"},
+        commands={"python jobs/train.py --recipe mnist": 2},
+    )
     text = report.page("x", PLAIN, versions={"torch": "2.14"}, command="python jobs/compare.py", about=about)
     for part in (
-        "<li>One run was left out.</li>", '<a href="http://127.0.0.1/#/1">the experiment</a>',
+        "<li>One run was left out.</li>",
+        '<a href="http://127.0.0.1/#/1">the experiment</a>',
         "<td>torch</td><td>2.9 (1 run), 2.14 (1 run)</td><td>2.14</td>",
-        "python jobs/train.py --recipe mnist  (2 runs)", "<pre>python jobs/compare.py</pre>",
-    ):  # fmt: skip
+        "python jobs/train.py --recipe mnist  (2 runs)",
+        "<pre>python jobs/compare.py</pre>",
+    ):
         assert part in text
 
 
 def test_a_headline_leaves_out_operations_that_nobody_counted():
     tuned = [run("s", [0.9], stage="search", operations=10.0), run("f", [0.9, 0.5], setting="learning_rate=0.1")]
     free = run("c", [0.4], optimizer="curveball")
-    (line,) = comparison.headline(comparison.decide([*tuned, free]))
+    (line,) = comparison.conclusions(comparison.compare_methods([*tuned, free]))
     assert "took 3.0× the seconds that untuned curveball takes" in line
 
 

@@ -19,9 +19,19 @@ def run(
     )
     labels = {} if network is None else {"network": network}
     return Outcome(
-        f"{optimizer}{setting}{seed}{stage}{network}", "mnist", optimizer, setting, seed, stage, status, points=points,
-        steps=4 * len(points), seconds=float(len(points)), operations=100.0 * len(points), labels=labels,
-    )  # fmt: skip
+        f"{optimizer}{setting}{seed}{stage}{network}",
+        "mnist",
+        optimizer,
+        setting,
+        seed,
+        stage,
+        status,
+        points=points,
+        steps=4 * len(points),
+        seconds=float(len(points)),
+        operations=100.0 * len(points),
+        labels=labels,
+    )
 
 
 SEARCHED = [
@@ -36,7 +46,7 @@ SEARCHED = [
 
 
 def test_the_search_counts_and_the_target_is_what_the_tuned_reach():
-    rows = {row.optimizer: row for row in comparison.decide(SEARCHED) if row.weights == "raw"}
+    rows = {row.optimizer: row for row in comparison.compare_methods(SEARCHED) if row.weights == "raw"}
     assert comparison.target_of(SEARCHED) == pytest.approx(0.4)
     sgd, curveball, adam = rows["sgd"], rows["curveball"], rows["adam"]
     assert (sgd.loss, sgd.seconds, sgd.operations) == pytest.approx((0.4, 4.0, 400.0))
@@ -48,18 +58,18 @@ def test_the_search_counts_and_the_target_is_what_the_tuned_reach():
 
 def test_one_setting_written_as_whole_number_and_as_fraction_is_one_method():
     outcomes = [run("red_sgd", [0.2], setting="scale=1"), run("red_sgd", [0.4], setting="scale=1.0", seed=1)]
-    (row,) = comparison.decide(outcomes)
+    (row,) = comparison.compare_methods(outcomes)
     assert (row.setting, row.runs, row.loss) == ("scale=1", 2, pytest.approx(0.3))
 
 
 def test_averaged_weights_have_rows_of_their_own():
-    rows = [row for row in comparison.decide(SEARCHED) if row.weights == "averaged"]
+    rows = [row for row in comparison.compare_methods(SEARCHED) if row.weights == "averaged"]
     assert [row.optimizer for row in rows] == ["curveball"]
     assert rows[0].accuracy == pytest.approx(0.95)
 
 
 def test_the_headline_is_total_compute_at_equal_loss():
-    (line,) = comparison.headline(comparison.decide(SEARCHED))
+    (line,) = comparison.conclusions(comparison.compare_methods(SEARCHED))
     assert line == (
         "mnist: sgd and its search of 2 trials took 2.0× the seconds and 2.0× the operations that untuned curveball "
         "takes to the same training loss, 0.4."
@@ -67,15 +77,15 @@ def test_the_headline_is_total_compute_at_equal_loss():
 
 
 def test_the_headline_says_it_when_nothing_untuned_gets_there():
-    (line,) = comparison.headline(comparison.decide([*SEARCHED[:4], SEARCHED[-1]]))
+    (line,) = comparison.conclusions(comparison.compare_methods([*SEARCHED[:4], SEARCHED[-1]]))
     assert "no untuned optimizer reached the training loss 0.4 of tuned sgd" in line
-    (line,) = comparison.headline(comparison.decide([SEARCHED[-1]]))
+    (line,) = comparison.conclusions(comparison.compare_methods([SEARCHED[-1]]))
     assert "nothing to compare with" in line
 
 
 def test_the_table_comes_in_three_forms():
     kept = {}
-    text = comparison.keep(comparison.decide(SEARCHED), kept.__setitem__)
+    text = comparison.write_comparison(comparison.compare_methods(SEARCHED), kept.__setitem__)
     assert "| mnist | sgd | learning_rate=0.1 (2 trials) | raw | 0.4 ± 0.14 |" in text
     assert text.index("curveball | nothing") < text.index("| sgd |")
     table = list(csv.DictReader(io.StringIO(kept["decision.csv"])))
@@ -91,11 +101,11 @@ def test_networks_are_summed_up_by_median_and_quartiles_with_failures():
         outcomes.append(run("curveball", [one], network=network))
         status = "finished" if other is not None else "diverged"
         outcomes.append(run("sgd", [] if other is None else [other], network=network, status=status))
-    sgd, curveball = comparison.over_networks(outcomes)
+    sgd, curveball = comparison.compare_over_networks(outcomes)
     assert (sgd.optimizer, sgd.median, sgd.failed, sgd.best_on) == ("sgd", pytest.approx(0.2), 1, 2)
     assert (curveball.lower, curveball.median, curveball.upper) == pytest.approx((0.175, 0.25, 0.45))
     kept = {}
-    assert "| sgd | 0.2 [0.15, 0.3] | 80.00% | 2 of 4 | 1 | 1 |" in comparison.keep_networks(
+    assert "| sgd | 0.2 [0.15, 0.3] | 80.00% | 2 of 4 | 1 | 1 |" in comparison.write_network_comparison(
         [sgd, curveball], kept.__setitem__
     )
     assert set(kept) == {"networks.md", "networks.csv"}

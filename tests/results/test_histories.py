@@ -57,7 +57,7 @@ def test_records_of_a_run_become_traces():
         Record("step", 2, 1.0, 104.0, {"train/loss": 0.9}),  # a second time, after a crash
         Record("evaluation", 2, 1.0, 105.0, {"test/accuracy": 0.5}),
     ]
-    run = histories.of_records(Outcome("run", "recipe", "anything", "rate=0.1"), records)
+    run = histories.history_of_records(Outcome("run", "recipe", "anything", "rate=0.1"), records)
     loss = run.traces["train/loss"]
     assert (loss.steps.tolist(), loss.seconds.tolist(), loss.values.tolist()) == ([1, 2], [1, 4], [2.0, 0.9])
     assert run.method == "anything rate=0.1"
@@ -70,41 +70,41 @@ def test_records_of_a_run_become_traces():
 def test_epochs_are_summed_up_by_quantiles_mean_and_end():
     values = np.random.default_rng(1).normal(size=30)
     run = trace(values)
-    ends = binning.bins([run], "epoch quantiles")
+    ends = binning.bin_ends([run], "epoch quantiles")
     assert ends.tolist() == [1, 2, 3]
-    seconds, five = binning.of_run(run, ends, "epoch quantiles", 0.99)
+    seconds, five = binning.bin_run(run, ends, "epoch quantiles", 0.99)
     for epoch in range(3):
         wanted = np.quantile(values[10 * epoch : 10 * epoch + 10], (0.05, 0.25, 0.5, 0.75, 0.95))
         np.testing.assert_allclose(five[:, epoch], wanted)
     assert seconds.tolist() == [20, 40, 60]
-    means, last = (binning.of_run(run, ends, how, 0.99)[1] for how in ("epoch mean", "epoch end"))
+    means, last = (binning.bin_run(run, ends, how, 0.99)[1] for how in ("epoch mean", "epoch end"))
     np.testing.assert_allclose(means[2], values.reshape(3, 10).mean(1))
     np.testing.assert_allclose(last[2], values[9::10])
 
 
 def test_a_long_run_becomes_few_points_with_the_range_of_what_they_stand_for():
     run = trace(np.sin(np.arange(20_000)))
-    ends = binning.bins([run], "values")
+    ends = binning.bin_ends([run], "values")
     assert len(ends) == binning.MOST
-    _, (_, low, middle, high, _) = binning.of_run(run, ends, "values", 0.99)
+    _, (_, low, middle, high, _) = binning.bin_run(run, ends, "values", 0.99)
     assert np.all((low < middle) & (middle < high))
     assert (low.min(), high.max()) == (run.values.min(), run.values.max())
 
 
 def test_runs_that_know_other_moments_keep_their_own():
     runs = [trace([1.0, 2.0], [10, 20]), trace([3.0], [15])]
-    ends = binning.bins(runs, "values")
+    ends = binning.bin_ends(runs, "values")
     assert ends.tolist() == [1.0, 1.5, 2.0]
-    middles = [binning.of_run(run, ends, "values", 0.99)[1][2] for run in runs]
+    middles = [binning.bin_run(run, ends, "values", 0.99)[1][2] for run in runs]
     np.testing.assert_array_equal(middles, [[1, math.nan, 2], [math.nan, 3, math.nan]])
 
 
 def test_quartiles_put_infinite_runs_last():
     levels = np.empty((4, 5, 2))
     levels[:] = np.array([[1.0, 1.0], [2.0, 2.0], [3.0, np.inf], [4.0, np.inf]])[:, None, :]
-    _, low, middle, high, _ = binning.across(levels, "quartiles")
+    _, low, middle, high, _ = binning.combine_runs(levels, "quartiles")
     assert low.tolist() == [1.75, 1.75]
     assert middle.tolist() == [2.5, np.inf]
     assert high.tolist() == [3.25, np.inf]
-    _, low, middle, high, _ = binning.across(levels[:, :, :1], "range")
+    _, low, middle, high, _ = binning.combine_runs(levels[:, :, :1], "range")
     assert (low[0], middle[0], high[0]) == (1.0, 2.5, 4.0)

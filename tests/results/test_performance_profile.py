@@ -14,9 +14,11 @@ def run(optimizer, losses, *, seconds=1.0, network):
 
 def test_a_profile_counts_problems_within_a_factor_of_the_fastest():
     outcomes = [
-        run("fast", [0.5, 0.1], network="one"), run("slow", [0.5, 0.1], seconds=2.0, network="one"),
-        run("fast", [0.5, 0.4], network="two"), run("slow", [0.3, 0.1], network="two"),
-    ]  # fmt: skip
+        run("fast", [0.5, 0.1], network="one"),
+        run("slow", [0.5, 0.1], seconds=2.0, network="one"),
+        run("fast", [0.5, 0.4], network="two"),
+        run("slow", [0.3, 0.1], network="two"),
+    ]
     fast, slow = performance_profiles(outcomes)
     assert fast.ratios == (1.0, math.inf)
     assert slow.ratios == (1.0, 2.0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from raycurv.recipes.search import Trial
+from raycurv.recipes.search import SweepTrial
 from raycurv.service.cluster import Cluster
 from raycurv.service.errors import reported
 from raycurv.service.limits import Limits
@@ -53,20 +53,20 @@ def config(kind: str = "none", note: str = "", **fields: object) -> RunConfig:
     return RunConfig(name="tiny", model=model, data=Component.of(points, samples=128), **values)  # type: ignore[arg-type]
 
 
-def many(number: int) -> list[Trial]:
+def many(number: int) -> list[SweepTrial]:
     """Trials that take milliseconds; every fiftieth diverges."""
     rates = [3e38 if i % 50 == 49 else 0.01 for i in range(number)]
     return [
-        Trial(config(seed=i, optimizer_settings={"learning_rate": rate}), {"learning_rate": rate})
+        SweepTrial(config(seed=i, optimizer_settings={"learning_rate": rate}), {"learning_rate": rate})
         for i, rate in enumerate(rates)
     ]
 
 
-def troubled(folder: Path) -> list[Trial]:
+def troubled(folder: Path) -> list[SweepTrial]:
     """One of each."""
     kinds: Sequence[str] = ("none", "slow", "hangs", "dies once", "raises")
     note = str(folder / "died")
-    return [Trial(config(kind, note, epochs=2), labels={"trouble": kind}) for kind in kinds]
+    return [SweepTrial(config(kind, note, epochs=2), labels={"trouble": kind}) for kind in kinds]
 
 
 def main() -> None:

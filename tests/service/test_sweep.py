@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from raycurv.recipes.search import Trial
+from raycurv.recipes.search import SweepTrial
 from raycurv.results.outcomes import EvaluationPoint, Outcome
 from raycurv.service.cluster import Cluster
 from raycurv.service.limits import Limits
@@ -137,10 +137,10 @@ def test_more_than_the_cluster_can_ever_give_is_refused_at_once(driver: Driver) 
 def test_what_is_not_allowed_is_refused_before_anything_starts(tmp_path: Path) -> None:
     cluster = Cluster(runs=str(tmp_path / "runs"))
     refused = {
-        "did you mean 'sgd'": [Trial(config(optimizer="sgdd"))],
+        "did you mean 'sgd'": [SweepTrial(config(optimizer="sgdd"))],
         "the sweep has no trial; give it at least one optimizer and one point": [],
-        "two trials are named": [Trial(config()), Trial(config())],
-        "did you mean 'learning_rate'": [Trial(config(optimizer_settings={"learning_rat": 0.1}))],
+        "two trials are named": [SweepTrial(config()), SweepTrial(config())],
+        "did you mean 'learning_rate'": [SweepTrial(config(optimizer_settings={"learning_rat": 0.1}))],
     }
     for message, trials in refused.items():
         with pytest.raises(ValueError, match=message), sweeping("x", trials, cluster, Limits()):

@@ -41,5 +41,5 @@ def test_a_table_is_trained_and_kept_and_comes_back_from_mlflow(driver: Driver) 
     assert "<svg" in (folder / "report.html").read_text()
 
     cluster = Cluster(runs=str(driver.runs), experiment="test", tracking_uri=None)
-    table = papers.get("salera_table2").only(("salera_mnist_m0",), ("alera", "salera"), AXES, 1)
+    table = papers.get("salera_table2").restrict(("salera_mnist_m0",), ("alera", "salera"), AXES, 1)
     assert row in show(table, cluster, {"data": str(digits), "scale": (0.02, 0.1, 1)})

@@ -65,7 +65,7 @@ def tracked(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Experim
     tracking = Tracking(cluster, print)
     parent = tracking.parent("launch", {}, True)
     artifacts = ArtifactWriter("launch", folder / "artifacts", parent, print)
-    lines = curves.series(tracked.outcomes, "test/accuracy")
+    lines = curves.method_curves(tracked.outcomes, "test/accuracy")
     for path in curves.save(lines, "test/accuracy", artifacts.folder / "figures"):
         if path.suffix == ".svg":
             artifacts.write("figures/accuracy.svg", path.read_text())

@@ -2,7 +2,8 @@
 
 Section 4: images (figures 2, 3, 7 and 8, Table 2) and small degenerate problems (Table 1). On the small problems a step
 is one evaluation of the function, the seed decides the start, and ``test/loss`` is the loss without noise: below 1e-4
-the problem is solved. :mod:`raycurv.benchmarks.table1` measures Table 1 itself, with a hundred runs of each optimizer.
+the problem is solved. Table 1 itself, with a hundred runs of each optimizer, is measured by
+:mod:`raycurv.benchmarks.curveball_table1`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from raycurv.models.resnet import resnet18
 from raycurv.models.small_problems import DTYPE, RahimiRechtProblem, rosenbrock, two_linear_layers
 from raycurv.models.vgg_f import vgg_f
 from raycurv.recipes import search
-from raycurv.recipes.datasets import CIFAR, IMAGENET, IMAGENET_100, MNIST, RANDOM_CLASSES, photographs, rows_of
+from raycurv.recipes.datasets import (
+    CIFAR,
+    IMAGENET,
+    IMAGENET_100,
+    MNIST,
+    RANDOM_CLASSES,
+    data_component,
+    photograph_settings,
+)
 from raycurv.recipes.printed_table import parse_table
 from raycurv.recipes.registry import experiment
 from raycurv.recipes.scale import Scale, Scaling
@@ -51,7 +60,7 @@ def cifar10_basic_cnn(
     return RunConfig(
         name=size.named("cifar10-basic-cnn", batch_norm and "bn"),
         model=Component.of(basic_cnn, batch_norm=batch_norm, width=size.width),
-        data=rows_of(data, size, CIFAR, 128, settings={"augmentation": "crop_flip" if augment else "none"}),
+        data=data_component(data, size, CIFAR, 128, settings={"augmentation": "crop_flip" if augment else "none"}),
         optimizer="curveball",
         batch_size=128,
         epochs=size.passes(20),
@@ -82,7 +91,7 @@ def cifar10_resnet18(
     return RunConfig(
         name=size.named("cifar10-resnet18", dropout and "dropout"),
         model=Component.of(resnet18, dropout=dropout, width=size.width),
-        data=rows_of(data, size, CIFAR, 128, settings={"augmentation": "crop_flip" if augment else "none"}),
+        data=data_component(data, size, CIFAR, 128, settings={"augmentation": "crop_flip" if augment else "none"}),
         optimizer="curveball",
         batch_size=128,
         epochs=size.passes(20),
@@ -122,7 +131,7 @@ def imagenet_curveball(
     size = Scale.of(scale)
     samples = IMAGENET if classes is None else IMAGENET * classes // 1000
     draw: dict[str, Setting] = {"classes": classes, "class_seed": class_seed, "skip_corrupt": skip_corrupt}
-    images = rows_of(data, size, samples, 256, settings={**photographs(image_size), **draw})
+    images = data_component(data, size, samples, 256, settings={**photograph_settings(image_size), **draw})
     return RunConfig(
         name=size.named("imagenet", classes),
         model=Component.of(vgg_f, width=width * size.width),
@@ -154,7 +163,7 @@ def mnist_tanh_mlp(data: str = "mnist", scale: Scaling = 1.0) -> RunConfig:
     return RunConfig(
         name=size.named("mnist-tanh-mlp"),
         model=Component.of(mlp, widths=size.sizes(128, 64, 32)),
-        data=rows_of(data, size, MNIST, 64),
+        data=data_component(data, size, MNIST, 64),
         optimizer="curveball",
         batch_size=64,
         epochs=size.passes(20),
@@ -174,7 +183,7 @@ def cifar10_random_cnn(data: str = "cifar10", architecture: int = 0, scale: Scal
     return RunConfig(
         name=size.named("cifar10-random-cnn", str(architecture)),
         model=Component.of(random_cnn, seed=architecture, width=size.width),
-        data=rows_of(data, size, CIFAR, 256),
+        data=data_component(data, size, CIFAR, 256),
         optimizer="curveball",
         batch_size=256,
         epochs=size.passes(20),

@@ -12,7 +12,7 @@ from raycurv.data import csv_table
 from raycurv.models.lenet import lenet
 from raycurv.models.mlp import mlp
 from raycurv.models.resnet import resnet18
-from raycurv.recipes.datasets import BOSTON, CIFAR, MNIST, rows_of
+from raycurv.recipes.datasets import BOSTON, CIFAR, MNIST, data_component
 from raycurv.recipes.registry import experiment
 from raycurv.recipes.scale import Scale, Scaling
 from raycurv.recipes.study import Axes, Study
@@ -39,7 +39,7 @@ def llr_boston(data: str = "boston_housing.csv", scale: Scaling = 1.0) -> RunCon
     return RunConfig(
         name=size.named("llr-boston"),
         model=Component.of(mlp, num_classes=1, widths=()),
-        data=rows_of(data, size, BOSTON, 1, reader=csv_table, settings={"target": "medv", "held_out": 106}),
+        data=data_component(data, size, BOSTON, 1, reader=csv_table, settings={"target": "medv", "held_out": 106}),
         optimizer=SECOND_ORDER,
         optimizer_settings={"learning_rate": 0.01},
         loss="squared_error",
@@ -59,7 +59,9 @@ def llr_mnist_logistic(data: str = "mnist", scale: Scaling = 1.0) -> RunConfig:
     """
     size = Scale.of(scale)
     model = Component.of(mlp, widths=())
-    return _run(size.named("llr-mnist-logistic"), model, rows_of(data, size, MNIST, 64), 0.01, 64, size.passes(20))
+    return _run(
+        size.named("llr-mnist-logistic"), model, data_component(data, size, MNIST, 64), 0.01, 64, size.passes(20)
+    )
 
 
 @experiment(PAPER, "Fig. 5, 7", "CIFAR-10", "LeNet, dropout", epochs=50, samples=CIFAR, gflop=0.0013)
@@ -74,7 +76,9 @@ def llr_cifar10_lenet(data: str = "cifar10", dropout: float = 0.5, scale: Scalin
     size = Scale.of(scale)
     sizes: dict[str, Setting] = {"channels": size.sizes(6, 16), "widths": size.sizes(120, 84)}
     model = Component.of(lenet, dropout=dropout, **sizes)
-    return _run(size.named("llr-cifar10-lenet"), model, rows_of(data, size, CIFAR, 32), 0.01, 32, size.passes(50))
+    return _run(
+        size.named("llr-cifar10-lenet"), model, data_component(data, size, CIFAR, 32), 0.01, 32, size.passes(50)
+    )
 
 
 @experiment(PAPER, "Fig. 6-9, 11-14", "CIFAR-10", "ResNet-18, dropout", epochs=50, samples=CIFAR, gflop=1.11)
@@ -92,7 +96,7 @@ def llr_cifar10_resnet18(
     size = Scale.of(scale)
     model = Component.of(resnet18, dropout=dropout, width=size.width)
     name = size.named("llr-cifar10-resnet18", rate != 0.1 and f"{rate:g}")
-    return _run(name, model, rows_of(data, size, CIFAR, 256), rate, 256, size.passes(50))
+    return _run(name, model, data_component(data, size, CIFAR, 256), rate, 256, size.passes(50))
 
 
 @experiment(PAPER, "Fig. 10", "CIFAR-100", "ResNet-18, dropout", epochs=50, samples=CIFAR, gflop=1.11)
@@ -109,7 +113,7 @@ def llr_cifar100_resnet18(
     """
     size = Scale.of(scale)
     model = Component.of(resnet18, dropout=dropout, width=size.width)
-    images = rows_of(data, size, CIFAR, 256, settings={"label_column": label_column})
+    images = data_component(data, size, CIFAR, 256, settings={"label_column": label_column})
     return _run(size.named("llr-cifar100-resnet18"), model, images, 0.02, 256, size.passes(50))
 
 

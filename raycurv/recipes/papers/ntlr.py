@@ -11,7 +11,7 @@ from raycurv.models.transformer import transformer
 from raycurv.models.wide_resnet import wide_resnet
 from raycurv.objective.losses import word_counts, word_cross_entropy
 from raycurv.recipes import search
-from raycurv.recipes.datasets import CIFAR, IMAGENET, MNIST, MULTI30K, photographs, rows_of
+from raycurv.recipes.datasets import CIFAR, IMAGENET, MNIST, MULTI30K, data_component, photograph_settings
 from raycurv.recipes.printed_table import parse_table
 from raycurv.recipes.registry import experiment
 from raycurv.recipes.scale import Scale, Scaling
@@ -36,7 +36,7 @@ def ntlr_mnist_mlp(data: str = "mnist", scale: Scaling = 1.0) -> RunConfig:
     return RunConfig(
         name=size.named("ntlr-mnist-mlp"),
         model=Component.of(mlp, widths=size.sizes(1000), activation="relu"),
-        data=rows_of(data, size, MNIST, 128),
+        data=data_component(data, size, MNIST, 128),
         optimizer="ntlr_sgd",
         batch_size=128,
         epochs=size.passes(20),
@@ -80,7 +80,7 @@ def _wide_resnet(name: str, size: Scale, data: str, depth: int, widen: int, **se
     return RunConfig(
         name=size.named(name, f"wrn-{depth}-{widen}"),
         model=Component.of(wide_resnet, depth=depth, widen=widen, width=size.width),
-        data=rows_of(data, size, CIFAR, 128, settings={"augmentation": "crop_flip", **settings}),
+        data=data_component(data, size, CIFAR, 128, settings={"augmentation": "crop_flip", **settings}),
         optimizer="ntlr_sgd",
         l2=5e-4,
         batch_size=128,
@@ -101,7 +101,7 @@ def ntlr_imagenet_resnet50(data: str = "imagenet", image_size: int = 224, scale:
     return RunConfig(
         name=size.named("ntlr-imagenet-resnet50"),
         model=Component.of(resnet50, width=size.width),
-        data=rows_of(data, size, IMAGENET, 96, settings=photographs(image_size)),
+        data=data_component(data, size, IMAGENET, 96, settings=photograph_settings(image_size)),
         optimizer="ntlr_sgd",
         l2=1e-4,
         batch_size=96,
@@ -130,7 +130,7 @@ def ntlr_multi30k_transformer(
     return RunConfig(
         name=size.named("ntlr-multi30k-transformer", layers != 3 and layers),
         model=Component.of(transformer, source_words=vocabulary, size=units, hidden=hidden, layers=layers),
-        data=rows_of(data, size, MULTI30K, 128, reader=multi30k, settings={"max_words": vocabulary}),
+        data=data_component(data, size, MULTI30K, 128, reader=multi30k, settings={"max_words": vocabulary}),
         optimizer="ntlr_adam",
         loss=f"{word_cross_entropy.__module__}:{word_cross_entropy.__name__}",
         weights=f"{word_counts.__module__}:{word_counts.__name__}",

@@ -16,7 +16,7 @@ from raycurv.models.mlp import mlp
 from raycurv.models.vgg import vgg
 from raycurv.objective.losses import mean_squared_error
 from raycurv.recipes import search
-from raycurv.recipes.datasets import CIFAR, MNIST, rows_of
+from raycurv.recipes.datasets import CIFAR, MNIST, data_component
 from raycurv.recipes.registry import experiment
 from raycurv.recipes.scale import Scale, Scaling
 from raycurv.recipes.study import Axes, Study
@@ -57,7 +57,7 @@ def red_mnist_lenet(
     else:
         sizes = {"channels": size.sizes(6, 16), "widths": size.sizes(120, 84)}
         model = Component.of(lenet, activation=activation, **sizes)
-    images = rows_of(data, size, MNIST, BATCH)
+    images = data_component(data, size, MNIST, BATCH)
     return _run(name, model, images, l2, size.passes(200))
 
 
@@ -88,7 +88,7 @@ def red_cifar10_vgg11(
     size = Scale.of(scale)
     name = size.named("red-cifar10-vgg11", activation != SMOOTH and activation, _l2_part(l2))
     model = Component.of(vgg, depth=11, activation=activation, width=size.width)
-    images = rows_of(data, size, CIFAR, BATCH, settings={"augmentation": "crop_flip"})
+    images = data_component(data, size, CIFAR, BATCH, settings={"augmentation": "crop_flip"})
     return _run(name, model, images, l2, size.passes(500))
 
 
@@ -130,7 +130,7 @@ def red_cifar100_vgg19(
     size = Scale.of(scale)
     name = size.named("red-cifar100-vgg19", activation != SMOOTH and activation, _l2_part(l2))
     model = Component.of(vgg, depth=19, activation=activation, width=size.width)
-    images = rows_of(
+    images = data_component(
         data, size, CIFAR, BATCH, settings={"augmentation": "crop_flip_rotate", "label_column": label_column}
     )
     return _run(name, model, images, l2, size.passes(500))
@@ -165,7 +165,7 @@ def red_mnist_autoencoder(
     size = Scale.of(scale)
     name = size.named("red-mnist-autoencoder", activation != "elu" and activation, _l2_part(l2))
     model = Component.of(autoencoder, widths=size.sizes(1000, 500, 250, 30), activation=activation)
-    images = rows_of(data, size, MNIST, BATCH, reader=reconstructions)
+    images = data_component(data, size, MNIST, BATCH, reader=reconstructions)
     loss = f"{mean_squared_error.__module__}:{mean_squared_error.__name__}"
     return _run(name, model, images, l2, size.passes(500), loss)
 

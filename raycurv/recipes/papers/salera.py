@@ -2,7 +2,7 @@
 
 Four networks on MNIST and CIFAR-10, 20 epochs (the paper reports the 5th and the last) of mini-batches of 1 ‰ or 1 % of
 the training set, in double precision as in the paper. Images are normalised by each channel's mean and deviation on the
-training set (the paper: each pixel's). Appendix C is in :mod:`raycurv.benchmarks.learning_rate_halving`.
+training set (the paper: each pixel's). Appendix C is in :mod:`raycurv.benchmarks.alarm_factor`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import nn
 
 from raycurv.models.salera_networks import m0, m2, m2b, m4b
 from raycurv.recipes import search
-from raycurv.recipes.datasets import CIFAR, MNIST, rows_of
+from raycurv.recipes.datasets import CIFAR, MNIST, data_component
 from raycurv.recipes.printed_table import parse_table
 from raycurv.recipes.registry import experiment
 from raycurv.recipes.scale import Scale, Scaling
@@ -106,7 +106,7 @@ def _run(
     return RunConfig(
         name=size.named("salera", where, network.__name__, portion != 0.001 and f"batch-{batch_size}"),
         model=Component.of(network, **widths),
-        data=rows_of(data, size, samples, batch_size, settings=pixels),
+        data=data_component(data, size, samples, batch_size, settings=pixels),
         optimizer="salera",
         batch_size=batch_size,
         epochs=size.passes(20),

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from raycurv import optim
+from raycurv.benchmarks.curveball_table1 import TOLERANCE
 from raycurv.benchmarks.step_cost import MeasuredOptimizer
-from raycurv.benchmarks.table1 import TOLERANCE
 from raycurv.models.small_problems import RosenbrockProblem
 
 # Those of Table 1: first-order methods at the point of the paper's grid that is best on the function without noise.

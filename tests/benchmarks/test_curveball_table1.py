@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from raycurv import optim
-from raycurv.benchmarks import batched_grid_search, table1
+from raycurv.benchmarks import batched_grid_search, curveball_table1
 from raycurv.models.small_problems import RahimiRechtProblem, RosenbrockProblem, problems
 from tests.reference import small_networks as small
 
@@ -119,7 +119,7 @@ def test_the_grid_counts_iterations_as_a_single_run_does_also_beyond_the_traject
     result = batched_grid_search.search(
         "momentum", problem, (0, 1), trajectory=10, limit=600, tolerance=1e-4, grid=values
     )
-    expected = [table1.run(problem, "momentum", point, seed, limit=600) for seed in (0, 1)]
+    expected = [curveball_table1.run(problem, "momentum", point, seed, limit=600) for seed in (0, 1)]
     assert result.points[0] == point
     assert result.iterations[0].tolist() == expected
 
@@ -149,16 +149,18 @@ def test_a_limit_below_the_trajectory_is_refused():
 
 @pytest.mark.parametrize("column", [name for name in COLUMNS if name.startswith("Rosenbrock")])
 def test_curveball_needs_as_many_iterations_as_the_paper_reports(column):
-    row = table1.select(["curveball"])[0]
-    counts = [table1.run(COLUMNS[column], row.optimizer, row.settings, seed, limit=100) for seed in range(15)]
+    row = curveball_table1.select(["curveball"])[0]
+    counts = [curveball_table1.run(COLUMNS[column], row.optimizer, row.settings, seed, limit=100) for seed in range(15)]
     assert None not in counts
     assert 10 < np.mean(counts) < 14
 
 
-@pytest.mark.parametrize("row", [row for row in table1.ROWS if row.rule is None], ids=lambda row: row.optimizer)
+@pytest.mark.parametrize(
+    "row", [row for row in curveball_table1.ROWS if row.rule is None], ids=lambda row: row.optimizer
+)
 @pytest.mark.parametrize("column", ["Rosenbrock deterministic", "Rahimi-Recht"])
 def test_every_second_order_method_solves_the_problems(row, column):
-    counts = [table1.run(COLUMNS[column], row.optimizer, row.settings, seed, limit=80) for seed in range(2)]
+    counts = [curveball_table1.run(COLUMNS[column], row.optimizer, row.settings, seed, limit=80) for seed in range(2)]
     assert None not in counts
 
 
@@ -170,21 +172,27 @@ def test_first_order_methods_solve_rosenbrock_slowly(rule):
         else {"learning_rate": (0.1,), "beta1": (0.9,), "beta2": (0.99,)}
     )
     found = batched_grid_search.search(
-        rule, RosenbrockProblem(), range(10), trajectory=10, limit=4000, tolerance=table1.TOLERANCE, grid=point
+        rule,
+        RosenbrockProblem(),
+        range(10),
+        trajectory=10,
+        limit=4000,
+        tolerance=curveball_table1.TOLERANCE,
+        grid=point,
     )
     assert found.iterations.min() >= 0
     assert found.iterations.double().mean() > 300
 
 
 def test_a_run_that_overflows_or_meets_the_limit_has_failed():
-    assert table1.run(RosenbrockProblem(), "sgd", {"learning_rate": 10.0}, seed=0, limit=50) is None
-    assert table1.run(RosenbrockProblem(), "sgd", {"learning_rate": 1e-4}, seed=0, limit=3) is None
+    assert curveball_table1.run(RosenbrockProblem(), "sgd", {"learning_rate": 10.0}, seed=0, limit=50) is None
+    assert curveball_table1.run(RosenbrockProblem(), "sgd", {"learning_rate": 1e-4}, seed=0, limit=3) is None
 
 
 def test_the_table_has_an_entry_for_every_row_and_column_with_the_paper_s_beside():
-    experiment = table1.Table1Settings(runs=2, grid_limits=(40, 300), trajectories=(40, 200))
-    measured = list(table1.cells(experiment, table1.select(["momentum", "curveball"])))
-    text = table1.to_markdown(measured)
+    experiment = curveball_table1.Table1Settings(runs=2, grid_limits=(40, 300), trajectories=(40, 200))
+    measured = list(curveball_table1.cells(experiment, curveball_table1.select(["momentum", "curveball"])))
+    text = curveball_table1.to_markdown(measured)
     lines = text.splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert [line.split("|")[1].strip() for line in lines[2:]] == [
@@ -194,7 +202,7 @@ def test_the_table_has_an_entry_for_every_row_and_column_with_the_paper_s_beside
     ]
     assert "all 2 failed [370 ± 40]" in text
     assert "[35 ± 11]" in text
-    written = list(csv.DictReader(io.StringIO(table1.to_csv(measured))))
+    written = list(csv.DictReader(io.StringIO(curveball_table1.to_csv(measured))))
     assert len(written) == len(measured)
     assert {line["failed"] for line in written} == {"0", "2"}
     assert written[-1]["settings"] == "damping=1"
@@ -203,11 +211,11 @@ def test_the_table_has_an_entry_for_every_row_and_column_with_the_paper_s_beside
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: table1.Table1Settings(runs=0), "Table1Settings.runs is 0"),
-        (lambda: table1.Table1Settings(seed=-1), "Table1Settings.seed is -1"),
-        (lambda: table1.Table1Settings(trajectories=(5, 200)), "Table1Settings.trajectories"),
-        (lambda: table1.select(["curveball", "lion"]), "no row for lion"),
-        (lambda: table1.select([]), "no row for nothing"),
+        (lambda: curveball_table1.Table1Settings(runs=0), "Table1Settings.runs is 0"),
+        (lambda: curveball_table1.Table1Settings(seed=-1), "Table1Settings.seed is -1"),
+        (lambda: curveball_table1.Table1Settings(trajectories=(5, 200)), "Table1Settings.trajectories"),
+        (lambda: curveball_table1.select(["curveball", "lion"]), "no row for lion"),
+        (lambda: curveball_table1.select([]), "no row for nothing"),
     ],
 )
 def test_bad_settings_of_the_experiment_are_refused(make, message):

@@ -15,7 +15,7 @@ from typing import Any
 from raycurv import optim
 from raycurv.arguments import format_settings
 from raycurv.benchmarks import batched_grid_search
-from raycurv.models.small_problems import Problem, RahimiRechtProblem, problems
+from raycurv.models.small_problems import RahimiRechtProblem, SmallProblem, problems
 from raycurv.results import table_formats
 
 TOLERANCE = 1e-4
@@ -37,7 +37,7 @@ class Table1Row:
     optimizer: str
     paper: tuple[str, ...]
     settings: Mapping[str, float] = field(default_factory=dict)
-    rule: batched_grid_search.Rule | None = None
+    rule: batched_grid_search.FirstOrderMethod | None = None
 
 
 ROWS = (
@@ -144,7 +144,7 @@ def select(optimizers: Sequence[str]) -> tuple[Table1Row, ...]:
     return tuple(row for row in ROWS if row.optimizer in optimizers)
 
 
-def run(problem: Problem, optimizer: str, settings: Mapping[str, Any], seed: int, limit: int) -> int | None:
+def run(problem: SmallProblem, optimizer: str, settings: Mapping[str, Any], seed: int, limit: int) -> int | None:
     """Steps that one optimizer needs on one run, None if it reaches the limit or overflows."""
     instance = problem.instance(seed)
     stepper = optim.create(optimizer, instance.objective.model, **settings)
@@ -182,7 +182,7 @@ def cells(experiment: Table1Settings, rows: Sequence[Table1Row] = ROWS) -> Itera
 
 
 def _search(
-    experiment: Table1Settings, rule: batched_grid_search.Rule, problem: Problem
+    experiment: Table1Settings, rule: batched_grid_search.FirstOrderMethod, problem: SmallProblem
 ) -> batched_grid_search.GridResult:
     which = int(isinstance(problem, RahimiRechtProblem))
     return batched_grid_search.search(
@@ -196,7 +196,7 @@ def _search(
 
 
 def _grid_cell(
-    result: batched_grid_search.GridResult, index: int, label: str, problem: Problem, paper: str
+    result: batched_grid_search.GridResult, index: int, label: str, problem: SmallProblem, paper: str
 ) -> Table1Cell:
     found = result.iterations[index]
     solved = tuple(int(steps) for steps in found[found >= 0])

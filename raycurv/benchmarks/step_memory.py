@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from raycurv.benchmarks.step_cost import BASELINE, MeasuredOptimizer, PeakMemory, running
+from raycurv.benchmarks.step_cost import BASELINE, MeasuredOptimizer, PeakMemory, step_runner
 
 
 @dataclass(frozen=True)
-class MemoryTrace:
+class StepMemory:
     """One step.
 
     Attributes:
@@ -34,13 +34,13 @@ class MemoryTrace:
     bytes: tuple[int, ...]
 
 
-def record(workload: str, subject: MeasuredOptimizer) -> MemoryTrace:
+def record_memory(workload: str, subject: MeasuredOptimizer) -> StepMemory:
     """The second step of an optimizer, on the CPU: a first one may do less or more than the others.
 
     Raises:
         ValueError: the workload is unknown, or the optimizer refuses it.
     """
-    stepper = running(workload, subject)
+    stepper = step_runner(workload, subject)
     stepper.step()
     operations, seconds, sizes = [0], [0.0], [0]
     began = time.perf_counter()
@@ -51,12 +51,12 @@ def record(workload: str, subject: MeasuredOptimizer) -> MemoryTrace:
             seconds.append(time.perf_counter() - began)
             sizes.append(total)
 
-        with PeakMemory(watch=note):
+        with PeakMemory(on_operator=note):
             stepper.step()
-    return MemoryTrace(workload, subject.label, tuple(operations), tuple(seconds), tuple(sizes))
+    return StepMemory(workload, subject.label, tuple(operations), tuple(seconds), tuple(sizes))
 
 
-def recordings(workload: str, subjects: tuple[MeasuredOptimizer, ...], threads: int = 1) -> list[MemoryTrace]:
+def record_memories(workload: str, subjects: tuple[MeasuredOptimizer, ...], threads: int = 1) -> list[StepMemory]:
     """The plain gradient's step first, then those of the subjects, on one network."""
     torch.set_num_threads(threads)
-    return [record(workload, subject) for subject in (MeasuredOptimizer(BASELINE), *subjects)]
+    return [record_memory(workload, subject) for subject in (MeasuredOptimizer(BASELINE), *subjects)]
