@@ -139,6 +139,7 @@ class Objective:
             collectives=self.collectives,
             l2_covers=self.l2_covers,
             micro_batch=self.micro_batch,
+            call=self.model_call.call,
         )
         twin._in_l2_term = self._in_l2_term
         return twin

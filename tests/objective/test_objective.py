@@ -430,6 +430,13 @@ def test_a_model_of_keyword_arguments_is_called_as_asked(micro_batch: int | None
     torch.testing.assert_close(found.taylor_along(direction).curvature, wanted.taylor_along(direction).curvature)
 
 
+def test_a_batch_in_float64_calls_the_model_as_asked() -> None:
+    inputs, targets = {"left": torch.randn(5, 3), "right": torch.randn(5, 3)}, torch.arange(5) % 2
+    objective = Objective(Keywords(), "cross_entropy", call=lambda model, inputs: model(**inputs).logits)
+    batch = objective.batch(inputs, targets)
+    torch.testing.assert_close(batch.in_double().value(), batch.value(), rtol=1e-5, atol=1e-6)
+
+
 def test_outputs_that_are_no_tensor_are_refused_with_what_to_write() -> None:
     objective = Objective(Keywords(), "cross_entropy", call=lambda model, inputs: model(**inputs))
     batch = objective.batch({"left": torch.ones(2, 3), "right": torch.ones(2, 3)}, torch.zeros(2).long())
