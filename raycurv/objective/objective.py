@@ -21,15 +21,29 @@ from raycurv.objective.requirements import Covers, in_l2_term, trainable
 
 
 class Objective:
-    """A model, a loss per sample and an L2 term.
+    """A model, a loss per sample and an L2 term: J(Θ) = Σ w·ℓ / Σ w + l2/2·‖Θ‖².
+
+    The sums are over the samples of the global batch, those of all workers. An optimizer of :mod:`raycurv.optim` takes
+    one :class:`Batch` of an objective per step::
+
+        objective = raycurv.Objective(model, torch.nn.CrossEntropyLoss(label_smoothing=0.1), l2=5e-4)
+        for inputs, targets in loader:
+            optimizer.step(objective.batch(inputs, targets))
 
     Args:
-        model: called as ``model(inputs)``; returns one tensor whose first dimension is the batch.
-        loss: ``"cross_entropy"``, ``"squared_error"``, a loss module of torch with ``reduction="mean"``, or a function
-            of (outputs, targets) returning (B,).
-        l2: factor of ½‖Θ‖².
-        weights: ``weights(targets)`` (B,) for samples that count differently.
-        collectives: how numbers become global; one process by default.
+        model: called as ``model(inputs)``; returns one tensor whose first dimension is the batch, (B, …).
+        loss: ℓ, one of
+
+            - ``"cross_entropy"``: outputs (B, C), class indices (B,);
+            - ``"squared_error"``: the sum over a sample's elements; targets in the shape of the outputs;
+            - a loss module of torch with ``reduction="mean"``: J of a batch then equals the module's value
+              (:mod:`raycurv.objective.torch_losses` lists the modules and their ℓ and w);
+            - a function of (outputs, targets) that returns one value per sample, (B,).
+        l2: factor of ½‖Θ‖², at least 0.
+        weights: w: ``weights(targets)`` returns the weight of each sample, (B,), at least 0; None is 1 for all. They
+            multiply weights that the loss itself gives, such as those of classes.
+        collectives: :class:`~raycurv.objective.collectives.ProcessGroup` for the workers of a torch process group;
+            None is one process.
         l2_covers: parameters in the L2 term: ``"all"`` (as in the papers), ``"weights"`` (two or more dimensions, so
             neither biases nor the scales of normalisations), or a function of (name, parameter).
         micro_batch: None, or the number of samples of a worker's share that are computed at once, for batches that do
@@ -41,11 +55,17 @@ class Objective:
             ``lambda model, inputs: model(**inputs).logits`` for inputs that are a dict.
 
     Attributes:
-        parameters: the trainable parameters, in the order of ``model.parameters()``; directions follow it.
+        parameters: the trainable parameters, in the order of ``model.parameters()``. Directions in parameter space,
+            gradients included, are lists of tensors in this order and in these shapes.
+        names: names of the trainable parameters, in the same order.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
-        TypeError: `model` is not a module, or a trainable parameter is not real and floating.
-        ValueError: no trainable parameter, parameters of several devices or dtypes, or a bad `l2` or `micro_batch`.
+        TypeError: `model` is not a module, a trainable parameter is not real and floating, or `loss` is neither a name
+            nor callable.
+        ValueError: no trainable parameter, parameters of several devices or dtypes, an unknown loss, a loss module that
+            is not a mean over samples, or a bad `l2`, `l2_covers` or `micro_batch`.
     """
 
     def __init__(
@@ -80,12 +100,13 @@ class Objective:
         """This worker's share of one global batch.
 
         Args:
-            inputs: a tensor or any pytree of tensors, (B, …) each.
-            targets: (B, …). B may be 0 where there are several workers.
+            inputs: a tensor or any pytree of tensors (list, tuple, dict), (B, …) each, on the model's device.
+            targets: (B, …), on the model's device. B may be 0 with several workers.
 
         Raises:
-            TypeError: `targets` or a leaf of `inputs` is no tensor.
-            ValueError: the first dimensions differ, or a single worker has no sample.
+            TypeError: `targets` or a leaf of `inputs` is not a tensor.
+            ValueError: the first dimensions differ, a tensor is on another device than the model, or a single worker
+                has no sample.
         """
         return Batch(self, inputs, targets)
 
