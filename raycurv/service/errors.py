@@ -73,10 +73,13 @@ def reported(folder: str | None = None) -> Iterator[None]:
 
 
 def _refused_here(error: Exception) -> bool:
-    """Whether a value was refused by this package, whose messages need no traceback."""
+    """Whether this package refused something by an error that it declares, whose message needs no traceback."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     module = frames[-1].f_globals.get("__name__", "") if frames else ""
-    return isinstance(error, ValueError) and module.startswith("raycurv.")
+    declared = isinstance(error, ValueError) or (
+        type(error).__module__.startswith("raycurv.") and error.__cause__ is None and not getattr(error, "details", "")
+    )
+    return declared and module.startswith("raycurv.")
 
 
 def describe(kind: str, message: str) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from raycurv.service.connection import ConnectionRefused
 from raycurv.service.errors import LaunchError, Stopped, reported
 from raycurv.train import NonFiniteLoss
 
@@ -30,6 +31,14 @@ def test_the_message_is_short_and_the_traceback_is_in_a_file(
     written = capsys.readouterr().err
     assert written == f"\nerror: the loss was infinite: lower the rate\n(the whole traceback: {path})\n"
     assert "Traceback of the worker" in path.read_text()
+
+
+def test_what_the_package_refuses_needs_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    package = {"__name__": "raycurv.somewhere", "refusal": ConnectionRefused("MLflow has a run of this name already")}
+    with pytest.raises(SystemExit), reported(str(tmp_path)):
+        exec("raise refusal", package)  # as a function of the package would
+    assert capsys.readouterr().err == "\nerror: MLflow has a run of this name already\n"
+    assert not (tmp_path / "failures").exists()
 
 
 def test_a_surprise_is_named_with_its_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
