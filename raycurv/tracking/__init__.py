@@ -1,4 +1,4 @@
-"""MLflow: the only package that imports it; :func:`runs` and :func:`metrics` are tables for a notebook."""
+"""Tracking in MLflow; no other package imports mlflow. :func:`runs` and :func:`metrics` make tables for a notebook."""
 
 from raycurv.tracking.notebook import metrics, runs
 

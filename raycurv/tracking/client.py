@@ -1,4 +1,4 @@
-"""Client of MLflow, for the driver alone: nothing here is on the path of a step."""
+"""MLflow client for the driver. Training steps never wait for it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from raycurv.train.checkpoint import CheckpointError
 from raycurv.train.configuration import RunConfig
 from raycurv.train.records import Record
 
-# A client of MLflow is patient by default: minutes for every call to a server that is not there.
+# By default, an MLflow client waits minutes in every call to a server that is not there.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -64,11 +64,11 @@ TAG = "raycurv."
 
 
 class TrackingError(RuntimeError):
-    """MLflow cannot be used as asked; the message says why and what to do."""
+    """MLflow cannot be used as requested. The message gives the reason and the remedy."""
 
 
 def open_command(uri: str) -> str:
-    """The command, or the address, that shows the runs."""
+    """Command or address that shows the runs."""
     beside = Path(sys.executable).parent / "mlflow"
     mlflow_command = shlex.quote(str(beside)) if beside.exists() else "mlflow"
     return uri if uri.startswith("http") else f"{mlflow_command} ui --backend-store-uri {shlex.quote(uri)}"
@@ -78,8 +78,8 @@ class TrackedRun:
     """One run in MLflow.
 
     Args:
-        run: the run as MLflow has it.
-        put: takes the messages about it.
+        run: MLflow's entity of the run.
+        put: callback that takes the messages about the run.
         logged: last logged step of every metric.
     """
 
@@ -89,7 +89,7 @@ class TrackedRun:
         self._logged = dict(logged)
 
     def log(self, records: Iterable[Record]) -> None:
-        """Log records; values at steps that were logged already are left out, since a resumed run repeats some."""
+        """Log records, without values at steps that are logged already: a resumed run repeats some."""
         for group in batches(map(self._new, records)):
             if new := tuple(record for record in group if record.values):
                 self._put(LogRecords(self.id, new))
@@ -108,7 +108,7 @@ class TrackedRun:
         self.log([Record("progress", step, 0.0, when, values)])
 
     def next_step(self, name: str) -> int:
-        """The step after the last one of metric `name`."""
+        """Step after the last logged one of metric `name`."""
         return self._logged.get(name, -1) + 1
 
     def tags(self, values: Mapping[str, str]) -> None:
@@ -116,7 +116,7 @@ class TrackedRun:
         self._put(SetTags(self.id, {TAG + name: value[:LONGEST_TAG] for name, value in values.items()}))
 
     def text(self, name: str, text: str) -> None:
-        """Write a file of text among the run's artifacts."""
+        """Log a text file as an artifact of the run."""
         self._put(LogText(self.id, name, text))
 
     def running(self) -> None:
@@ -145,7 +145,7 @@ class Tracking:
 
     Args:
         settings: address of MLflow, folder of all runs, time limits.
-        notify: shows a line to the user.
+        notify: callback that shows a line to the user.
 
     Raises:
         TrackingError: there is no such server or data base, or it does not answer.
@@ -197,13 +197,13 @@ class Tracking:
                 )
 
     def parent(self, name: str, tags: Mapping[str, str], resume: bool, label: str = "") -> TrackedRun:
-        """Open the run under which those of one launch or sweep are gathered.
+        """Open the parent run of one launch or sweep.
 
         Args:
-            name: of the launch, by which it is found again.
-            tags: of the run.
-            resume: go on with the one of that name, if there is one.
-            label: what the list of runs shows; by default the name.
+            name: name of the launch, used to find the run again.
+            tags: tags of the run.
+            resume: whether to continue the run of that name, if there is one.
+            label: name in MLflow's list of runs; by default `name`.
         """
         with explained(self.uri):
             run = self.find(name) if resume else None
@@ -217,12 +217,12 @@ class Tracking:
         return tracked
 
     def find(self, name: str) -> Run | None:
-        """The run of this name, None if there is none."""
+        """Run of this name; None if there is none."""
         runs = self.client.search_runs([self.experiment], f"tags.`{TAG}run_name` = '{name}'", max_results=1)
         return runs[0] if runs else None
 
     def unfinished(self, tag: str, value: str) -> set[str]:
-        """Names of the runs with this tag that their driver did not close."""
+        """Names of the runs with this tag that are neither finished nor failed."""
         with explained(self.uri):
             question = (
                 f"tags.`{TAG}{tag}` = '{value}' and attributes.status != 'FINISHED' and attributes.status != 'FAILED'"
@@ -231,7 +231,7 @@ class Tracking:
         return {run.data.tags[TAG + "run_name"] for run in runs}
 
     def close_abandoned(self) -> list[str]:
-        """Close runs whose driver is gone; returns their names."""
+        """Close runs whose driver no longer runs; returns their names."""
         with explained(self.uri):
             running = [
                 run
@@ -271,11 +271,11 @@ class Tracking:
         self._active.remove(run)
 
     def postpone_models(self) -> None:
-        """Leave models to the next start, because this process is about to be killed."""
+        """Postpone the logging of models to the next start, because this process is about to be killed."""
         self._outbox.postpone(LogModel)
 
     def finish(self) -> Path | None:
-        """Deliver what waits, and write to a file what MLflow does not take in time.
+        """Deliver the waiting messages, and write those that MLflow does not accept in time to a file.
 
         Returns:
             Path of the file; None if everything was delivered.
@@ -293,14 +293,14 @@ class Tracking:
 
     @contextlib.contextmanager
     def _migration_lock(self) -> Iterator[None]:
-        # Two processes that create the tables of one data base at a time end with one of them crashing.
+        # If two processes create the tables of one data base at the same time, one of them crashes.
         Path(self._settings.runs).mkdir(parents=True, exist_ok=True)
         with (Path(self._settings.runs) / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _open(self, config: RunConfig, tags: Mapping[str, str], parent: str | None) -> tuple[Run, dict[str, int]]:
-        """The run named as `config` says, created if there is none, and the last logged step of every metric."""
+        """Run with the name in `config`, created if there is none, and the last logged step of every metric."""
         found = self.find(config.name)
         full = {TAG + k: v for k, v in {**tags, **_versions(), "run_name": config.name}.items()}
         run = found or self._create(config, full, parent)
@@ -380,7 +380,7 @@ class Tracking:
             raise MessageRefused(f"the network cannot be logged from here: {error}") from error
 
     def _log_run(self, message: LogRun) -> None:
-        # An attempt that broke off leaves a run of this name: the next one logs what is missing.
+        # An interrupted attempt leaves a run of this name, and the next attempt logs what is missing.
         run, logged = self._open(RunConfig.from_json(message.config), message.tags, message.parent)
         tracked = TrackedRun(run, self._send, logged)
         tracked.log(message.records)
@@ -394,7 +394,7 @@ def _metrics(records: Iterable[Record]) -> Iterator[Metric]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as one, with dotted names."""
+    """Flatten nested mappings into one with dotted names."""
     found: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -406,7 +406,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 @contextlib.contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Errors of MLflow inside become a :class:`TrackingError` that says what to do.
+    """Convert MLflow's errors into a :class:`TrackingError` that gives the remedy.
 
     Yields:
         Nothing.
@@ -434,7 +434,7 @@ def _own_tags(run: Run) -> dict[str, str]:
 
 def _driver_is_gone(tags: Mapping[str, str]) -> bool:
     if "heartbeat" not in tags:
-        return False  # not one of ours
+        return False  # a run of another program
     alive = provenance.driver_alive(dict(tags))
     return time.time() - float(tags["heartbeat"]) > DEAD_AFTER_SECONDS if alive is None else not alive
 

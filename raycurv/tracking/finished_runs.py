@@ -1,4 +1,4 @@
-"""Runs that need not be trained again: by the digest of their configuration, whoever made them and when."""
+"""Reuse of finished runs, found by the digest of their configuration."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from raycurv.tracking.client import TAG
 from raycurv.tracking.stored_runs import ExperimentRuns, tags_of
 from raycurv.tracking.stores import Values, store_at
 
-# What a paper's table may ask of an epoch's end beside what every comparison does.
+# Metrics at the end of an epoch that a paper's table may need beyond those of every comparison.
 ALSO = ("training_set/loss", "training_set/accuracy", *SCALARS)
-_ENDED = ("finished", "diverged")  # other ends may come out differently next time
+_ENDED = ("finished", "diverged")  # a run with another status may end differently when repeated
 
 
 def by_digest(uri: str, experiment: str) -> dict[str, Outcome]:
-    """The newest run of every configuration that came to its end or diverged; empty if none has ended.
+    """Newest finished or diverged run of every configuration, by digest; empty if no run has ended.
 
     Raises:
         TrackingError: there is no such experiment, or MLflow cannot be reached.
@@ -35,7 +35,7 @@ def by_digest(uri: str, experiment: str) -> dict[str, Outcome]:
 
 
 def names_of(uri: str, experiment: str, sweep: str) -> set[str]:
-    """Names of the runs of a sweep that are in an experiment (its id), whatever their state.
+    """Names of all runs of a sweep in an experiment, given by its id, whatever their state.
 
     Raises:
         TrackingError: MLflow cannot be reached.
@@ -45,7 +45,7 @@ def names_of(uri: str, experiment: str, sweep: str) -> set[str]:
 
 
 def _points(outcome: Outcome, values: Values, mine: slice) -> tuple[EvaluationPoint, ...]:
-    """The run's points with what else was measured at their steps."""
+    """Evaluation points of the run, with the other metrics measured at their steps."""
     also: dict[int, dict[str, float]] = {}
     columns = (getattr(values, name)[mine].tolist() for name in ("name", "step", "value"))
     for name, step, value in zip(*columns, strict=True):

@@ -23,18 +23,21 @@ from raycurv.tracking.stores import StoredRun, Values
 _STATUS = {"KILLED": "stopped", "SCHEDULED": "waiting"}
 _RESULTS = {"operations": "result/operations", "images_per_second": "result/images_per_second"}
 _IDENTITY = ("name", "recipe", "optimizer", "setting", "seed", "stage", "status")
-# Tags with a column of their own; the rest of MLflow's and of the driver's are of no use in a table.
+# Tags with a column of their own. The other tags of MLflow and of the driver are of no use in a table.
 _ORIGIN = ("network", "sweep", "launch", "workers", "device", "commit", "dirty")
 
 
 def runs(tracked: ExperimentRuns) -> pd.DataFrame:
-    """A row for every run, oldest first, also of those that failed or still go on.
+    """One row for every run, oldest first, including failed and running ones.
 
-    Columns: ``run_id``, ``name``, ``recipe``, ``optimizer``, ``setting``, ``seed``, ``stage``, ``status``, ``reason``,
-    ``started``, ``seconds``, ``steps``, ``epochs``, ``operations``, ``images_per_second``; where the run came from
-    (``network``, ``sweep``, ``launch``, ``workers``, ``device``, ``commit``, ``dirty``); the last value of every metric
-    that is measured once an epoch, and as ``best test/accuracy`` the best of all epochs; every field of the
-    configuration as ``config.batch_size``, ``config.optimizer_settings.learning_rate``, ….
+    Columns:
+
+    - identity and result: ``run_id``, ``name``, ``recipe``, ``optimizer``, ``setting``, ``seed``, ``stage``,
+      ``status``, ``reason``, ``started``, ``seconds``, ``steps``, ``epochs``, ``operations``, ``images_per_second``;
+    - origin of the run: ``network``, ``sweep``, ``launch``, ``workers``, ``device``, ``commit``, ``dirty``;
+    - the last value of every metric that is measured once an epoch, and the best of all epochs as
+      ``best test/accuracy``;
+    - every field of the configuration, as ``config.batch_size``, ``config.optimizer_settings.learning_rate``, ….
     """
     values = tracked.values(PER_EPOCH)
     where = values.of_run()
@@ -50,19 +53,19 @@ def runs(tracked: ExperimentRuns) -> pd.DataFrame:
 def metrics(
     tracked: ExperimentRuns, wanted: Sequence[str] | None = None, chosen: Iterable[str] | None = None
 ) -> pd.DataFrame:
-    """A row for every value of some metrics, by run, metric and step.
+    """One row for every value of some metrics, sorted by run, metric and step.
 
     Args:
         tracked: the experiment.
-        wanted: names; by default all but those of the machine.
-        chosen: ids of runs; by default all.
+        wanted: names of the metrics; by default all but the system metrics.
+        chosen: ids of the runs; by default all.
 
     Returns:
         Columns ``run_id``, ``name``, ``recipe``, ``optimizer``, ``setting``, ``seed``, ``stage``, ``status``,
         ``metric`` (categories), ``step``, ``epoch``, ``seconds`` since the run began, ``value``.
 
     Raises:
-        ValueError: an id or a metric is that of no run.
+        ValueError: no run has one of the ids or metrics.
     """
     mine = _chosen(tracked, chosen)
     known = sorted({name for run in mine for name in run.latest})
@@ -139,11 +142,11 @@ def _best(metric: str, values: np.ndarray) -> float:
 def _as_numbers(column: pd.Series) -> pd.Series:
     try:
         return pd.to_numeric(column)
-    except ValueError:  # words are among them
+    except ValueError:  # some values are words
         return column
 
 
 _METRICS = tuple(name for metric in PER_EPOCH for name in (metric, f"best {metric}"))
 _COLUMNS = ("run_id", *_IDENTITY, "reason", "started", "seconds", "steps", "epochs", *_RESULTS, *_ORIGIN, *_METRICS)
-# The others are left out of the table where no run has them.
+# Every other column is left out of the table if no run has a value for it.
 _ALWAYS = {name for name in _COLUMNS if name not in _ORIGIN and "averaged/" not in name}

@@ -1,4 +1,4 @@
-"""Networks as models of MLflow: code in a file, weights beside it, so that loading one unpickles nothing."""
+"""Networks as MLflow models: a code file and a weights file, so that loading a model unpickles nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 
-# It advises on hints and examples that the signature makes unnecessary, its own among them.
+# MLflow recommends type hints and input examples, which the signature makes unnecessary.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.")
 
 import mlflow.pyfunc  # noqa: E402
@@ -39,7 +39,7 @@ def log(run: str, checkpoints: str) -> None:
     """
     trained = load_trained_model(CheckpointStore(checkpoints))
     if trained.classes is not None:
-        MlflowClient().log_dict(run, {"classes": trained.classes}, "classes.json")  # the draw of ImageNet-100, for one
+        MlflowClient().log_dict(run, {"classes": trained.classes}, "classes.json")  # such as the draw of ImageNet-100
     config = trained.config
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run, log_system_metrics=False):
         mlflow.pyfunc.log_model(
@@ -54,15 +54,15 @@ def log(run: str, checkpoints: str) -> None:
 
 
 def fetch(uri: str, server: str | None, runs: str) -> TrainedModel:
-    """The network of a logged model.
+    """Load the network of a logged model.
 
     Args:
-        uri: such as ``runs:/…/model``.
+        uri: address of the model, such as ``runs:/…/model``.
         server: tracking URI; None is the SQLite file in the folder `runs`.
         runs: folder of all runs.
 
     Raises:
-        FileNotFoundError: there is no such model, or it is not one of this package.
+        FileNotFoundError: there is no such model, or another package logged it.
     """
     mlflow.set_tracking_uri(resolve_uri(server, runs))
     with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +83,7 @@ def _signature(trained: TrainedModel) -> ModelSignature:
 
 
 def _code(config: RunConfig) -> list[str] | None:
-    """The package or module of a user's own network, unless it is installed where every other process finds it."""
+    """Package or module of a user's own network; None if it is installed, since every other process finds it."""
     name = config.model.target.partition(":")[0].partition(".")[0]
     spec = importlib.util.find_spec(name)
     if name == "raycurv" or spec is None or spec.origin is None:

@@ -1,8 +1,8 @@
-"""Messages about runs on their one road: training process → driver → MLflow.
+"""Messages about runs, sent from a training process to the driver and from there to MLflow.
 
 A message is a frozen dataclass. Between processes and on disk it is JSON with the name of its class as ``kind``;
 nothing is unpickled. A training process sends :data:`RunMessage` to the driver; the driver sends
-:data:`TrackingMessage` to MLflow. :class:`LogRecords` travels all the way.
+:data:`TrackingMessage` to MLflow. :class:`LogRecords` is sent on both ways.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import get_args
 from raycurv.arguments import unknown
 from raycurv.train.records import Record, Result
 
-BATCH = 1000  # values in one message, the most that MLflow takes in one request
+BATCH = 1000  # values in one message, the most that MLflow accepts in one request
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class LogRecords:
     """Records of a run.
 
     Attributes:
-        run: name of the run; on the way to MLflow, its id there.
-        records: oldest first.
+        run: name of the run; in a message to MLflow, its id there.
+        records: records, oldest first.
     """
 
     run: str
@@ -36,7 +36,7 @@ class LogRecords:
 
 @dataclass(frozen=True)
 class WorkersStarted:
-    """The workers of a launch are there.
+    """The workers of a launch have started.
 
     Attributes:
         workers: number of workers.
@@ -49,11 +49,11 @@ class WorkersStarted:
 
 @dataclass(frozen=True)
 class RunStarted:
-    """A run begins, or goes on from a checkpoint.
+    """A run begins, or continues from a checkpoint.
 
     Attributes:
         run: name of the run.
-        time: seconds since 1970.
+        time: time of the start, in seconds since 1970.
     """
 
     run: str
@@ -62,7 +62,7 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class OperationsCounted:
-    """The cost of a step was counted.
+    """The operations of a step were counted.
 
     Attributes:
         run: name of the run.
@@ -75,11 +75,11 @@ class OperationsCounted:
 
 @dataclass(frozen=True)
 class RunFinished:
-    """A run came to its end, or stopped as asked.
+    """A run finished, or stopped on request.
 
     Attributes:
         run: name of the run.
-        result: its result.
+        result: result of the run.
     """
 
     run: str
@@ -93,10 +93,10 @@ class RunFailed:
     Attributes:
         run: name of the run.
         error: name of the exception's type.
-        reason: its message.
-        traceback: the whole traceback.
-        rank: worker that raised it.
-        time: seconds since 1970.
+        reason: message of the exception.
+        traceback: full traceback of the exception.
+        rank: rank of the worker that raised the exception.
+        time: time of the failure, in seconds since 1970.
     """
 
     run: str
@@ -119,7 +119,7 @@ class SetTags:
 
     Attributes:
         run: id of the run in MLflow.
-        tags: full names and values.
+        tags: values of the tags by full name.
     """
 
     run: str
@@ -133,7 +133,7 @@ class LogText:
     Attributes:
         run: id of the run in MLflow.
         name: file name of the artifact.
-        text: its content.
+        text: content of the artifact.
     """
 
     run: str
@@ -147,7 +147,7 @@ class LogModel:
 
     Attributes:
         run: id of the run in MLflow.
-        checkpoints: folder or address of its checkpoints.
+        checkpoints: folder or address of the run's checkpoints.
     """
 
     run: str
@@ -161,7 +161,7 @@ class SetStatus:
     Attributes:
         run: id of the run in MLflow.
         status: ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED``.
-        ended: seconds since 1970; None while the run goes on.
+        ended: end of the run, in seconds since 1970; None while it goes on.
     """
 
     run: str
@@ -171,16 +171,16 @@ class SetStatus:
 
 @dataclass(frozen=True)
 class LogRun:
-    """A whole run that has ended: MLflow gets it under its name, once.
+    """A complete run that has ended, logged in MLflow once, under its name.
 
     Attributes:
         run: name of the run.
-        config: its configuration as JSON.
+        config: configuration of the run as JSON.
         tags: tags without this project's prefix.
-        parent: id in MLflow of the run that gathers it.
+        parent: id of the parent run in MLflow.
         records: all records, oldest first.
         status: ``FINISHED`` or ``FAILED``.
-        ended: seconds since 1970.
+        ended: end of the run, in seconds since 1970.
     """
 
     run: str
@@ -204,10 +204,10 @@ def to_bytes(message: Message) -> bytes:
 
 
 def from_bytes(line: bytes | str) -> Message:
-    """Read what :func:`to_bytes` wrote.
+    """Read a message that :func:`to_bytes` wrote.
 
     Raises:
-        ValueError: the line is no message, or of an unknown kind.
+        ValueError: the line is not a message, or its kind is unknown.
     """
     values = json.loads(line)
     kind = values.pop("kind", None) if isinstance(values, dict) else None
@@ -224,12 +224,12 @@ def from_bytes(line: bytes | str) -> Message:
 
 
 def number_of_values(records: Iterable[Record]) -> int:
-    """Values that MLflow gets of some records."""
+    """Number of values that some records log in MLflow."""
     return sum(len(record.values) for record in records)
 
 
 def batches(records: Iterable[Record]) -> Iterator[tuple[Record, ...]]:
-    """Records in groups that MLflow takes in one request each.
+    """Split records into groups that MLflow accepts in one request each.
 
     Yields:
         Groups with at most :data:`BATCH` values.

@@ -1,4 +1,4 @@
-"""A trained network as a folder of three files, which is what is logged as a model. Nothing in it is ever unpickled."""
+"""A trained network as a folder of three files, logged as a model in MLflow. Reading it unpickles nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONFIG, SHAPE, WEIGHTS = "config.json", "shape.json", "weights.pt"
 
 
 def save(folder: Path, trained: TrainedModel) -> Path:
-    """Write what :func:`load` reads, and say where."""
+    """Write the folder that :func:`load` reads; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     shape = {
         "input_shape": list(trained.input_shape),
@@ -31,7 +31,7 @@ def save(folder: Path, trained: TrainedModel) -> Path:
 
 
 def load(folder: Path) -> TrainedModel:
-    """The network of a folder that :func:`save` wrote, in evaluation mode on the CPU."""
+    """Load the network that :func:`save` wrote, in evaluation mode on the CPU."""
     config = RunConfig.from_json((folder / CONFIG).read_text())
     shape = json.loads((folder / SHAPE).read_text())
     model: nn.Module = build_model(config, shape)

@@ -1,4 +1,4 @@
-"""Tracked runs for notebooks: tables of pandas out of MLflow."""
+"""Tracked runs as pandas tables for notebooks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def runs(experiment: str, tracking_uri: str | None = None) -> pd.DataFrame:
-    """One row for every run of an experiment: what it was, how it ended, what it cost.
+    """One row for every run of an experiment: its configuration, result and cost.
 
     Args:
-        experiment: its name in MLflow.
-        tracking_uri: of MLflow; by default ``MLFLOW_TRACKING_URI``, or the data base in ``RAYCURV_RUNS`` or
-            ``~/raycurv-runs``, where the jobs write too.
+        experiment: name of the experiment in MLflow.
+        tracking_uri: tracking URI of MLflow; by default ``MLFLOW_TRACKING_URI``, or the data base in ``RAYCURV_RUNS``
+            or ``~/raycurv-runs``, as for the jobs.
 
     Returns:
         Columns ``run_id``, ``name``, ``recipe``, ``optimizer``, ``setting``, ``seed``, ``stage``, ``status``,
@@ -41,13 +41,13 @@ def metrics(
     runs: pd.DataFrame | None = None,
     tracking_uri: str | None = None,
 ) -> pd.DataFrame:
-    """One row for every value that was logged: a tidy long table, ready to be grouped, pivoted and drawn.
+    """One row for every logged value: a tidy long table, ready to be grouped, pivoted and drawn.
 
     Args:
-        experiment: its name in MLflow.
-        names: of the metrics; by default all but those of the machine.
+        experiment: name of the experiment in MLflow.
+        names: names of the metrics; by default all but the system metrics.
         runs: some rows of :func:`runs`; by default all.
-        tracking_uri: as of :func:`runs`.
+        tracking_uri: tracking URI of MLflow, with the default of :func:`runs`.
 
     Returns:
         Columns ``run_id``, ``name``, ``recipe``, ``optimizer``, ``setting``, ``seed``, ``stage``, ``status``,

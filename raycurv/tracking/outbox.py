@@ -1,4 +1,7 @@
-"""Queue of messages to a server that may be away: in order, in a thread, tried again, on disk if it stays away."""
+"""Queue of messages to a server that may be unreachable.
+
+A thread delivers them in order and repeats failed attempts. Messages that stay undelivered are written to disk.
+"""
 
 from __future__ import annotations
 
@@ -27,21 +30,22 @@ from raycurv.train.records import Record
 
 logger = logging.getLogger(__name__)
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
-GATHER_SECONDS = 1.0  # records wait this long for others to share their request
+GATHER_SECONDS = 1.0  # waiting time of records for others that share their request
 
 
 class MessageRefused(Exception):
-    """The server answered and does not accept the message; another attempt is useless."""
+    """The server refuses the message, so another attempt is useless."""
 
 
 class Outbox:
     """Delivers messages in a thread of its own.
 
     Args:
-        deliver: carries out one message; raises :class:`MessageRefused`, or anything else for another attempt.
-        folder: undelivered messages are written here in the end.
-        notify: shows the user that the server is away or back.
-        every: called about twice a second in the same thread, for instance to sample the machine.
+        deliver: callback that delivers one message. After any exception but :class:`MessageRefused`, it is called
+            again.
+        folder: folder of the messages that stay undelivered.
+        notify: callback that shows the user that the server is unreachable, or answers again.
+        every: callback called about twice a second in the same thread, for instance to sample system metrics.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class Outbox:
         self._thread.start()
 
     def put(self, message: TrackingMessage) -> None:
-        """Queue a message; returns at once. Neighbouring records of one run share a request."""
+        """Queue a message and return at once. Consecutive records of one run share a request."""
         with self._lock:
             merged = _merge(self._waiting[-1], message) if self._waiting else None
             if merged is not None:
@@ -79,7 +83,7 @@ class Outbox:
             write_unsent(left, self._folder)
 
     def close(self, patience: float) -> Path | None:
-        """Deliver what waits; after `patience` seconds without an answer, write the rest to a file.
+        """Deliver the waiting messages; after `patience` seconds without an answer, write the rest to a file.
 
         Returns:
             Path of the file; None if everything was delivered.
@@ -90,7 +94,7 @@ class Outbox:
         while self._thread.is_alive() and (self._away_since is None or time.monotonic() < deadline):
             self._thread.join(0.1)
         with self._lock:
-            # The message in delivery may arrive and be written too; twice is better than never.
+            # The message in delivery may arrive and also be written: a duplicate is better than a loss.
             left = [m for m in (self._in_delivery, *self._waiting) if m is not None]
             self._waiting.clear()
         return write_unsent(left, self._folder) if left else None
@@ -102,7 +106,7 @@ class Outbox:
                 self._wake.wait(GATHER_SECONDS / 2)
                 self._every()
             with self._lock:
-                # Out of the queue while it is delivered, so that nothing is merged into it meanwhile.
+                # Remove the message from the queue during delivery, so that nothing is merged into it.
                 message = self._in_delivery = self._waiting.popleft() if self._waiting else None
             if message is None:
                 if self._closing:
@@ -124,7 +128,7 @@ class Outbox:
             path = write_unsent([message], self._folder)
             kind = type(message).__name__
             self._notify(f"MLflow refused {kind} of run {message.run}: {error}. The message is in {path}")
-        except Exception as error:  # whatever the client raises while the server is away
+        except Exception as error:  # the client may raise anything while the server is unreachable
             logger.debug("delivery failed", exc_info=True)
             if self._away_since is None:
                 self._away_since = time.monotonic()
@@ -147,10 +151,10 @@ def write_unsent(messages: list[TrackingMessage], folder: Path) -> Path:
 
 
 def read_unsent(path: Path) -> list[TrackingMessage]:
-    """Read what :func:`write_unsent` wrote, also before version 0.2.
+    """Read messages that :func:`write_unsent` wrote, including those of versions before 0.2.
 
     Raises:
-        ValueError: a line is no message for MLflow.
+        ValueError: a line is not a message for MLflow.
     """
     found: list[TrackingMessage] = []
     for line in path.read_text().splitlines():
@@ -163,7 +167,7 @@ def read_unsent(path: Path) -> list[TrackingMessage]:
 
 
 def _merge(last: TrackingMessage, new: TrackingMessage) -> LogRecords | None:
-    """Both as one message; None if they need a request each."""
+    """Both messages as one; None if each needs its own request."""
     if not (isinstance(last, LogRecords) and isinstance(new, LogRecords) and last.run == new.run):
         return None
     together = last.records + new.records
@@ -171,7 +175,7 @@ def _merge(last: TrackingMessage, new: TrackingMessage) -> LogRecords | None:
 
 
 def _former(values: dict[str, Any]) -> TrackingMessage:
-    """A line of a version before 0.2.
+    """Message from a line that a version before 0.2 wrote.
 
     Raises:
         ValueError: its kind is unknown.
@@ -197,8 +201,8 @@ def _former(values: dict[str, Any]) -> TrackingMessage:
 
 
 def first_line(error: Exception, longest: int = 160) -> str:
-    """The line of an error's text that says what went wrong."""
-    # SQLAlchemy says where it was before it says what went wrong.
+    """First line of an error's text that describes the error."""
+    # SQLAlchemy gives the context in a line before the description.
     lines = [line for line in str(error).strip().splitlines() if not line.startswith("(raised as a result")]
     text = (lines or [type(error).__name__])[0]
     return text if len(text) <= longest else text[: longest - 1] + "…"

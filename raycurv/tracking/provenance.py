@@ -1,4 +1,4 @@
-"""Where a run came from: the commit, what was changed beside it, versions, and the process that drives it."""
+"""Provenance of a run: commit, uncommitted changes, package versions, and the driver process."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ PACKAGES = ("raycurv", "torch", "ray", "mlflow", "numpy", "pyarrow", "torchvisio
 
 
 def commit() -> dict[str, str]:
-    """``commit`` and ``dirty``: ``RAYCURV_COMMIT``, or git's word on the working directory or the package's source.
+    """``commit`` and ``dirty``, from ``RAYCURV_COMMIT``, or from git in the working directory or the package's source.
 
-    A folder that ``ray job submit`` uploads comes without ``.git``. Then the checkout that the package was installed
-    from in editable mode answers, and without one the commit is unknown, unless ``RAYCURV_COMMIT`` says it.
+    A folder that ``ray job submit`` uploads has no ``.git``. In that case the checkout of an editable installation is
+    used. Without one the commit is unknown, unless ``RAYCURV_COMMIT`` gives it.
     """
     if told := os.environ.get("RAYCURV_COMMIT"):
         return {"commit": told.removesuffix("-dirty"), "dirty": str(told.endswith("-dirty")).lower()}
@@ -40,25 +40,25 @@ def commit() -> dict[str, str]:
 
 
 def command() -> str:
-    """The command line of this process, as it can be typed again in the same folder."""
+    """Command line that repeats this process in the same folder."""
     program = Path(sys.argv[0])
     return shlex.join(["raycurv", *sys.argv[1:]] if program.name == "raycurv" else ["python", *sys.argv])
 
 
 @functools.cache
 def versions() -> Mapping[str, str]:
-    """Python, the platform, and the packages that decide about numbers."""
+    """Versions of Python, the platform, and the packages that determine numerical results."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            continue  # not installed, so it decided nothing
+            continue  # not installed, so without influence on results
     return found
 
 
 def driver() -> dict[str, str]:
-    """The process that keeps a run's books; with its start, the number of a process means only one."""
+    """Host, process id, start time and user of this driver. The start time makes a reused process id unambiguous."""
     return {
         "host": hostname(),
         "pid": str(os.getpid()),
@@ -68,7 +68,7 @@ def driver() -> dict[str, str]:
 
 
 def driver_alive(tags: dict[str, str]) -> bool | None:
-    """Whether the process of :func:`driver` still runs; None if it ran on another machine."""
+    """Whether the process of :func:`driver` still runs; None if its machine is another one."""
     if tags.get("host") != hostname():
         return None
     try:
@@ -78,19 +78,19 @@ def driver_alive(tags: dict[str, str]) -> bool | None:
 
 
 def hostname() -> str:
-    """The name of this machine, as written beside runs."""
+    """Name of this machine, as logged with runs."""
     return socket.gethostname()
 
 
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container may run as a number without a name
+    except (KeyError, OSError):  # a container may run under a user id without a name
         return str(os.getuid())
 
 
 def _installed_from() -> list[Path]:
-    """The checkouts that this package may have been installed from in editable mode."""
+    """Possible checkouts of an editable installation of this package."""
     found = []
     for distribution in importlib.metadata.distributions(name="raycurv"):
         text = distribution.read_text("direct_url.json")

@@ -1,4 +1,4 @@
-"""The code of a logged network: MLflow runs this file, which reads the weights and unpickles nothing."""
+"""Code of a logged network. MLflow runs this file, which reads the weights and unpickles nothing."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from raycurv.train.precision import dtype_of
 
 
 class Network:
-    """Takes a batch as an array, and returns the outputs of the network as one.
+    """A logged network, from a batch as an array to its outputs as an array.
 
-    A batch is (N, *input_shape) of numbers, as the network takes them: for images (N, channels, height, width),
-    scaled and normalised as in training.
+    A batch is an array of numbers of shape (N, *input_shape). For images this is (N, channels, height, width), scaled
+    and normalised as in training.
     """
 
     def load_context(self, context: Any) -> None:
-        """Build the network out of the files beside this code."""
+        """Build the network from the files of the logged model."""
         self.trained = model_files.load(Path(context.artifacts["network"]))
         self.dtype = dtype_of(self.trained.config.precision)
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def] # MLflow reads hints as a schema
-        """The outputs, one row a sample.
+        """Outputs of the network, one row per sample.
 
         Raises:
             ValueError: the batch has another shape.
@@ -44,7 +44,7 @@ class Network:
 
 
 class Served(Network, PythonModel):
-    """The network for MLflow, which would read hints at a ``predict`` defined here as a schema of lists."""
+    """The network as MLflow's model class. MLflow would read type hints of a ``predict`` here as a schema of lists."""
 
 
 mlflow.models.set_model(Served())

@@ -1,4 +1,4 @@
-"""Tracked runs with all their steps, as figures want them; an experiment is read by a handful of questions."""
+"""Histories of tracked runs with all their steps, for figures. A few queries read an experiment."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from raycurv.tracking.stores import StoredRun, Values
 def histories(
     tracked: ExperimentRuns, metrics: Sequence[str], recipes: Container[str] | None = None
 ) -> list[RunHistory]:
-    """The runs that have ended, oldest first.
+    """Histories of the runs that have ended, oldest first.
 
     Args:
         tracked: the experiment.
-        metrics: to read; a name that ends in ``/*`` stands for all that begin so.
-        recipes: only runs of these; by default of all.
+        metrics: names of the metrics to read; a name that ends in ``/*`` stands for all with this prefix.
+        recipes: recipes whose runs are read; by default all.
 
     Raises:
         TrackingError: nothing has ended, or MLflow cannot be read.
@@ -51,14 +51,14 @@ def _traces(run: StoredRun, outcome: Outcome, values: Values, mine: slice, began
     for number in np.unique(name).tolist():
         chosen = np.flatnonzero(name == number)
         chosen = chosen[np.argsort(step[chosen], kind="stable")]
-        last = np.append(np.diff(step[chosen]) > 0, True)  # a step that was told twice counts once
+        last = np.append(np.diff(step[chosen]) > 0, True)  # a step logged twice counts once
         at = chosen[last]
         found[values.names[number]] = MetricTrace(step[at], epochs[at], seconds[at], values.value[mine][at])
     return found
 
 
 def _epochs(run: StoredRun, outcome: Outcome, step: np.ndarray) -> np.ndarray:
-    """The passes made at some steps: as many a step as at the last one of which it was told."""
+    """Epochs passed at some steps: the ratio of epochs to steps at the last step with a logged epoch holds for all."""
     if last := run.last_step.get("epoch"):
         return step * run.latest["epoch"] / last
     return epochs_at(run, [point.step for point in outcome.points], step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-LISTED = 4  # most recipes or optimizers in the name of a run that gathers others
+LISTED = 4  # most recipes or optimizers in the name of a parent run
 SEPARATOR = " · "
 
 
@@ -22,13 +22,13 @@ def run_label(run_name: str | None, recipe: str, optimizer: str, setting: str, s
 
 
 def group_label(run_name: str | None, recipes: Iterable[str], optimizers: Iterable[str], kind: str) -> str:
-    """Name of a run that gathers others.
+    """Name of a parent run.
 
     Args:
         run_name: name that the user gave; None if there is none.
         recipes: recipes of the runs.
         optimizers: optimizers of the runs.
-        kind: what gathers them, such as ``"4 runs"``.
+        kind: description of the group, such as ``"4 runs"``.
     """
     parts = [run_name, _listed(recipes, "recipes"), _listed(optimizers, "optimizers"), kind]
     return SEPARATOR.join(filter(None, parts))

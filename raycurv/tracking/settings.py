@@ -1,4 +1,4 @@
-"""Settings of tracking: where runs are written, under which name."""
+"""Settings of tracking: destination and names of runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TrackingSettings(Protocol):
 
     @property
     def tracking_patience(self) -> float:
-        """Seconds that the end of a launch waits for a server that is away."""
+        """Seconds that the end of a launch waits for an unreachable server."""
 
     @property
     def system_metrics_every(self) -> float:
@@ -36,16 +36,16 @@ class TrackingSettings(Protocol):
 
 
 def default_runs() -> str:
-    """The folder of all runs: ``RAYCURV_RUNS``, or ``~/raycurv-runs``; Ray may own the working directory."""
+    """Folder of all runs: ``RAYCURV_RUNS``, or ``~/raycurv-runs``, since the working directory may belong to Ray."""
     return os.environ.get("RAYCURV_RUNS") or str(Path.home() / "raycurv-runs")
 
 
 def default_tracking_uri() -> str | None:
-    """``MLFLOW_TRACKING_URI`` of the environment."""
+    """``MLFLOW_TRACKING_URI`` of the environment; None if it is not set."""
     return os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def resolve_uri(tracking_uri: str | None, runs: str) -> str:
-    """The tracking URI: as given, or a SQLite file in the folder of all runs; files get absolute paths."""
+    """Tracking URI: the given one, or a SQLite file in the folder of all runs. SQLite files get absolute paths."""
     uri = tracking_uri or f"sqlite:///{Path(runs).expanduser() / 'mlflow.db'}"
     return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}" if uri.startswith("sqlite:///") else uri

@@ -1,4 +1,4 @@
-"""Tracked runs back as outcomes, whoever made them and when: an experiment is read by a handful of questions."""
+"""Outcomes of tracked runs, read from MLflow. A few queries read an experiment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raycurv.tracking.settings import default_runs, default_tracking_uri, resolv
 from raycurv.tracking.stores import StoredRun, Values, store_at
 
 EPOCH_LOSS = "train/epoch_loss"
-# What is measured once an epoch, of the raw and of the averaged weights.
+# Metrics measured once an epoch, of the raw and of the averaged weights.
 PER_EPOCH = (EPOCH_LOSS, "test/loss", "test/accuracy", "averaged/test/loss", "averaged/test/accuracy")
 SECONDS, OPERATIONS = "result/seconds", "result/operations"
 _STATUS: dict[str, Status] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "failed"}
@@ -28,11 +28,11 @@ _SETTING = "optimizer_settings."
 
 
 class ExperimentRuns:
-    """One experiment as it is in MLflow now; nothing there is created or changed.
+    """Current state of one experiment in MLflow, for reading only.
 
     Args:
-        uri: tracking URI: of a data base, which is read by a few SELECTs, or of a server.
-        experiment: its name.
+        uri: tracking URI of a server, or of a data base, which is read by a few SELECTs.
+        experiment: name of the experiment.
 
     Raises:
         TrackingError: there is no such experiment, or MLflow cannot be reached or read.
@@ -52,10 +52,10 @@ class ExperimentRuns:
 
     @property
     def ended(self) -> list[StoredRun]:
-        """The runs that go on no more.
+        """Runs that have ended.
 
         Raises:
-            TrackingError: there is none.
+            TrackingError: no run has ended.
         """
         ended = [run for run in self.runs if run.status in _STATUS]
         if not ended:
@@ -67,7 +67,7 @@ class ExperimentRuns:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of these runs should know: what was left out, and where the store is not as expected."""
+        """Notes for a reader of these runs: runs left out, and deviations of the store from what is expected."""
         others = sum(not any(name.startswith(TAG) for name in run.tags) for run in self._all)
         going = sum(run.status not in _STATUS for run in self.runs)
         notes = list(self._store.notes)
@@ -84,7 +84,7 @@ class ExperimentRuns:
 
     @cached_property
     def outcomes(self) -> list[Outcome]:
-        """Every run that has ended."""
+        """Outcomes of all runs that have ended."""
         ended = self.ended
         values = self.values(PER_EPOCH, ended)
         where = values.of_run()
@@ -92,9 +92,9 @@ class ExperimentRuns:
 
     @cached_property
     def began(self) -> dict[str, float]:
-        """Id of every run → the second, since 1970, from which its own clock counts.
+        """Start of every run's clock, in seconds since 1970, by id of the run.
 
-        MLflow may hear of a run only at its end: then it says how many seconds it took.
+        MLflow may receive a run only at its end. Then the start follows from the logged duration.
         """
         began = {run.id: run.began for run in self.runs}
         told = self.values([SECONDS], [run for run in self.runs if SECONDS in run.latest])
@@ -103,7 +103,7 @@ class ExperimentRuns:
         return began
 
     def about(self, server: str | None = None) -> ReportContext:
-        """What a report says of the runs beside their outcomes.
+        """Context of a report: everything about the runs beside their outcomes.
 
         Args:
             server: address of the MLflow server that shows them; by default the tracking URI if it is one.
@@ -114,7 +114,7 @@ class ExperimentRuns:
         return ReportContext(self.notes, links, places, settings, self.versions(), self.commands())
 
     def _places(self, base: str) -> dict[str, str]:
-        # In its usual order MLflow folds the runs into those that gather them, and has nothing to draw.
+        # In its default order MLflow collapses the runs under their parents, and has nothing to draw.
         order = {"orderByKey": "tags.`mlflow.runName`", "orderByAsc": "true"}
         order |= {"searchFilter": f"tags.`{TAG}optimizer` != ''"}
         runs = f"{base}/#/experiments/{self.id}/runs?{urlencode(order, quote_via=quote)}"
@@ -127,7 +127,7 @@ class ExperimentRuns:
         return places
 
     def links(self, server: str | None = None) -> dict[str, str]:
-        """Name of every run that has ended → its page.
+        """Page of every run that has ended, by name.
 
         Args:
             server: address of the MLflow server that shows the runs; by default the tracking URI if it is one.
@@ -136,16 +136,16 @@ class ExperimentRuns:
         return {name_of(run): f"{base}/#/experiments/{self.id}/runs/{run.id}" for run in self.ended} if base else {}
 
     def server(self, given: str | None = None) -> str | None:
-        """The address of the MLflow server, where one is known."""
+        """Address of the MLflow server; None if there is none."""
         base = given or (self.uri if self.uri.startswith("http") else None)
         return base.rstrip("/") if base else None
 
     def settings(self) -> dict[str, dict[str, str]]:
-        """Name of every run that has ended → its configuration, flat."""
+        """Flat configuration of every run that has ended, by name."""
         return {name_of(run): run.params for run in self.ended}
 
     def versions(self) -> dict[str, str]:
-        """Packages, and the versions with which the runs were made, each with the number of runs if they differ."""
+        """Versions of the packages that the runs used, with the number of runs for each if they differ."""
         prefix = TAG + "version."
         found: dict[str, Counter[str]] = {}
         for run in self.ended:
@@ -155,7 +155,7 @@ class ExperimentRuns:
         return {name: _counted(counter) for name, counter in sorted(found.items())}
 
     def commands(self) -> dict[str, int]:
-        """Commands that made the runs, with the commit → how many runs they made."""
+        """Number of runs by command and commit."""
         found: Counter[str] = Counter()
         for run in self.ended:
             tags = tags_of(run)
@@ -166,7 +166,7 @@ class ExperimentRuns:
 
 
 def outcomes(uri: str, experiment: str) -> list[Outcome]:
-    """Every run of an experiment that has ended, oldest first.
+    """Outcomes of all runs of an experiment that have ended, oldest first.
 
     Raises:
         TrackingError: there is no such experiment, nothing in it has ended, or MLflow cannot be reached.
@@ -175,22 +175,22 @@ def outcomes(uri: str, experiment: str) -> list[Outcome]:
 
 
 def default_uri(given: str | None = None) -> str:
-    """The tracking URI that was given, or the one that jobs write to."""
+    """Given tracking URI, or the one that jobs write to."""
     return resolve_uri(default_tracking_uri() if given is None else given, default_runs())
 
 
 def tags_of(run: StoredRun) -> dict[str, str]:
-    """The tags in this project's name space."""
+    """Tags in this project's name space, without its prefix."""
     return {name.removeprefix(TAG): value for name, value in run.tags.items() if name.startswith(TAG)}
 
 
 def name_of(run: StoredRun) -> str:
-    """The name by which the rest of the project knows a run."""
+    """Name of a run in the rest of the project."""
     return run.tags.get(TAG + "run_name", run.label or run.id)
 
 
 def setting_of(run: StoredRun) -> str:
-    """What was set by hand or by a search; empty for an optimizer at its defaults."""
+    """Optimizer settings given by hand or by a search; empty for an optimizer at its defaults."""
     if (tag := run.tags.get(TAG + "setting")) is not None:
         return reformat_settings(tag)
     given = {k.removeprefix(_SETTING): v for k, v in run.params.items() if k.startswith(_SETTING)}
@@ -198,13 +198,13 @@ def setting_of(run: StoredRun) -> str:
 
 
 def seconds_of(run: StoredRun) -> float:
-    """How long it took; NaN while it goes on."""
+    """Duration of a run in seconds; NaN while it goes on."""
     took = math.nan if run.ended is None else run.ended - run.began
     return run.latest.get(SECONDS, took)
 
 
 def outcome_of(run: StoredRun, points: Sequence[EvaluationPoint]) -> Outcome:
-    """The outcome of a run that has ended."""
+    """Outcome of a run that has ended."""
     tags = tags_of(run)
     stopped = "it was stopped, or its driver died" if run.status == "KILLED" else ""
     return Outcome(
@@ -225,7 +225,7 @@ def outcome_of(run: StoredRun, points: Sequence[EvaluationPoint]) -> Outcome:
 
 
 def epochs_at(run: StoredRun, evaluated: Sequence[int] | np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """The passes made at some steps, from the steps at which epochs ended."""
+    """Epochs passed at some steps, from the steps at which epochs ended."""
     passes = np.arange(1.0, len(evaluated) + 1)
     if len(evaluated) and run.last_step.get("epoch") == evaluated[-1]:
         passes[-1] = run.latest["epoch"]  # a run may end within an epoch
@@ -233,7 +233,7 @@ def epochs_at(run: StoredRun, evaluated: Sequence[int] | np.ndarray, steps: np.n
     if len(known) == 1:
         return np.zeros(len(steps))
     pace = (known[-1] - known[-2]) / max(known_steps[-1] - known_steps[-2], 1)
-    beyond = known[-1] + pace * (steps - known_steps[-1])  # of a run that broke off within an epoch
+    beyond = known[-1] + pace * (steps - known_steps[-1])  # the run ended abruptly within an epoch
     return np.where(steps > known_steps[-1], beyond, np.interp(steps, known_steps, known))
 
 

@@ -1,7 +1,7 @@
-"""Runs and metrics in bulk: a few SELECTs where MLflow keeps them in a data base, its bulk calls where it is a server.
+"""Runs and metrics in bulk, by a few SELECTs from a data base of MLflow or by bulk calls to a server.
 
-MLflow's client asks for one metric of one run at a time, which takes minutes for hundreds of runs. The tables that are
-read here have been the same since MLflow 1.0, so a data base that another version of MLflow wrote is read all the same.
+MLflow's client requests one metric of one run at a time, which takes minutes for hundreds of runs. The tables read here
+are the same since MLflow 1.0, so data bases of other MLflow versions are readable too.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from mlflow.utils.rest_utils import http_request
 
 from raycurv.tracking.client import TrackingError, explained
 
-LARGEST = 1.797e308  # MLflow keeps infinity as the largest number that a double holds
-RUNS_IN_A_CALL, VALUES_IN_A_CALL = 100, 25_000  # what a server gives at most
+LARGEST = 1.797e308  # MLflow stores infinity as the largest double
+RUNS_IN_A_CALL, VALUES_IN_A_CALL = 100, 25_000  # limits of a server
 ROWS = 50_000  # fetched at a time, so that a million values need not be Python objects all at once
 _PAGE = 1000
 _BULK = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
@@ -30,19 +30,19 @@ _BULK = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
 
 @dataclass(frozen=True)
 class StoredRun:
-    """One run as MLflow has it.
+    """One run as stored in MLflow.
 
     Attributes:
-        id: of the run.
-        experiment: its id.
-        label: the name that MLflow's list shows.
+        id: id of the run.
+        experiment: id of the experiment.
+        label: name in MLflow's list.
         status: RUNNING, FINISHED, ….
-        began: seconds since 1970.
-        ended: likewise; None while it goes on.
-        tags: all of them.
-        params: all of them.
-        latest: the newest value of every metric.
-        last_step: the step of each of them.
+        began: start of the run, in seconds since 1970.
+        ended: end of the run, in seconds since 1970; None while it goes on.
+        tags: all tags of the run.
+        params: all parameters of the run.
+        latest: newest value of every metric.
+        last_step: step of every metric's newest value.
     """
 
     id: str
@@ -59,11 +59,11 @@ class StoredRun:
 
 @dataclass(frozen=True)
 class Values:
-    """Metric values as columns of one length N, by run, metric and step.
+    """Metric values as columns of one length N, sorted by run, metric and step.
 
     Attributes:
-        runs: ids that `run` counts.
-        names: metrics that `name` counts.
+        runs: ids of the runs, indexed by `run`.
+        names: names of the metrics, indexed by `name`.
         run: (N,) index into `runs`.
         name: (N,) index into `names`.
         step: (N,) updates made.
@@ -80,31 +80,31 @@ class Values:
     value: np.ndarray
 
     def of_run(self) -> dict[str, slice]:
-        """Where each run's values stand."""
+        """Slice of each run's values, by id of the run."""
         bounds = np.searchsorted(self.run, np.arange(len(self.runs) + 1))
         return {run: slice(int(bounds[i]), int(bounds[i + 1])) for i, run in enumerate(self.runs)}
 
 
 class RunStore(Protocol):
-    """What can be asked of a place where MLflow keeps runs."""
+    """Queries to a store of MLflow."""
 
     notes: list[str]
 
     def experiments(self) -> dict[str, str]:
-        """Name of every experiment that is not deleted → its id."""
+        """Id of every experiment that is not deleted, by name."""
 
     def runs(self, experiment: str) -> list[StoredRun]:
-        """The runs of an experiment (its id), oldest first; deleted ones are left out."""
+        """Runs of an experiment, given by its id, oldest first, without deleted ones."""
 
     def values(self, experiment: str, runs: Sequence[str], names: Sequence[str]) -> Values:
-        """All values of some metrics of some runs of an experiment (its id)."""
+        """All values of some metrics of some runs of an experiment, given by its id."""
 
 
 def store_at(uri: str) -> RunStore:
-    """The store at a tracking URI; nothing is created or changed there.
+    """Open the store at a tracking URI for reading; nothing there is created or changed.
 
     Raises:
-        TrackingError: there is none, or it cannot be read.
+        TrackingError: there is no store, or it cannot be read.
     """
     if uri.startswith(("http://", "https://", "databricks")):
         return _Server(uri)
@@ -166,12 +166,12 @@ class _DataBase:
     def values(self, experiment: str, runs: Sequence[str], names: Sequence[str]) -> Values:
         columns = _Columns(runs, names)
         m = _METRICS.c
-        # A few runs are named; for more, all of the experiment are read and the others dropped.
+        # The query names a few runs; for more it reads the whole experiment, and the other runs are dropped.
         among = list(runs) if len(runs) <= RUNS_IN_A_CALL else self._ids(experiment)
         question = sql.select(m.run_uuid, m.key, m.value, m.is_nan, m.step, m.timestamp)
         question = question.where(m.key.in_(list(names)), m.run_uuid.in_(among))
         with self._connected() as connection:
-            # By the driver's own cursor: SQLAlchemy's rows take twice the time.
+            # Use the driver's own cursor, because SQLAlchemy's rows take twice the time.
             cursor = connection.connection.cursor()
             cursor.execute(str(question.compile(self._engine, compile_kwargs={"literal_binds": True})))
             while rows := cursor.fetchmany(ROWS):
@@ -245,7 +245,7 @@ class _Server:
         return columns.sorted()
 
     def _history(self, runs: Sequence[str], name: str) -> Iterator[list[tuple[Any, ...]]]:
-        """The values of one metric; the server answers in the order of the runs, and cuts long answers off.
+        """Values of one metric. The server answers in the order of the runs and truncates long answers.
 
         Yields:
             Rows of run, name, value, whether it is NaN, step and milliseconds.
@@ -261,7 +261,7 @@ class _Server:
                 yield [(asked[0], name, m.value, False, m.step, m.timestamp) for m in metrics]
                 left = left[1:]
                 continue
-            complete = set(asked[:last])  # of the run after them, some values are missing
+            complete = set(asked[:last])  # some values of the next run are missing
             yield [
                 (m["run_id"], name, float(m["value"]), False, m["step"], m["timestamp"])
                 for m in found
@@ -270,7 +270,7 @@ class _Server:
             left = left[last:]
 
     def _bulk(self, runs: Sequence[str], name: str) -> list[dict[str, Any]] | None:
-        """One answer of the call behind the server's own charts; None where the server has no such call.
+        """One answer of the endpoint for the server's own charts; None if the server has no such endpoint.
 
         Raises:
             MlflowException: the server refuses.
@@ -297,7 +297,7 @@ class _Server:
 
 
 class _Columns:
-    """Gathers rows into columns without keeping them as objects."""
+    """Collector of rows into columns, without an object for each row."""
 
     def __init__(self, runs: Sequence[str], names: Sequence[str]) -> None:
         self.runs, self.names = tuple(runs), tuple(names)
@@ -306,7 +306,7 @@ class _Columns:
         self._parts: list[np.ndarray] = []
 
     def add(self, rows: Sequence[Any]) -> None:
-        """Take rows of run, name, value, whether it is NaN, step and milliseconds."""
+        """Add rows of run, name, value, whether it is NaN, step and milliseconds."""
         if not rows:
             return
         run, name, value, is_nan, step, milliseconds = zip(*rows, strict=True)
@@ -330,7 +330,7 @@ _ROW = np.dtype([("run", "i4"), ("name", "i2"), ("step", "i8"), ("time", "f8"), 
 
 
 def _restored(value: np.ndarray, is_nan: np.ndarray) -> np.ndarray:
-    """The values that were logged: MLflow's data bases know neither NaN nor infinity."""
+    """Logged values, with NaN and infinities restored, since MLflow's data bases store neither."""
     value[is_nan] = np.nan
     value[np.abs(value) >= LARGEST] = np.inf * np.sign(value[np.abs(value) >= LARGEST])
     return value
