@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from raycurv.curvature import ForwardTape, Tape
 from raycurv.curvature.norms import SynchronisedBatchNorm
 from raycurv.objective.direction import Direction
-from raycurv.objective.forward import RandomState, buffers_restored, finished, recording
+from raycurv.objective.forward import RandomState, buffers_restored, finished, finite_statistics, recording
 from raycurv.objective.linearisation import Linearisation, Taylor, taylor_of
 from raycurv.objective.micro_batches import (
     MicroBatchedLinearisation,
@@ -275,7 +275,9 @@ class Batch:
             self._random_state = RandomState(objective.device)
         torch.clear_autocast_cache()  # it would return weights that were cast before the last step
         with contextlib.ExitStack() as stack:
-            if not first:
+            if first:
+                stack.enter_context(finite_statistics(objective.model))
+            else:
                 stack.enter_context(self._random_state.replayed())
                 stack.enter_context(buffers_restored(objective.model))
             if objective.collectives.size > 1:

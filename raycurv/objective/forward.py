@@ -12,6 +12,8 @@ from torch.func import functional_call
 
 from raycurv.curvature import Tape
 
+_NormBase = nn.modules.batchnorm._NormBase
+
 
 class ModelCall(nn.Module):
     """The model as a module of one argument that returns one tensor.
@@ -90,6 +92,24 @@ def buffers_restored(model: nn.Module) -> Iterator[None]:
         for (module, name, buffer), value in zip(found, saved, strict=True):
             buffer.data.copy_(value)  # .data: a graph that waits for its backward pass has saved this buffer
             module._buffers[name] = buffer
+
+
+@contextlib.contextmanager
+def finite_statistics(model: nn.Module) -> Iterator[None]:
+    """Put running statistics back at the end if any is NaN or infinite; decided on the device.
+
+    Otherwise one such sample, whose step is not taken, would stay in them for good.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.running_mean is not None]
+    statistics = [b for m in norms for b in (m.running_mean, m.running_var, m.num_batches_tracked) if b is not None]
+    saved = [buffer.clone() for buffer in statistics]
+    yield
+    if not norms:
+        return
+    with torch.no_grad():
+        finite = torch.isfinite(torch.stack([buffer.double().sum() for buffer in statistics])).all()
+        for buffer, value in zip(statistics, saved, strict=True):
+            buffer.data.copy_(torch.where(finite, buffer, value))
 
 
 def recording(tape: Tape | None) -> contextlib.AbstractContextManager[Any]:

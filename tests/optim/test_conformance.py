@@ -137,6 +137,27 @@ def test_parameter_groups_are_supported_or_refused(name):
     assert not torch.equal(flat(model), before)
 
 
+def normalised() -> nn.Module:
+    torch.manual_seed(0)
+    size, classes = CASE.inputs.shape[1], int(CASE.targets.max()) + 1
+    layers = nn.Linear(size, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, classes)
+    return nn.Sequential(*layers).to(CASE.inputs.dtype)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_nan_sample_leaves_running_statistics_as_they_were(name):
+    model = normalised()
+    optimizer, objective = create(name, model), raycurv.Objective(model, CASE.loss)
+    step(optimizer, objective)
+    before = {key: value.clone() for key, value in model.named_buffers()}
+    broken = CASE.inputs.clone()
+    broken[0, 0] = math.nan
+    batch = objective.batch(broken, CASE.targets)
+    optimizer.step(batch, validation=batch if optimizer.needs_validation else None)
+    for key, value in model.named_buffers():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_nan_loss_leaves_finite_parameters_and_is_reported(name):
     model, objective, optimizer = train(name, 3)
