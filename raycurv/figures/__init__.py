@@ -1,1 +1,1 @@
-"""Plots and pages out of results."""
+"""Figures and report pages of results."""

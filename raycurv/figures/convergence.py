@@ -1,4 +1,4 @@
-"""The region of convergence of CurveBall with fixed ρ and β on a quadratic (Theorem A.1, Fig. 4)."""
+"""Region of convergence of CurveBall with fixed ρ and β on a quadratic (Theorem A.1, Fig. 4)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _STEPS, _MOMENTA = 1.6, 1.6  # the largest βh and ρ of the figure
 
 
 def draw(points: int = 257) -> RenderedFigure:
-    """The figure: bright where it converges fast, white where it does not.
+    """Draw the region: bright for fast convergence, white for none.
 
     Args:
-        points: of the grid along each axis.
+        points: number of grid points along each axis.
 
     Raises:
         ValueError: fewer than 2 points.
@@ -28,7 +28,7 @@ def draw(points: int = 257) -> RenderedFigure:
     found = rate(momentum, step)
     figure = style.figure_of(6.4, 4.6)
     axes = figure.subplots()
-    levels = np.linspace(0, 1, 11)  # what lies above is left white
+    levels = np.linspace(0, 1, 11)  # larger rates are left white
     filled = axes.contourf(step, momentum, found, levels, cmap="cividis_r")
     lines = axes.contour(step, momentum, found, levels[1:-1], colors="white", linewidths=0.6)
     axes.clabel(lines, fontsize=7, fmt="%.1f")

@@ -1,4 +1,4 @@
-"""Lines of runs side by side, over epochs or time: mean and range over the seeds, for any optimizer."""
+"""Curves of runs over epochs or time: mean and range over the seeds, for any optimizer."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Axis = Literal["epoch", "seconds"]
-LineStyles = Mapping[str, Mapping[str, Any]]  # of lines by name: colour, dashes, marker
-DECAY = 0.99  # of a moving average, for each step (RED, Fig. 1)
+LineStyles = Mapping[str, Mapping[str, Any]]  # name of a line → colour, dashes, marker
+DECAY = 0.99  # decay of a moving average, for each step (RED, Fig. 1)
 TITLES = {
     "train/loss": "mini-batch loss",
     "train/batch_error": "mini-batch error",
@@ -38,11 +38,11 @@ TITLES = {
 }
 UNITS = {"epoch": "epochs", "seconds": "wall-clock time in seconds"}
 _LOGARITHMIC = ("loss", "learning_rate", "gradient_norm", "damping", "rate", "error")
-_ROOM = 1.0  # decades, or spans of the other runs, that a run that failed may go beyond them
-_DECADES = 3.0  # above where runs begin, and twice as many below, are the most that a logarithmic axis shows
-_NARROW = 1.5  # a span that is smaller, as a factor, needs no logarithmic axis
-_NEGATIVE = 0.05  # share of values that a logarithmic axis may leave out because they are not positive
-_MARKERS = 12  # of a line with many points
+_ROOM = 1.0  # decades, or spans of the other runs, that a failed run may extend the limits
+_DECADES = 3.0  # most decades of a logarithmic axis above the start of runs; twice as many below
+_NARROW = 1.5  # a smaller span, as a factor, needs no logarithmic axis
+_NEGATIVE = 0.05  # largest share of non-positive values that a logarithmic axis may leave out
+_MARKERS = 12  # number of markers of a line with many points
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,15 @@ class Curve:
     """One line: an optimizer with its setting, over its seeds.
 
     Attributes:
-        name: in the legend.
+        name: name in the legend.
         x: epochs, or mean seconds.
-        mean: over the seeds that got there; a median where quartiles are shown.
-        low: smallest of them, or lower quartile.
-        high: largest of them, or upper quartile.
-        runs: seeds.
-        failed: those that did not come to their end.
+        mean: mean over the seeds with a value there; the median where quartiles are shown.
+        low: smallest value over the seeds, or lower quartile.
+        high: largest value over the seeds, or upper quartile.
+        runs: number of runs.
+        failed: number of runs that did not finish.
         outer: 5 % and 95 % quantiles, where they are shown.
-        ends: (x, y) where runs ended that did not come to their end.
+        ends: last points (x, y) of the runs that did not finish.
     """
 
     name: str
@@ -74,17 +74,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class MetricPanel:
-    """What is shown of a metric.
+    """Panel of one metric.
 
     Attributes:
-        metric: its name; one that ends in ``/*`` is a line for each metric that begins so.
-        axis: to the right.
-        reduction: of each run (see :mod:`raycurv.results.binning`).
-        spread: across runs.
-        relative: each run's values are divided by its first one.
-        error: 1 − value is shown, in per cent: an error in place of an accuracy.
-        share: the value is shown in per cent.
-        title: of the vertical axis; by default that of the metric.
+        metric: name of the metric; a name that ends in ``/*`` gives a line for each metric with this prefix.
+        axis: quantity of the horizontal axis.
+        reduction: reduction of each run (see :mod:`raycurv.results.binning`).
+        spread: band across runs.
+        relative: whether each run's values are divided by its first finite one.
+        error: whether 1 − value is shown, in per cent: an error in place of an accuracy.
+        share: whether the value is shown in per cent.
+        title: title of the vertical axis; by default that of the metric.
     """
 
     metric: str
@@ -98,18 +98,18 @@ class MetricPanel:
 
     @property
     def label(self) -> str:
-        """What stands at the vertical axis."""
+        """Label of the vertical axis."""
         bare = self.metric.removeprefix("optimizer/").removesuffix("/*").replace("_", " ")
         title = self.title or TITLES.get(self.metric, bare)
         return f"{title} / its first value" if self.relative else title
 
     @property
     def logarithmic(self) -> bool:
-        """Whether its values want a logarithmic axis where all are positive."""
+        """Whether the values need a logarithmic axis, if they are positive."""
         return not (self.error or self.share) and (self.relative or any(word in self.metric for word in _LOGARITHMIC))
 
     def shown(self, values: Array) -> Array:
-        """The values as they are drawn."""
+        """Convert values to those that are drawn."""
         if self.error:
             return 100 * (1 - values)
         if self.share:
@@ -118,17 +118,17 @@ class MetricPanel:
 
     @property
     def above(self) -> float:
-        """Decades above where runs begin that a logarithmic axis shows: of a loss little, but for its raw peaks."""
+        """Decades that a logarithmic axis shows above the start of runs: few for a loss, except for its raw peaks."""
         return 0.7 if "loss" in self.metric and (self.metric, self.reduction) != ("train/loss", "values") else _DECADES
 
     @property
     def worst(self) -> float:
-        """What a run that failed counts as, after its end, where quartiles are shown."""
+        """Value of a failed run after its end, where quartiles are shown."""
         return 100.0 if self.error else 0.0 if "accuracy" in self.metric else float("inf")
 
 
 def method_curves(outcomes: Iterable[Outcome], metric: str, axis: Axis = "epoch") -> list[Curve]:
-    """The lines of one metric; runs without a finite value of it only count as runs."""
+    """Curves of one metric; runs without a finite value of it only count as runs."""
     found = [histories.history_of_outcome(o) for o in outcomes if o.stage == "final"]
     return [
         line
@@ -138,7 +138,7 @@ def method_curves(outcomes: Iterable[Outcome], metric: str, axis: Axis = "epoch"
 
 
 def group_by_method(runs: Iterable[RunHistory]) -> dict[str, list[RunHistory]]:
-    """The runs of each optimizer with its setting, in the order of their first."""
+    """Group runs by optimizer and setting, in the order of each group's first run."""
     groups: dict[str, list[RunHistory]] = {}
     for run in runs:
         groups.setdefault(run.method, []).append(run)
@@ -146,7 +146,7 @@ def group_by_method(runs: Iterable[RunHistory]) -> dict[str, list[RunHistory]]:
 
 
 def metric_curves(name: str, runs: Sequence[RunHistory], view: MetricPanel) -> list[Curve]:
-    """What `view` shows of the runs of one method: a line called `name`, or one for each metric that matches."""
+    """Curves of the runs of one method in the panel `view`: one called `name`, or one for each matching metric."""
     if not view.metric.endswith("/*"):
         return [_line(name, runs, view, view.metric)]
     metrics = dict.fromkeys(found for run in runs for found in run.matching(view.metric))
@@ -188,7 +188,7 @@ def _line(name: str, runs: Sequence[RunHistory], view: MetricPanel, metric: str)
 
 
 def _mean(seconds: Array) -> Array:
-    """Over the runs that know a bin, NaN where none does."""
+    """Mean over the runs with a value in a bin; NaN without any."""
     known = ~np.isnan(seconds)
     return np.where(known, seconds, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
 
@@ -199,7 +199,7 @@ def _end(x: Array, middle: Array) -> tuple[float, float] | None:
 
 
 def run_counts(outcomes: Iterable[Outcome]) -> str:
-    """How many runs there are, and how many of them ended before their end."""
+    """Sentence with the number of runs and of those that did not finish."""
     found = list(outcomes)
     gone = Counter(o.status for o in found if o.status != "finished")
     how = ", ".join(f"{count} {status}" for status, count in gone.items())
@@ -208,21 +208,21 @@ def run_counts(outcomes: Iterable[Outcome]) -> str:
 
 
 def caption(lines: Sequence[Curve]) -> str:
-    """Counts of runs and failures, for under the figure."""
+    """Caption with the counts of runs and failures."""
     runs, failed = sum(line.runs for line in lines), sum(line.failed for line in lines)
     gone = f"{failed} of them did not come to their end" if failed else "all came to their end"
     return f"Mean and range over the seeds; {runs} runs, {gone}."
 
 
 def plot(axes: Axes, found: Sequence[Curve], view: MetricPanel, looks: LineStyles, key: str = "") -> bool:
-    """Draw lines with their bands into axes, whose scales and limits they choose.
+    """Draw lines with their bands into axes, and set scales and limits to fit them.
 
     Args:
-        axes: of one panel.
-        found: its lines; those without a point are left out.
-        view: what they show.
+        axes: axes of one panel.
+        found: lines of the panel; those without a point are left out.
+        view: panel of the metric that the lines show.
         looks: colour, dashes and marker by name of the line; their order numbers the lines.
-        key: of the panel, in the ids of an SVG.
+        key: prefix of the panel in the ids of an SVG.
 
     Returns:
         Whether a part of a line lies outside the limits.
@@ -266,18 +266,18 @@ def _suits_logarithm(drawn: Sequence[Curve]) -> bool:
 
 
 def _clip_limit(side: float, other: float, log: bool) -> float:
-    """A place well outside of the limits on this side, where a band may end that goes on."""
+    """Value well outside the limits on this side, where longer bands are clipped."""
     return side * (10 if side > other else 0.1) if log else 2 * side - other
 
 
 def limits(drawn: Sequence[Curve], log: bool, above: float = _DECADES) -> tuple[float, float]:
-    """The vertical limits, which what a few points do very far off the others does not stretch.
+    """Vertical limits, which a few distant points do not stretch.
 
     Args:
         drawn: lines with their bands.
-        log: the axis is logarithmic.
-        above: decades above where runs begin that are of interest. Where this is little, as for a loss, the limits are
-            those of the runs that came to their end, with a decade for those that did not.
+        log: whether the axis is logarithmic.
+        above: decades of interest above the start of runs. If few, as for a loss, the limits are those of the lines
+            without failed runs, extended by a decade for the others.
     """
     every = _span(drawn, log, above) or (0.0, 1.0)
     sound = drawn if above >= _DECADES else [line for line in drawn if not line.failed]
@@ -290,7 +290,7 @@ def limits(drawn: Sequence[Curve], log: bool, above: float = _DECADES) -> tuple[
 
 
 def _span(drawn: Sequence[Curve], log: bool, above: float) -> tuple[float, float] | None:
-    """Smallest and largest value, or its logarithm; not farther off than can be shown."""
+    """Smallest and largest value within the range that can be shown, or their logarithms."""
     values = _known([v for line in drawn for v in (*line.mean, *line.low, *line.high, *sum(line.outer, ()))], log)
     if not len(values):
         return None
@@ -312,7 +312,7 @@ def _known(values: Sequence[float], log: bool) -> Array:
 
 
 def draw(found: Sequence[Curve], metric: str, axis: Axis = "epoch") -> Figure:
-    """The figure; a loss has a logarithmic axis, and so has time.
+    """Draw a figure of one metric; losses and time have logarithmic axes.
 
     Raises:
         ValueError: no line has a point.
@@ -329,7 +329,7 @@ def draw(found: Sequence[Curve], metric: str, axis: Axis = "epoch") -> Figure:
 
 
 def save(found: Sequence[Curve], metric: str, folder: Path, axis: Axis = "epoch") -> list[Path]:
-    """PNG, SVG and the data behind them.
+    """Save a figure as PNG and SVG, with its data.
 
     Raises:
         ValueError: no line has a point.
@@ -340,7 +340,7 @@ def save(found: Sequence[Curve], metric: str, folder: Path, axis: Axis = "epoch"
 
 
 def comma_separated(found: Sequence[Curve], axis: Axis = "epoch") -> str:
-    """The numbers of all lines."""
+    """Data of all lines as CSV."""
     rows = (
         (line.name, *numbers) for line in found for numbers in zip(line.x, line.mean, line.low, line.high, strict=True)
     )

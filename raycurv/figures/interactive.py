@@ -1,7 +1,6 @@
-"""A figure on a page: inline SVG that shows values under the pointer and hides series, and says as much without that.
+"""Interactive figures: inline SVG that shows values under the pointer and hides series; complete without JavaScript.
 
-Series are told apart by the ids of the SVG: ``series-<number>-…line`` for lines, ``series-<number>-…`` for what goes
-with them.
+The ids of the SVG identify series: ``series-<number>-…line`` for lines, ``series-<number>-…`` for their other elements.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-POINTS = 150  # of a line that can be asked for their values
+POINTS = 150  # largest number of points of a line that show their values
 _LINE = re.compile(r"series-(\d+)-.*line")
 STYLE = """
 figure{margin:1.5rem 0}figure svg{max-width:100%;height:auto}figcaption{font-size:.85rem;color:#555}
@@ -27,7 +26,7 @@ figure{margin:1.5rem 0}figure svg{max-width:100%;height:auto}figcaption{font-siz
 .tip{position:absolute;background:#222;color:#fff;font-size:.8rem;padding:.2rem .5rem;border-radius:.2rem;
 pointer-events:none;white-space:pre;z-index:1}
 """
-# Without JavaScript the boxes are not there and the page is whole.
+# Without JavaScript the check boxes are absent and the page is complete.
 SCRIPT = """
 const tip=document.createElement('div');tip.className='tip';tip.hidden=true;document.body.append(tip);
 const dot=document.createElementNS('http://www.w3.org/2000/svg','circle');
@@ -66,14 +65,14 @@ for(const figure of document.querySelectorAll('figure[data-series]')){
 
 
 def embed(key: str, figure: Figure, names: Sequence[str], caption: str = "", data: str = "") -> str:
-    """The figure as a part of a page of HTML that has :data:`STYLE` and, at its end, :data:`SCRIPT`.
+    """Embed a figure in an HTML page that has :data:`STYLE` and, at its end, :data:`SCRIPT`.
 
     Args:
-        key: an id, different for every figure of the page; the SVG's ids begin with it.
-        figure: drawn, with ids at its lines.
-        names: of the series, in the order of their numbers.
-        caption: stands below.
-        data: behind it, comma-separated: offered to be saved.
+        key: id, unique on the page; the prefix of the SVG's ids.
+        figure: figure whose lines have ids.
+        names: names of the series, in the order of their numbers.
+        caption: text below the figure.
+        data: data of the figure as CSV, offered for download.
     """
     svg = _svg(figure, key)
     series, points = (html.escape(json.dumps(found)) for found in (list(names), _panels(figure)))
@@ -96,7 +95,7 @@ def _svg(figure: Figure, prefix: str) -> str:
 
 
 def _panels(figure: Figure) -> list[dict[str, Any]]:
-    """Where the points of the lines are in the SVG, and what they mean; the figure must have been drawn."""
+    """Positions of the lines' points in the SVG, with their values; the figure must have been drawn."""
     panels = []
     scale, height = 72 / figure.dpi, 72 * figure.get_figheight()  # an SVG counts in points, from the top
     for axes in figure.axes:

@@ -1,4 +1,4 @@
-"""Measured memory over the course of a step (RED, Fig. 5), in units of the plain gradient: C its work, M its peak."""
+"""Measured memory during a step (RED, Fig. 5), in units of the plain gradient: its work C, its peak memory M."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from raycurv.figures import style
 from raycurv.figures.rendered_figure import RenderedFigure
 from raycurv.results import table_formats
 
-_HEIGHT = 3.0  # inches of a panel
+_HEIGHT = 3.0  # height of a panel in inches
 
 
 def draw(found: Sequence[StepMemory]) -> RenderedFigure:
-    """A column for each network: memory over the work done, and over seconds.
+    """Draw a column for each network: memory over the work done, and over milliseconds.
 
     Args:
-        found: recordings; the first of a network is the one in whose units it is drawn.
+        found: recordings; the first of each network gives its units.
 
     Raises:
         ValueError: there is nothing to draw.

@@ -1,6 +1,6 @@
-"""A figure of several panels, declared in a few lines: views of metrics as rows, recipes or methods as columns.
+"""Figures of several panels, declared in a few lines: views of metrics as rows, recipes or methods as columns.
 
-What is drawn says under itself what its lines and bands are, how many runs there are, and how many failed.
+The caption explains the lines and bands, and counts the runs and the failures.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Columns = Literal["recipe", "optimizer", "method"]
-WIDEST = 4  # columns of one file
-MOST_METHODS = 14  # in one column: more lines cannot be told apart
-MOST_NAMES = 16  # in the legend of one file with several columns
-MOST_MARKS = 25  # lines in one panel; more become strokes at its top
-_WIDTH, _HEIGHT = 4.2, 2.7  # inches of a panel
+WIDEST = 4  # largest number of columns of one file
+MOST_METHODS = 14  # largest number of methods in one column: more lines cannot be distinguished
+MOST_NAMES = 16  # largest number of names in the legend of one file with several columns
+MOST_MARKS = 25  # largest number of vertical lines in one panel; more become strokes at its top
+_WIDTH, _HEIGHT = 4.2, 2.7  # size of a panel in inches
 
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """What a figure shows, of whatever runs there are.
+    """Specification of a figure, for any runs.
 
     Attributes:
-        name: of its files.
+        name: stem of the file names.
         source: paper and figure.
-        title: what it shows.
-        views: one row each; those that no run knows are left out.
-        columns: what each column is about.
-        needs: metrics without which a run is not shown.
-        choose: the runs to show, out of those that have what it needs; by default all.
-        one_seed: of every method only the run with the lowest seed.
-        stages: of the runs.
-        ordered: methods have an order, that of the numbers in their settings, and colours go from dark to bright.
-        marks: a metric whose rises are marked by vertical lines.
-        marked: what such a line means.
-        hint: how to come by the runs that it needs.
+        title: title of the figure.
+        views: panels, one row each; rows without data in any run are left out.
+        columns: subject of each column.
+        needs: metrics that a run must have to be shown.
+        choose: function that selects the runs to show among those with the needed metrics; by default all.
+        one_seed: whether to show only the run with the lowest seed of every method.
+        stages: stages of the runs to show.
+        ordered: whether to order methods by the numbers in their settings, with colours from dark to bright.
+        marks: metric whose rises are marked by vertical lines.
+        marked: meaning of such a line.
+        hint: instructions to obtain the needed runs.
     """
 
     name: str
@@ -66,7 +66,7 @@ class FigureSpec:
     hint: str = ""
 
     def runs(self, found: Sequence[RunHistory]) -> list[RunHistory]:
-        """Those that it shows; none if it has nothing to show."""
+        """Runs that the figure shows; empty if there is nothing to show."""
         able = [run for run in found if run.outcome.stage in self.stages and all(map(run.matching, self.needs))]
         chosen = self.choose(able)
         if self.one_seed:
@@ -88,7 +88,7 @@ class _PanelCurves:
 
 
 def draw(plate: FigureSpec, found: Sequence[RunHistory]) -> Iterator[RenderedFigure]:
-    """The figure, in several parts where there are more columns than fit beside each other.
+    """Draw the figure, in several parts if its columns do not fit side by side.
 
     Yields:
         Every part; none if there is no run to show.
@@ -106,7 +106,7 @@ def draw(plate: FigureSpec, found: Sequence[RunHistory]) -> Iterator[RenderedFig
 
 
 def _split_columns(methods: Mapping[str, int]) -> list[list[str]]:
-    """Columns that fit into one file each, with as many names in its legend."""
+    """Split columns into files by the largest number of columns and of names in a legend."""
     parts: list[list[str]] = []
     names = 0
     for column, count in methods.items():
@@ -122,7 +122,7 @@ def _draw(plate: FigureSpec, columns: Mapping[str, list[RunHistory]], suffix: st
     shown = {column: _best_methods(plate, runs) for column, runs in columns.items()}
     runs = [run for some in shown.values() for run in some]
     names = short_names([run.method for run in runs])
-    if plate.columns == "optimizer":  # whose name stands above its column
+    if plate.columns == "optimizer":  # the title of the column names the optimizer
         names = {method: name.partition(" ")[2] or name for method, name in names.items()}
     cells = [[_cell(plate, view, column, some, names) for column, some in shown.items()] for view in plate.views]
     cells = [row for row in cells if any(line.x for cell in row for line in cell.lines)]
@@ -160,7 +160,7 @@ def _column(plate: FigureSpec, run: RunHistory) -> str:
 
 
 def short_names(methods: Sequence[str]) -> dict[str, str]:
-    """Each method → its name without the settings in which all methods of its optimizer agree."""
+    """Each method → its name without the settings that all methods of its optimizer share."""
     parts = {method: re.split(r"\s(?=\w+=)", method) for method in dict.fromkeys(methods)}
     names = {}
     for method, (optimizer, *settings) in parts.items():
@@ -171,7 +171,7 @@ def short_names(methods: Sequence[str]) -> dict[str, str]:
 
 
 def _best_methods(plate: FigureSpec, runs: list[RunHistory]) -> list[RunHistory]:
-    """All of them, or those of the methods whose last value of the first view is best."""
+    """All runs, or those of the :data:`MOST_METHODS` methods with the best last value of the first view."""
 
     def rank(some: list[RunHistory]) -> float:
         view = plate.views[0]
@@ -195,12 +195,12 @@ def _line_styles(plate: FigureSpec, lines: Sequence[Curve]) -> dict[str, dict[st
 
 
 def _numbers(name: str) -> list[float]:
-    """The numbers of a method's settings, by which methods are put in order."""
+    """Numbers of a method's settings, the sort key of methods."""
     return [float(x) for x in re.findall(r"=(-?\d[\d.]*(?:e[+-]?\d+)?)", name)]
 
 
 def _make_axes(cells: Sequence[Sequence[_PanelCurves]]) -> tuple[Figure, list[tuple[Axes, _PanelCurves]]]:
-    """One row for each view; a single column is folded."""
+    """Axes with one row for each view; a single column is folded."""
     flat = [cell for row in cells for cell in row]
     wide = len(cells[0]) if len(cells[0]) > 1 else min(len(flat), 3 if len(flat) == 3 else 2)
     high = -(-len(flat) // wide)
@@ -231,7 +231,7 @@ def _draw_panel(axes: Axes, cell: _PanelCurves, looks: curves.LineStyles, key: s
 
 
 def _share_vertical_scales(panels: Sequence[tuple[Axes, _PanelCurves]], wide: int) -> None:
-    """One vertical scale for each row."""
+    """Share one vertical scale in each row."""
     for start in range(0, len(panels), wide):
         row = [axes for axes, cell in panels[start : start + wide] if any(line.x for line in cell.lines)]
         if len({axes.get_yscale() for axes in row}) == 1:

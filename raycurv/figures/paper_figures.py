@@ -1,4 +1,4 @@
-"""The papers' figures, declared: each is drawn for whatever tracked runs have what it shows, of any optimizer."""
+"""Specifications of the papers' figures, drawn for all tracked runs with the needed metrics, of any optimizer."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from raycurv.figures.rendered_figure import RenderedFigure
 from raycurv.results.histories import RunHistory
 
 ALARMS, SCALE, TENSORS = "optimizer/alarms", "optimizer/scale", "optimizer/learning_rate/*"
-_SEVERAL = 3  # settings of one optimizer that make a study of them
+_SEVERAL = 3  # least number of settings of one optimizer in a study
 
 
 def _networks(runs: list[RunHistory]) -> list[RunHistory]:
-    """Those of sweeps over networks."""
+    """Runs of sweeps over networks."""
     return [run for run in runs if run.outcome.labels.get("network")]
 
 
 def _studied(runs: list[RunHistory]) -> list[RunHistory]:
-    """Those of optimizers that a recipe knows with several settings."""
+    """Runs of optimizers with at least :data:`_SEVERAL` settings on one recipe."""
     settings: dict[tuple[str, str], set[str]] = {}
     for run in runs:
         settings.setdefault((run.outcome.recipe, run.outcome.optimizer), set()).add(run.outcome.setting)
@@ -35,7 +35,7 @@ def _annealed(runs: list[RunHistory]) -> list[RunHistory]:
 
 
 def _watched(runs: list[RunHistory]) -> list[RunHistory]:
-    """Those that report the rate of each tensor, or that give alarms."""
+    """Runs that report the learning rate of each tensor, or alarms."""
     return [run for run in runs if ALARMS in run.traces or any(name.startswith(TENSORS[:-1]) for name in run.traces)]
 
 
@@ -157,16 +157,16 @@ FIGURES = (
 
 
 def metrics() -> tuple[str, ...]:
-    """All that the figures show or mark; names that end in ``/*`` stand for all that begin so."""
+    """Metrics that the figures need, show or mark; a name that ends in ``/*`` stands for all with this prefix."""
     wanted = [*(v.metric for p in FIGURES for v in p.views), *(n for p in FIGURES for n in (*p.needs, p.marks) if n)]
     return tuple(dict.fromkeys([*wanted, ALARMS, SCALE, "optimizer/learning_rate"]))
 
 
 def draw(found: Sequence[RunHistory], chosen: Iterable[FigureSpec] = FIGURES) -> list[RenderedFigure]:
-    """Every figure that these runs have the data for.
+    """Draw every figure for which the runs have data.
 
     Raises:
-        ValueError: they have them for none.
+        ValueError: the runs have data for no figure.
         ImportError: matplotlib is not installed.
     """
     drawn = [one for plate in chosen for one in panels.draw(plate, found)]
@@ -176,12 +176,12 @@ def draw(found: Sequence[RunHistory], chosen: Iterable[FigureSpec] = FIGURES) ->
 
 
 def write(drawn: Sequence[RenderedFigure], folder: Path, chosen: Iterable[FigureSpec] = FIGURES) -> list[Path]:
-    """Figures as PNG, SVG and CSV, and figures.md with all captions, and what is missing for the others.
+    """Write figures as PNG, SVG and CSV, and figures.md with all captions and the needs of the figures not drawn.
 
     Args:
-        drawn: what :func:`draw` has drawn.
-        folder: is made.
-        chosen: what it was to draw.
+        drawn: figures from :func:`draw`.
+        folder: folder of the files, created if needed.
+        chosen: specifications passed to :func:`draw`.
     """
     paths, texts = [], ["# Figures", ""]
     for one in drawn:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def draw(found: Sequence[PerformanceProfile]) -> Figure:
-    """The figure: share of problems over the factor.
+    """Draw the share of problems solved over the factor.
 
     Raises:
         ValueError: there is no profile.

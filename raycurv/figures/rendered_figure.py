@@ -1,4 +1,4 @@
-"""A figure with all that belongs to it: title, legend, caption and the data behind it."""
+"""A figure with its title, legend, caption and data."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RenderedFigure:
-    """A figure, ready to be written or to be put on a page.
+    """A figure, ready to be saved or shown on a page.
 
     Attributes:
-        name: of its files.
-        title: of the figure.
-        figure: its panels.
-        height: of the panels, in inches.
-        handles: of the legend.
-        caption: what lines and bands are, with counts of runs and failures.
-        names: of the lines, in the order of the ids ``series-<number>-…`` in an SVG.
-        data: behind it, comma-separated.
+        name: stem of the file names.
+        title: title of the figure.
+        figure: matplotlib figure with the panels.
+        height: height of the panels, in inches.
+        handles: handles of the legend.
+        caption: meaning of lines and bands, with counts of runs and failures.
+        names: names of the lines, in the order of the ids ``series-<number>-…`` in an SVG.
+        data: data of the figure as CSV.
     """
 
     name: str
@@ -39,7 +39,7 @@ class RenderedFigure:
     data: str
 
     def save(self, folder: Path) -> list[Path]:
-        """PNG, SVG and CSV, the caption under the pictures."""
+        """Save the figure as PNG, SVG and CSV, with the caption below the panels."""
         style.finish(self.figure, self.height, self.title, self.handles, self.caption)
         about = {"Title": self.title, "Description": self.caption}
         return style.save(self.figure, folder, self.name, self.data, about)

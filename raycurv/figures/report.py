@@ -1,4 +1,4 @@
-"""One page that says it all, without a network: headline, tables, figures, failures, versions, commands."""
+"""Self-contained report page, readable offline: conclusions, tables, figures, failures, versions, commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ METRICS: tuple[tuple[str, curves.Axis], ...] = (
     ("test/loss", "epoch"),
     ("test/accuracy", "epoch"),
 )
-_LONG = 60  # characters of a cell that is broken into lines
+_LONG = 60  # longer cells, in characters, are broken into lines
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 table{border-collapse:collapse;font-size:.85rem;margin:1rem 0;display:block;overflow-x:auto}
@@ -32,15 +32,15 @@ td.long{white-space:normal;min-width:24rem}pre{overflow-x:auto}
 
 @dataclass(frozen=True)
 class ReportContext:
-    """What a report says of its runs beside what they measured.
+    """Context of the runs of a report, beside their measurements.
 
     Attributes:
-        notes: what a reader should know of where they come from.
-        links: name of a run → its page in MLflow.
-        places: what can be seen in MLflow of all of them → address.
-        settings: name of a run → its configuration, flat.
-        versions: packages → versions, as the runs were made with them.
-        commands: that made the runs → how many runs.
+        notes: notes on the source of the runs.
+        links: name of a run → address of its page in MLflow.
+        places: title of a page in MLflow about all runs → its address.
+        settings: name of a run → its flat configuration.
+        versions: package → version in the environment of the runs.
+        commands: command that started runs → number of these runs.
     """
 
     notes: Sequence[str] = ()
@@ -63,12 +63,12 @@ def page(
     """The report as one HTML document.
 
     Args:
-        title: of the page, such as the experiment's name.
-        outcomes: what is compared.
-        versions: of packages, with which the report is made.
-        command: that makes the report again.
-        about: the runs.
-        drawn: more figures to show.
+        title: title of the page, such as the experiment's name.
+        outcomes: outcomes to compare.
+        versions: package → version in the environment of the report.
+        command: command that reproduces the report.
+        about: context of the runs.
+        drawn: additional figures.
 
     Raises:
         ValueError: there are no outcomes.

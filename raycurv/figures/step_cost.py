@@ -1,4 +1,4 @@
-"""The cost of one step as a plot: a panel for each measure, a bar for each method and network."""
+"""Plot of the cost of one step: a panel for each measure, a bar for each method and network."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")  # for print without colour
 
 
 def plot(costs: Sequence[StepCost], paths: Sequence[Path]) -> None:
-    """Draw the costs into files, whose suffixes choose the format (.png, .svg).
+    """Draw the costs into files; their suffixes choose the format (.png, .svg).
 
     Args:
-        costs: measured; those without numbers are left out.
-        paths: of the files.
+        costs: measured costs; those without numbers are left out.
+        paths: paths of the files.
 
     Raises:
         ImportError: matplotlib is not installed.

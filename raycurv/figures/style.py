@@ -1,4 +1,4 @@
-"""How figures look: lines that everybody can tell apart, in print without colours too."""
+"""Style of figures: lines that everybody can distinguish, also in print without colours."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which people with any form of colour blindness can tell apart.
+# Okabe and Ito's colours, distinguishable with any form of colour blindness.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 INK = "#444444"
-_LETTER, _LINE = 0.062, 0.165  # inches of small print
+_LETTER, _LINE = 0.062, 0.165  # width of a letter and height of a line of small print, in inches
 _DPI = 150
-_WIDE = 1e3  # one that spans more has so many that nothing is needed between them
+_WIDE = 1e3  # a logarithmic axis that spans more has enough powers of ten to need no minor ticks
 _FEW = 100.0  # a logarithmic axis that spans less has few powers of ten
 
 
 def line(index: int) -> dict[str, Any]:
-    """Colour, dashes and marker of the line number `index`: every one of the three changes from line to line."""
+    """Colour, dashes and marker of the line number `index`; all three change from line to line."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "linestyle": DASHES[index % len(DASHES)],
@@ -35,7 +35,7 @@ def line(index: int) -> dict[str, Any]:
 
 
 def ordered(index: int, count: int) -> dict[str, Any]:
-    """As :func:`line` for lines that have an order, such as growing learning rates: from dark to bright.
+    """Style as of :func:`line`, but from dark to bright, for ordered lines such as growing learning rates.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -43,12 +43,12 @@ def ordered(index: int, count: int) -> dict[str, Any]:
     figure_of(1, 1)
     from matplotlib import colormaps, colors
 
-    share = 0.9 * index / max(1, count - 1)  # the brightest cannot be seen on white
+    share = 0.9 * index / max(1, count - 1)  # the brightest colours are invisible on white
     return {**line(index), "color": colors.to_hex(colormaps["viridis"](share))}
 
 
 def figure_of(width: float, height: float) -> Figure:
-    """An empty figure, in inches.
+    """Empty figure of a size in inches.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -61,7 +61,7 @@ def figure_of(width: float, height: float) -> Figure:
 
 
 def scale(axes: Axes, which: Literal["x", "y"], log: bool, limits: tuple[float, float] | None = None) -> None:
-    """A linear or logarithmic axis, its numbers written plainly, few of them; with its limits where they are known."""
+    """Set a linear or logarithmic axis with a few plain numbers, and its limits if given."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     (axes.set_xscale if which == "x" else axes.set_yscale)("log" if log else "linear")
@@ -84,7 +84,7 @@ def _plain(value: float, _: float = 0.0) -> str:
 
 
 def _sparse(axis: Axis) -> Callable[[float, float], str]:
-    """Labels between powers of ten, and only where there are few of these."""
+    """Formatter of labels between powers of ten, for axes with few of these."""
 
     def label(value: float, _: float = 0.0) -> str:
         low, high = sorted(axis.get_view_interval())
@@ -98,7 +98,7 @@ def _sparse(axis: Axis) -> Callable[[float, float], str]:
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """The legend of a single panel, under it, where it hides nothing."""
+    """Add the legend of a single panel below it, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
     across = _across(figure, labels)
     figure.set_figheight(figure.get_figheight() + 0.19 * (-(-len(labels) // across) - 1))
@@ -106,7 +106,7 @@ def legend_below(figure: Figure, axes: Axes) -> None:
 
 
 def _across(figure: Figure, labels: Sequence[str]) -> int:
-    """How many entries of a legend fit beside each other."""
+    """Number of legend entries that fit side by side."""
     longest = max(map(len, labels), default=1) * 1.12 * _LETTER + 0.55  # inches
     return max(1, min(int((figure.get_figwidth() - 0.2) // longest), len(labels)))
 
@@ -115,11 +115,11 @@ def finish(figure: Figure, panels: float, title: str, handles: Sequence[Artist] 
     """Put title, legend and caption around the panels; may be called again with others.
 
     Args:
-        figure: is made as much higher as these need.
+        figure: figure whose height grows to fit these.
         panels: height of the panels, in inches.
-        title: above.
-        handles: of the legend, below.
-        caption: at the very bottom.
+        title: title above the panels.
+        handles: handles of the legend below the panels.
+        caption: text at the bottom.
     """
     for artist in (*figure.legends, *figure.texts):
         artist.remove()
@@ -145,14 +145,14 @@ def finish(figure: Figure, panels: float, title: str, handles: Sequence[Artist] 
 
 
 def save(figure: Figure, folder: Path, stem: str, data: str, about: Mapping[str, str] | None = None) -> list[Path]:
-    """PNG, SVG and the data behind them (CSV).
+    """Save a figure as PNG and SVG, with its data (CSV).
 
     Args:
-        figure: to be written.
-        folder: is made.
-        stem: of the files' names.
-        data: the numbers.
-        about: Title and Description, kept in the files.
+        figure: figure to save.
+        folder: folder of the files, created if needed.
+        stem: stem of the file names.
+        data: data of the figure as CSV.
+        about: Title and Description, stored in the PNG and SVG files.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -160,7 +160,7 @@ def save(figure: Figure, folder: Path, stem: str, data: str, about: Mapping[str,
     paths = [folder / f"{stem}.{kind}" for kind in ("png", "svg", "csv")]
     figure.set_dpi(_DPI)
     FigureCanvasAgg(figure).print_png(paths[0], metadata=dict(about or {}))  # draws once where savefig draws twice
-    figure.set_layout_engine("none")  # all is in its place
+    figure.set_layout_engine("none")  # the layout is already final
     with paths[1].open("w", encoding="utf-8") as file:
         write_svg(figure, file, about)
     paths[2].write_text(data, encoding="utf-8")
@@ -168,7 +168,7 @@ def save(figure: Figure, folder: Path, stem: str, data: str, about: Mapping[str,
 
 
 def write_svg(figure: Figure, file: IO[str], about: Mapping[str, str] | None = None) -> None:
-    """The figure as SVG, equal to the last byte if the figure is: neither random ids nor a date."""
+    """Write the figure as SVG, byte for byte reproducible: without random ids and without a date."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -177,5 +177,5 @@ def write_svg(figure: Figure, file: IO[str], about: Mapping[str, str] | None = N
 
 
 def wrapped(text: str, width: float) -> str:
-    """Small print in lines that fit into `width` inches."""
+    """Wrap small print into lines of at most `width` inches."""
     return textwrap.fill(text, int(width / _LETTER))

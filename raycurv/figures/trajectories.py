@@ -1,4 +1,4 @@
-"""Trajectories on the Rosenbrock function (CurveBall, Fig. 1): ways over the function's contours, and losses."""
+"""Trajectories on the Rosenbrock function (CurveBall, Fig. 1): paths over its contours, and losses."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from raycurv.results import table_formats
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_REACH = 2.2  # of the picture: starts are in [−2, 2]²
-_FLOOR = 1e-6  # of the losses that are shown
+_REACH = 2.2  # half the side of the plot: starts are in [−2, 2]²
+_FLOOR = 1e-6  # smallest loss shown
 
 
 def draw(found: Sequence[Trajectory]) -> RenderedFigure:
-    """A column for each function: contours with the ways above, losses below.
+    """Draw a column for each function: contours with the paths above, losses below.
 
     Raises:
         ValueError: there is nothing to draw.
@@ -65,7 +65,7 @@ def _contours(axes: Axes) -> None:
     u, v = np.meshgrid(side, side)
     height = np.log10((1 - u) ** 2 + 100 * (v - u**2) ** 2 + 1e-3)
     levels = np.linspace(-3, 4, 15)
-    axes.contourf(u, v, height, levels, cmap="Greys", vmin=levels[0], vmax=3 * levels[-1])  # the bright half of it
+    axes.contourf(u, v, height, levels, cmap="Greys", vmin=levels[0], vmax=3 * levels[-1])  # the bright half alone
     axes.plot([1], [1], "*", color="black", markersize=9, zorder=5)
     axes.set(xlim=(-_REACH, _REACH), ylim=(-_REACH, _REACH), xlabel="u", ylabel="v", aspect="equal")
 

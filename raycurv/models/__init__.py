@@ -1,8 +1,8 @@
-"""The papers' networks, one family a file: plain functions that return an ``nn.Module``.
+"""Networks of the papers, one family per file: plain functions that return an ``nn.Module``.
 
-Every function takes what it must know of the data by name, so that a run can fill it in: ``num_classes`` where the
-targets are classes, and ``input_shape`` (of one sample, such as ``(3, 32, 32)``). Weights are drawn from torch's
-global generator: seed it first.
+Every function takes the properties of the data by keyword, and a run fills them in. ``num_classes`` is the number of
+classes, if the targets are classes; ``input_shape`` is the shape of one sample, such as ``(3, 32, 32)``. Weights are
+drawn from torch's global generator: seed it first.
 """
 
 from raycurv.models.autoencoder import autoencoder

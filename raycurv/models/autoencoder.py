@@ -18,16 +18,17 @@ def autoencoder(
 ) -> nn.Sequential:
     """784-1000-500-250-30-250-500-1000-784, for squared error between the outputs and the flattened inputs.
 
-    The code is linear, as in the original. So are the outputs, whose squared error is then convex in them as CurveBall
-    wants it; RED (appendix B, Table 3) names the activation and the loss alone.
+    The code is linear, as in the original. The outputs are linear too, so the squared error is convex in them, as
+    CurveBall requires. RED (appendix B, Table 3) names only the activation and the loss.
 
     Args:
-        input_shape: of one sample; it is flattened, and so are the outputs (B, ∏ input_shape).
+        input_shape: shape of one sample; inputs and outputs are flattened to (B, ∏ input_shape).
         widths: units of the encoder's layers, the code last; the decoder mirrors them.
-        activation: between them: elu (RED's default), softplus (its figure 9), or another of the package.
+        activation: activation between the layers: elu (RED's default), softplus (RED's figure 9), or another of the
+            package.
 
     Raises:
-        ValueError: a layer without units, or no code.
+        ValueError: a layer has no units, or there is no code.
     """
     if not widths or min(widths) < 1:
         raise ValueError(f"widths is {tuple(widths)}; every layer down to the code must have at least 1 unit")

@@ -24,10 +24,10 @@ def basic_cnn(
 
     Args:
         num_classes: channels of the last convolution.
-        input_shape: of one image (channels, height, width).
-        batch_norm: normalise between convolution and ReLU in all layers but the last, whose convolutions then have
-            no bias.
-        width: factor of the four hidden layers' channels.
+        input_shape: shape of one image (channels, height, width).
+        batch_norm: whether to normalise between convolution and ReLU in all layers but the last; these
+            convolutions then have no bias.
+        width: factor of the channels of the four hidden layers.
 
     Raises:
         ValueError: the width leaves a layer without channels.

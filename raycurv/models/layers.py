@@ -1,4 +1,4 @@
-"""What several families share: activations by name, checks of shapes, and the size of a flattened feature map."""
+"""Helpers of several families: activations by name, checks of shapes, and the size of a flattened feature map."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def activation_layer(name: str) -> nn.Module:
 
 
 def image_shape(input_shape: tuple[int, ...], model: str, smallest: int = 1) -> tuple[int, int, int]:
-    """Check that a sample is an image (channels, height, width) that the network is able to take.
+    """Check that a sample is an image (channels, height, width) that the network accepts.
 
     Raises:
         ValueError: it is no image, or it is too small.
@@ -61,10 +61,10 @@ def check_classes(num_classes: int) -> None:
 
 
 def check_dropout(dropout: float) -> None:
-    """Refuse what is no probability of dropping a unit.
+    """Refuse a value that is no probability of dropping a unit.
 
     Raises:
-        ValueError: below 0, or 1 and more.
+        ValueError: `dropout` is below 0, or at least 1.
     """
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}; it must be at least 0 and below 1")
@@ -83,7 +83,7 @@ def scaled(sizes: Sequence[int], width: float) -> list[int]:
 
 
 def flat_features(features: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """Numbers per sample that `features` puts out, found without computing anything (torch's meta device)."""
+    """Number of output features per sample of `features`, found on torch's meta device without computation."""
     shapes_only = copy.deepcopy(features).to("meta").eval()
     with torch.no_grad():
         return math.prod(shapes_only(torch.empty(1, *input_shape, device="meta")).shape[1:])

@@ -1,4 +1,4 @@
-"""Networks in the manner of LeNet-5: convolutions with pooling, then fully connected layers."""
+"""LeNet-5 and its variants: convolutions with pooling, then fully connected layers."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def lenet(
 
     Args:
         num_classes: outputs.
-        input_shape: of one image (channels, height, width).
-        channels: of the convolutions.
+        input_shape: shape of one image (channels, height, width).
+        channels: output channels of the convolutions.
         widths: units of the fully connected hidden layers.
-        activation: after every hidden layer: tanh, relu, sigmoid, softplus, softplus5, elu, gelu or silu.
-        padding: of the convolutions; 2 keeps the size, which images under 16 pixels need.
+        activation: activation after every hidden layer: tanh, relu, sigmoid, softplus, softplus5, elu, gelu or silu.
+        padding: padding of the convolutions; 2 keeps the size, as images under 16 pixels need.
         batch_norm: normalise before every activation; the layer below then has no bias.
         dropout: probability of dropping a unit of the fully connected hidden layers; 0 for none.
 

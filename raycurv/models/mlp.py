@@ -23,9 +23,9 @@ def mlp(
 
     Args:
         num_classes: outputs.
-        input_shape: of one sample; it is flattened.
+        input_shape: shape of one sample, which is flattened.
         widths: units of the hidden layers, from the input on; empty for a linear model.
-        activation: after every hidden layer: tanh, relu, sigmoid, softplus, softplus5, elu, gelu or silu.
+        activation: activation after every hidden layer: tanh, relu, sigmoid, softplus, softplus5, elu, gelu or silu.
         batch_norm: normalise before every activation; the linear layer below then has no bias.
 
     Raises:

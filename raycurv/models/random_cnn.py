@@ -12,11 +12,11 @@ from raycurv.models.layers import check_classes, image_shape, scaled
 
 @dataclass(frozen=True)
 class RandomCnn:
-    """The architecture that a seed stands for.
+    """Architecture drawn from a seed.
 
     Attributes:
-        channels: of all convolutions but the last, whose channels are the classes.
-        pooled: for each of them, whether pooling follows.
+        channels: channels of all convolutions but the last, which has one channel per class.
+        pooled: whether pooling follows, for each of these convolutions.
     """
 
     channels: tuple[int, ...]
@@ -32,7 +32,7 @@ class RandomCnn:
             raise ValueError(f"RandomCnn.channels is {self.channels}; every layer must have at least 1 channel")
 
     def build(self, num_classes: int, input_shape: tuple[int, ...]) -> nn.Sequential:
-        """The module, with weights from torch's global generator."""
+        """Build the module, with weights from torch's global generator."""
         check_classes(num_classes)
         size, _, _ = image_shape(input_shape, "random_cnn")
         layers: list[nn.Module] = []
@@ -62,16 +62,16 @@ def draw_random_cnn(seed: int) -> RandomCnn:
 def random_cnn(
     num_classes: int = 10, input_shape: tuple[int, ...] = (3, 32, 32), seed: int = 0, width: float = 1.0
 ) -> nn.Sequential:
-    """The random network of a seed: 3×3 convolutions, all but the last with ReLU, batch norm and perhaps pooling.
+    """Random network of a seed: 3×3 convolutions, all but the last with ReLU, batch norm and perhaps pooling.
 
     The scores of the last convolution are averaged over the image. The same seed is the same architecture for every
     optimizer; the paper's experiment takes seeds 0 to 49.
 
     Args:
         num_classes: channels of the last convolution.
-        input_shape: of one image (channels, height, width).
-        seed: of the architecture (not of its weights).
-        width: factor of the channels that were drawn.
+        input_shape: shape of one image (channels, height, width).
+        seed: seed of the architecture, not of its weights.
+        width: factor of the drawn channels.
     """
     drawn = draw_random_cnn(seed)
     return RandomCnn(tuple(scaled(drawn.channels, width)), drawn.pooled).build(num_classes, input_shape)

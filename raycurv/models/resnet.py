@@ -26,7 +26,7 @@ def resnet18(
 
     Args:
         num_classes: outputs.
-        input_shape: of one image (channels, height, width).
+        input_shape: shape of one image (channels, height, width).
         dropout: probability of dropping a feature in front of the classifier.
         stem: ``"small"`` for images up to about 64 pixels, ``"large"`` for ImageNet's (7×7 of stride 2, pooling).
         width: factor of all channels.
@@ -48,7 +48,7 @@ def resnet50(
 
     Args:
         num_classes: outputs.
-        input_shape: of one image (channels, height, width).
+        input_shape: shape of one image (channels, height, width).
         dropout: probability of dropping a feature in front of the classifier.
         stem: ``"large"`` for ImageNet's images (7×7 of stride 2, pooling), ``"small"`` for those up to about 64 pixels.
         width: factor of all channels.

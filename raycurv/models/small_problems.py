@@ -1,11 +1,11 @@
 """CurveBall's small degenerate problems (section 4, Table 1): stochastic Rosenbrock and Rahimi-Recht.
 
-Each problem comes in two forms that see the same numbers for the same seed:
+Each problem has two forms, which use the same random numbers for the same seed:
 
 - ``instance(seed)``: a model, its objective and an endless stream of batches, for any optimizer;
 - ``stack(seeds)``: many runs side by side in single tensors, for the grid searches of first-order methods.
 
-A seed stands for one run: the starting point, the data and the noise.
+A seed determines one run: the starting point, the data and the noise.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class ProblemRun:
 
     Attributes:
         objective: the model and its loss.
-        batches: endless; one is one iteration's evaluation of the stochastic function.
+        batches: endless stream; one batch evaluates the stochastic function for one iteration.
     """
 
     objective: Objective
     batches: Iterator[Batch]
 
     def error(self) -> float:
-        """The loss without noise, at the present parameters."""
+        """The loss without noise, at the current parameters."""
         model = self.objective.model
         assert isinstance(model, (Rosenbrock, TwoLayerLinear))
         return model.error()
@@ -46,7 +46,7 @@ class ParallelRuns(Protocol):
     """Many runs side by side.
 
     Attributes:
-        start: the parameters of every run, (runs, …) each.
+        start: starting parameters of all runs, (runs, …) each.
     """
 
     start: list[Tensor]
@@ -56,7 +56,7 @@ class ParallelRuns(Protocol):
 
         Args:
             points: parameters, (rows, …) each.
-            runs: (rows,), which run a row belongs to.
+            runs: index of the run of each row, (rows,).
         """
 
     def gradients(self, points: Sequence[Tensor], runs: Tensor, iteration: int) -> list[Tensor]:
@@ -64,17 +64,17 @@ class ParallelRuns(Protocol):
 
 
 class SmallProblem(Protocol):
-    """A column of Table 1."""
+    """A problem, shown as a column of Table 1."""
 
     @property
     def name(self) -> str:
-        """Heads the column."""
+        """Title of the column."""
 
     def instance(self, seed: int) -> ProblemRun:
-        """One run."""
+        """Build one run."""
 
     def stack(self, seeds: Sequence[int]) -> ParallelRuns:
-        """Many runs side by side."""
+        """Build many runs side by side."""
 
 
 # --- Rosenbrock ------------------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ class Rosenbrock(nn.Module):
     """R(u, v) = (1 − u)² + 100 ε (v − u²)² (eq. 19) as residuals φ = (1 − u, 10 √ε (v − u²)), so that H_L = 2I.
 
     Args:
-        start: (u, v).
+        start: starting point (u, v).
     """
 
     def __init__(self, start: Tensor) -> None:
@@ -98,7 +98,7 @@ class Rosenbrock(nn.Module):
 
     @torch.no_grad()
     def error(self) -> float:
-        """R at ε = 1; infinite where the point has run away."""
+        """R at ε = 1; infinite where the point has diverged."""
         u, v = self.point
         return float((1 - u).square() + 100 * (v - u * u).square())
 
@@ -108,9 +108,9 @@ class RosenbrockProblem:
     """The stochastic Rosenbrock function from starts uniform in [−2, 2]².
 
     Attributes:
-        low: λ₁, the least noise.
-        high: λ₂, the greatest; equal to `low` for the deterministic function.
-        name: heads the column.
+        low: λ₁, the lower bound of the noise.
+        high: λ₂, the upper bound of the noise; equal to `low` for the deterministic function.
+        name: title of the column.
     """
 
     low: float = 1.0
@@ -124,12 +124,12 @@ class RosenbrockProblem:
         object.__setattr__(self, "name", f"Rosenbrock {noise}")
 
     def instance(self, seed: int) -> ProblemRun:
-        """One run."""
+        """Build one run."""
         objective = Objective(Rosenbrock(self.begin(seed)), "squared_error")
         return ProblemRun(objective, self._batches(objective, seed))
 
     def stack(self, seeds: Sequence[int]) -> RosenbrockRuns:
-        """Many runs side by side."""
+        """Build many runs side by side."""
         return RosenbrockRuns(self, tuple(seeds))
 
     def begin(self, seed: int) -> Tensor:
@@ -181,12 +181,12 @@ class RosenbrockRuns:
 
 
 class TwoLayerLinear(nn.Module):
-    """x ↦ W₂ W₁ x, and the data that it is to fit.
+    """x ↦ W₂ W₁ x, with the data to fit.
 
     Args:
-        layers: W₁ (hidden, in) and W₂ (out, hidden).
-        inputs: (samples, in).
-        targets: (samples, out).
+        layers: starting values of W₁ (hidden, in) and W₂ (out, hidden).
+        inputs: inputs of the data set, (samples, in).
+        targets: targets of the data set, (samples, out).
     """
 
     def __init__(self, layers: Sequence[Tensor], inputs: Tensor, targets: Tensor) -> None:
@@ -209,14 +209,14 @@ class RahimiRechtProblem:
     """Two linear layers fitted to y = Ax with an ill-conditioned A (Rahimi and Recht 2017).
 
     The paper gives the condition number alone. Here A has random singular vectors and singular values equally spaced
-    from 1 to 1 / condition, inputs are normal, every iteration sees all samples, and the layers start as torch's linear
+    from 1 to 1 / condition. Inputs are normal, and every iteration uses all samples. The layers start as torch's linear
     layers do: uniform within ±1/√(inputs of the layer).
 
     Attributes:
         sizes: numbers of inputs, hidden units and outputs.
-        samples: of the data set.
+        samples: number of samples of the data set.
         condition: condition number of A.
-        name: heads the column.
+        name: title of the column.
     """
 
     sizes: tuple[int, int, int] = (6, 6, 10)
@@ -225,14 +225,14 @@ class RahimiRechtProblem:
     name: str = "Rahimi-Recht"
 
     def instance(self, seed: int) -> ProblemRun:
-        """One run."""
+        """Build one run."""
         matrix, inputs, layers = self.draw(seed)
         model = TwoLayerLinear(layers, inputs, inputs @ matrix.T)
         objective = Objective(model, "squared_error")
         return ProblemRun(objective, self._batches(objective, model))
 
     def stack(self, seeds: Sequence[int]) -> RahimiRechtRuns:
-        """Many runs side by side."""
+        """Build many runs side by side."""
         return RahimiRechtRuns(self, tuple(seeds))
 
     def draw(self, seed: int) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -283,7 +283,10 @@ def _normal(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def _generator(seed: int, stream: int = 0) -> torch.Generator:
-    """Streams of different seeds do not meet: a run has far fewer than a million noise blocks."""
+    """Generator of a stream of a seed.
+
+    Streams of different seeds do not collide: a run has far fewer than a million noise blocks.
+    """
     return torch.Generator().manual_seed(seed * 1_000_003 + stream)
 
 
@@ -291,7 +294,7 @@ def _generator(seed: int, stream: int = 0) -> torch.Generator:
 
 
 def rosenbrock() -> Rosenbrock:
-    """The two parameters, from a start uniform in [−2, 2]² that torch's global seed decides."""
+    """Rosenbrock function from a start uniform in [−2, 2]², drawn from torch's global generator."""
     return Rosenbrock(4 * torch.rand(2, dtype=DTYPE) - 2)
 
 
@@ -306,6 +309,6 @@ def two_linear_layers(widths: tuple[int, int, int]) -> nn.Sequential:
 
 
 def problems() -> tuple[SmallProblem, ...]:
-    """The columns of Table 1."""
+    """Problems of Table 1, in the order of its columns."""
     rosenbrock = RosenbrockProblem(), RosenbrockProblem(0.0, 1.0), RosenbrockProblem(0.0, 3.0)
     return *rosenbrock, RahimiRechtProblem()

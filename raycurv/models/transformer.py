@@ -1,10 +1,10 @@
 """The encoder-decoder transformer (Vaswani et al., 2017) of NTLR's translation experiment (section 3, figure 5).
 
-NTLR takes the network of PyTorch's translation tutorial: 3 + 3 layers, 8 heads, normalisation after each residual sum.
-Written with linear layers and ``scaled_dot_product_attention``, so that tangents and second derivatives pass.
+NTLR uses the network of PyTorch's translation tutorial: 3 + 3 layers, 8 heads, normalisation after each residual sum.
+Linear layers and ``scaled_dot_product_attention`` support forward-mode and second derivatives.
 
-Padding is token 0. It is masked by large finite numbers: a sentence of padding alone, which stands for the empty share
-of a worker, gives finite outputs.
+Padding is token 0, masked by large finite numbers. A sentence of padding alone, used for the empty share of a worker,
+thus gives finite outputs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MASKED = -1e9  # exp of it is 0 in every floating type that can hold it
 
 
 class Attention(nn.Module):
-    """Attention of several heads from queries (B, T, D) to keys and values (B, S, D)."""
+    """Multi-head attention from queries (B, T, D) to keys and values (B, S, D)."""
 
     def __init__(self, size: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -42,9 +42,9 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """One layer: attention to itself, in a decoder also to the encoder's output, and a network for each position.
+    """One layer: self-attention, in a decoder also cross-attention to the encoder's output, and a feed-forward network.
 
-    Every part is dropped out, added to its input and normalised.
+    The output of every part passes through dropout, is added to the part's input and normalised.
     """
 
     def __init__(self, size: int, heads: int, hidden: int, dropout: float, *, decoder: bool) -> None:
@@ -71,11 +71,11 @@ class Transformer(nn.Module):
     Args:
         source_words: size of the source's vocabulary.
         target_words: size of the target's vocabulary.
-        size: D, of a word's vector; a multiple of `heads`.
-        heads: of every attention.
-        layers: of the encoder and of the decoder.
-        hidden: units of the network for each position.
-        dropout: of embeddings, attention weights, hidden units and before each residual sum.
+        size: D, the length of a word's vector; a multiple of `heads`.
+        heads: number of heads of every attention.
+        layers: number of layers of the encoder, and of the decoder.
+        hidden: hidden units of the feed-forward network.
+        dropout: dropout probability for embeddings, attention weights, hidden units and before each residual sum.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Transformer(nn.Module):
         return self.out(self.decoded(x))
 
     def embedded(self, embedding: nn.Embedding, words: Tensor) -> Tensor:
-        """(B, T) word numbers to (B, T, D) vectors that know their positions."""
+        """(B, T) word numbers to (B, T, D) vectors with positional encodings."""
         x = embedding(words) * math.sqrt(self.size)
         return self.drop(x + positions(words.shape[1], self.size, words.device).to(x.dtype))
 
@@ -137,17 +137,17 @@ def transformer(
     hidden: int = 512,
     dropout: float = 0.1,
 ) -> Transformer:
-    """The tutorial's network, which NTLR trains on Multi30k.
+    """Network of the tutorial, as NTLR trains it on Multi30k.
 
     Its loss is :func:`raycurv.objective.losses.word_cross_entropy`, with the number of words as weight of a sentence.
 
     Args:
         num_classes: words of the target's vocabulary.
         source_words: words of the source's vocabulary.
-        size: of a word's vector; an even multiple of `heads`.
-        heads: of every attention.
-        layers: of the encoder, and of the decoder.
-        hidden: units of the network for each position.
+        size: length of a word's vector; an even multiple of `heads`.
+        heads: number of heads of every attention.
+        layers: number of layers of the encoder, and of the decoder.
+        hidden: hidden units of the feed-forward network.
         dropout: probability of dropping a number.
 
     Raises:

@@ -28,14 +28,14 @@ def vgg(
 
     Args:
         num_classes: outputs.
-        input_shape: of one image (channels, height, width), at least 32 pixels on a side.
+        input_shape: shape of one image (channels, height, width), at least 32 pixels on a side.
         depth: 11, 13, 16 or 19, counting the layers of the ImageNet network.
-        activation: after every convolution: tanh, relu, sigmoid, softplus, softplus5, elu, gelu or silu.
+        activation: activation after every convolution: tanh, relu, sigmoid, softplus, softplus5, elu, gelu or silu.
         batch_norm: normalise before every activation; the convolution below then has no bias.
         width: factor of all channels.
 
     Raises:
-        ValueError: an unknown depth, an image too small, or a width that leaves a layer empty.
+        ValueError: the depth is unknown, the image is too small, or the width leaves a layer empty.
     """
     check_classes(num_classes)
     size, _, _ = image_shape(input_shape, "vgg", SMALLEST)

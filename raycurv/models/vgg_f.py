@@ -33,7 +33,7 @@ def vgg_f(
 
     Args:
         num_classes: outputs.
-        input_shape: of one image (channels, height, width), at least 39 pixels on a side.
+        input_shape: shape of one image (channels, height, width), at least 39 pixels on a side.
         local_response_norm: normalise across channels after the first two convolutions, as in the paper.
         dropout: probability of dropping a unit of the two hidden fully connected layers; 0 for none.
         width: factor of all hidden layers' sizes.

@@ -1,4 +1,4 @@
-"""Wide residual networks (Zagoruyko and Komodakis, 2016), which NTLR trains on CIFAR."""
+"""Wide residual networks (Zagoruyko and Komodakis, 2016), as NTLR trains them on CIFAR."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class WideBlock(nn.Module):
     """Normalise, ReLU, 3×3 convolution, twice, added to the input; a 1×1 convolution where the shape changes.
 
     Args:
-        channels: of the input.
-        out: of the output.
-        stride: of the first convolution.
+        channels: channels of the input.
+        out: channels of the output.
+        stride: stride of the first convolution.
         dropout: probability of dropping a number between the convolutions; 0 for none.
     """
 
@@ -50,15 +50,15 @@ def wide_resnet(
 
     Args:
         num_classes: outputs.
-        input_shape: of one image (channels, height, width).
+        input_shape: shape of one image (channels, height, width).
         depth: 4 more than a multiple of 6: 10, 16, 22, 28, 40 …
         widen: k, the factor of the original's name.
-        dropout: inside the blocks.
-        width: a further factor of all channels, for runs that are smaller than the paper's.
+        dropout: probability of dropping a number inside the blocks; 0 for none.
+        width: further factor of all channels, for runs smaller than the paper's.
 
     Raises:
-        ValueError: a depth that no number of blocks has, a bad `widen` or `dropout`, or a width that leaves a layer
-            empty.
+        ValueError: no number of blocks gives the depth, `widen` or `dropout` is out of bounds, or the width leaves a
+            layer empty.
     """
     check_classes(num_classes)
     check_dropout(dropout)

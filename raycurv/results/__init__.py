@@ -1,1 +1,1 @@
-"""What is known of finished runs: outcomes, histories, comparisons, statistics."""
+"""Results of finished runs: outcomes, histories, comparisons, statistics."""

@@ -1,7 +1,7 @@
-"""From thousands of steps of many runs to the few points of a line: bins of one run first, then across runs.
+"""Reduction of the steps of many runs to the points of a line: bins of one run first, then across runs.
 
-A point is five numbers, from the lowest to the highest: outer low, low, middle, high, outer high. Where a reduction has
-no use for one of them, it repeats its neighbour towards the middle.
+A point is five numbers, from the lowest to the highest: outer low, low, middle, high, outer high. A number that a
+reduction does not use repeats its neighbour towards the middle.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from raycurv.results.histories import Array, MetricTrace
 Reduction = Literal["values", "moving average", "epoch mean", "epoch end", "epoch quantiles"]
 BandKind = Literal["range", "quartiles"]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # RED, appendix D
-MOST = 400  # points of a line: more cannot be seen
-_DIGITS = 9  # of an epoch: runs write the same moment down with different rounding
+MOST = 400  # largest number of points of a line: more cannot be seen
+_DIGITS = 9  # decimals of an epoch: runs round the same moment differently
 
 
 def bin_ends(traces: Sequence[MetricTrace], reduction: Reduction) -> Array:
-    """The ends of the bins, in epochs: whole epochs, every moment that a run knows, or :data:`MOST` even ones."""
+    """Ends of the bins, in epochs: whole epochs, every moment measured by a run, or :data:`MOST` even ones."""
     epochs = np.unique(np.concatenate([np.empty(0), *(trace.finite.epochs for trace in traces)]).round(_DIGITS))
     if reduction.startswith("epoch") and len(epochs):
         return np.arange(1.0, np.ceil(epochs[-1]) + 1)
@@ -29,18 +29,18 @@ def bin_ends(traces: Sequence[MetricTrace], reduction: Reduction) -> Array:
 
 
 def bin_run(trace: MetricTrace, ends: Array, reduction: Reduction, decay: float) -> tuple[Array, Array]:
-    """One run in these bins.
+    """Reduce one run to the points of the bins.
 
     Args:
-        trace: of the run.
-        ends: of the bins, as :func:`bin_ends` says.
-        reduction: ``values`` keeps them (their mean with the smallest and largest where several fall in one bin),
-            ``moving average`` smooths them first; ``epoch mean``, ``epoch end`` and ``epoch quantiles`` sum up an
+        trace: metric of the run.
+        ends: ends of the bins in epochs, from :func:`bin_ends`.
+        reduction: ``values`` keeps the values; several in one bin become their mean, smallest and largest.
+            ``moving average`` smooths them first. ``epoch mean``, ``epoch end`` and ``epoch quantiles`` summarize an
             epoch.
-        decay: of the moving average.
+        decay: decay of the moving average.
 
     Returns:
-        Seconds at the end of each bin (bins,), and its five numbers (5, bins); NaN where the run knows nothing.
+        Seconds at the end of each bin (bins,), and its five numbers (5, bins); NaN where the run has no value.
     """
     known = trace.smoothed(decay) if reduction == "moving average" else trace.finite
     seconds, levels = np.full(len(ends), np.nan), np.full((5, len(ends)), np.nan)
@@ -66,10 +66,10 @@ def bin_run(trace: MetricTrace, ends: Array, reduction: Reduction, decay: float)
 
 
 def combine_runs(levels: Array, spread: BandKind) -> Array:
-    """Many runs (runs, 5, bins) as one line (5, bins).
+    """Combine many runs (runs, 5, bins) into one line (5, bins).
 
-    ``range`` is the mean of the middles between the smallest and the largest, ``quartiles`` the median of the middles
-    between the quarters, for which infinite values are larger than all others. A single run stays what it is.
+    ``range`` is the mean of the middles, with the smallest low and the largest high. ``quartiles`` is the median of the
+    middles, with their quartiles; infinite values are larger than all others. A single run is returned unchanged.
     """
     if len(levels) == 1:
         return levels[0]

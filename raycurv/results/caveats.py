@@ -1,4 +1,4 @@
-"""What a reader must know about runs before believing a comparison of them: what is missing, mixed or not finite."""
+"""Caveats of a comparison of runs: missing, mixed or non-finite values."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Mapping, Sequence
 from raycurv.results.comparison import ACCURACY, LOSS
 from raycurv.results.outcomes import Outcome
 
-NAMED = 5  # runs that are named in one sentence
-# Told by other tables, or different for every run without meaning anything.
+NAMED = 5  # largest number of runs named in one sentence
+# Shown by other tables, or different for every run without effect on its result.
 _OTHERWISE = ("name", "seed", "optimizer", "checkpoint_every", "log_every", "keep_checkpoints")
 
 
 def list_caveats(outcomes: Sequence[Outcome]) -> list[str]:
-    """Sentences about these runs, none if there is nothing to say."""
+    """Caveats of these runs as sentences; empty if there are none."""
     return [*_mixed(outcomes), *_unmeasured(outcomes), *_infinite(outcomes)]
 
 
 def configuration_differences(
     outcomes: Sequence[Outcome], settings: Mapping[str, Mapping[str, str]]
 ) -> list[tuple[str, str, str]]:
-    """Settings in which runs of one recipe differ, but for optimizer and seed.
+    """Settings that differ between runs of one recipe, except optimizer and seed.
 
     Args:
         outcomes: the runs.
-        settings: name of a run → its configuration, flat.
+        settings: name of a run → its flat configuration.
 
     Returns:
         Recipe, setting, and its values with the number of runs that have them.
@@ -52,7 +52,7 @@ def _mixed(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _unmeasured(outcomes: Sequence[Outcome]) -> list[str]:
-    """Runs that came to their end without a number that others of their recipe have."""
+    """Caveats of finished runs without a metric that is expected of their recipe."""
     found = []
     for recipe, mine in _by_recipe(outcomes).items():
         finished = [o for o in mine if o.status == "finished"]

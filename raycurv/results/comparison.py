@@ -1,4 +1,4 @@
-"""One table that decides: tuning-free optimizers at their defaults against tuned baselines, search included."""
+"""Comparison table: tuning-free optimizers at their defaults against tuned baselines, search included."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class MethodRow:
     """One optimizer on one recipe.
 
     Attributes:
-        recipe: what was trained.
-        optimizer: with what.
-        setting: what its search has found; empty for an optimizer at its defaults.
+        recipe: name of the recipe.
+        optimizer: name of the registered optimizer.
+        setting: settings found by its search, as text; empty for an optimizer at its defaults.
         weights: ``raw`` or ``averaged``.
-        loss: training loss at the end, mean over the seeds; NaN if no seed came to its end.
+        loss: training loss at the end, mean over the seeds; NaN if no seed finished.
         spread: standard deviation of the loss over the seeds.
         accuracy: test accuracy at the end, mean over the seeds.
         epochs_to_target: mean over the seeds that reach the recipe's target.
-        seconds_to_target: likewise.
-        seconds: of the search and all seeds' mean final run.
-        operations: likewise, floating-point operations.
-        searched: trials of the search.
-        failed: runs that did not come to their end, the search's included.
-        runs: all runs, the search's included.
+        seconds_to_target: mean over the seeds that reach the recipe's target.
+        seconds: total seconds of the search, plus the mean over the seeds of a final run.
+        operations: total floating-point operations of the search, plus the mean over the seeds of a final run.
+        searched: number of trials of the search.
+        failed: number of runs that failed, diverged or ran out of time, the search included.
+        runs: number of all runs, the search included.
     """
 
     recipe: str
@@ -51,10 +51,10 @@ class MethodRow:
 
 
 def compare_methods(outcomes: Sequence[Outcome]) -> list[MethodRow]:
-    """A row for every recipe, optimizer, setting and kind of weights that was run to the end of its epochs.
+    """Rows of the comparison: one for every recipe, optimizer, setting and kind of weights among the final runs.
 
-    The target of a recipe is the training loss that the best optimizer found by search reaches at its end (that of the
-    best of all where there was no search): what the others are asked is how much compute they need for it.
+    The target of a recipe is the training loss at the end of the best optimizer with a search. Without a search, it is
+    that of the best of all optimizers. The rows state how much compute each optimizer needs to reach the target.
     """
     rows = []
     for recipe in dict.fromkeys(o.recipe for o in outcomes):
@@ -71,7 +71,7 @@ def compare_methods(outcomes: Sequence[Outcome]) -> list[MethodRow]:
 
 
 def target_of(outcomes: Sequence[Outcome]) -> float:
-    """The training loss that decides (see :func:`compare_methods`); NaN where nothing finished."""
+    """Target training loss (see :func:`compare_methods`); NaN if no run finished."""
     finals = [o for o in outcomes if o.stage == "final"]
     tuned = {o.optimizer for o in outcomes if o.stage == "search"}
     losses: dict[tuple[str, str], list[float]] = {}
@@ -83,7 +83,7 @@ def target_of(outcomes: Sequence[Outcome]) -> float:
 
 
 def conclusions(rows: Sequence[MethodRow]) -> list[str]:
-    """For each recipe: total compute of the best tuned baseline over one untuned run's, at equal training loss."""
+    """Conclusion for each recipe: compute of the best tuned baseline over one untuned run's, at equal training loss."""
     lines = []
     for recipe in dict.fromkeys(row.recipe for row in rows):
         raw = [row for row in rows if row.recipe == recipe and row.weights == "raw"]
@@ -110,14 +110,14 @@ def conclusions(rows: Sequence[MethodRow]) -> list[str]:
 def _times(best: MethodRow, fastest: MethodRow) -> str:
     seconds = best.seconds / max(fastest.seconds_to_target, 1e-9)
     text = f"{seconds:.1f}× the seconds"
-    if not (best.operations and fastest.operations):  # only trials of sweeps count them
+    if not (best.operations and fastest.operations):  # only trials of sweeps count operations
         return text
     work = best.operations / (fastest.operations * fastest.seconds_to_target / fastest.seconds)
     return f"{text} and {work:.1f}× the operations"
 
 
 def write_comparison(rows: Sequence[MethodRow], artifact: Callable[[str, str], None]) -> str:
-    """Hand the table over as CSV, Markdown and LaTeX, and return it with its headline as text."""
+    """Write the table as CSV, Markdown and LaTeX artifacts, and return it with its conclusions as text."""
     text = "\n".join([*conclusions(rows), "", markdown(rows)])
     artifact("decision.md", text)
     artifact("decision.csv", table_formats.comma_separated_fields(MethodRow, rows))
@@ -131,7 +131,7 @@ def markdown(rows: Sequence[MethodRow]) -> str:
 
 
 def header() -> list[str]:
-    """The titles of the columns."""
+    """Titles of the columns."""
     return [
         "recipe",
         "optimizer",
@@ -215,18 +215,18 @@ def _number(value: float, form: str = "{:.4g}") -> str:
 
 @dataclass(frozen=True)
 class NetworkQuartiles:
-    """One optimizer over many networks.
+    """One optimizer on many networks.
 
     Attributes:
-        optimizer: with what, and its setting.
-        median: of the training loss at the end, over the networks where it came to its end.
-        lower: first quartile.
-        upper: third quartile.
+        optimizer: name of the registered optimizer, with its setting.
+        median: median of the training loss at the end, over the networks where its run finished.
+        lower: first quartile of that loss.
+        upper: third quartile of that loss.
         accuracy: median of the test accuracy.
-        best_on: networks where its loss is the lowest.
-        failed: networks where it did not come to its end.
-        networks: all of them.
-        seconds: median of a run.
+        best_on: number of networks where its loss is the lowest.
+        failed: number of networks where its run did not finish.
+        networks: number of all networks.
+        seconds: median seconds of a run.
     """
 
     optimizer: str
@@ -266,7 +266,7 @@ def compare_over_networks(outcomes: Sequence[Outcome]) -> list[NetworkQuartiles]
 
 
 def write_network_comparison(rows: Sequence[NetworkQuartiles], artifact: Callable[[str, str], None]) -> str:
-    """Hand the table of :func:`compare_over_networks` over as Markdown and CSV, and return it as text."""
+    """Write the table of :func:`compare_over_networks` as Markdown and CSV artifacts, and return it as text."""
     head = ("optimizer", "training loss, median [quartiles]", "test accuracy, median", "best on", "failed", "seconds")
     cells = [
         (

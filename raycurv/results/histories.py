@@ -1,6 +1,6 @@
-"""What a run told while it went on: one trace for each metric, from MLflow, from a sweep or from a run in this process.
+"""Histories of runs: one trace for each metric, from MLflow, from a sweep or from a run in this process.
 
-Figures are made of histories and of nothing else, whoever trained.
+Figures are drawn from histories alone, whatever the source of the runs.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class MetricTrace:
     """One metric of one run, oldest first; all arrays have one length.
 
     Attributes:
-        steps: updates made.
-        epochs: passes made, with the fraction of the current one.
-        seconds: since the run began.
-        values: finite or not.
+        steps: number of updates so far.
+        epochs: number of passes so far, with the fraction of the current one.
+        seconds: seconds since the start of the run.
+        values: values of the metric, finite or not.
     """
 
     steps: Array
@@ -41,7 +41,7 @@ class MetricTrace:
 
     @classmethod
     def of(cls, rows: Iterable[tuple[float, float, float, float]]) -> MetricTrace:
-        """A trace of rows (step, epoch, seconds, value), sorted by step here; the last of one step counts."""
+        """Build a trace from rows (step, epoch, seconds, value) in any order; the last row of a step counts."""
         table = np.asarray(list({row[0]: row for row in rows}.values()), dtype=np.float64).reshape(-1, 4)
         return cls(*table[np.argsort(table[:, 0], kind="stable")].T)
 
@@ -49,24 +49,24 @@ class MetricTrace:
         return len(self.steps)
 
     def at(self, index: ArrayLike) -> MetricTrace:
-        """Some of the moments: a mask, or positions."""
+        """Select moments by a mask or by positions."""
         chosen = np.asarray(index)
         return MetricTrace(self.steps[chosen], self.epochs[chosen], self.seconds[chosen], self.values[chosen])
 
     @property
     def finite(self) -> MetricTrace:
-        """Without values that are NaN or infinite."""
+        """The trace without NaN and infinite values."""
         return self.at(np.isfinite(self.values))
 
     def with_values(self, values: Array) -> MetricTrace:
-        """Other values at the same moments."""
+        """Replace the values, at the same moments."""
         return MetricTrace(self.steps, self.epochs, self.seconds, values)
 
     def smoothed(self, decay: float) -> MetricTrace:
-        """The exponential moving average of the finite values, without the bias of its start.
+        """Exponential moving average of the finite values, without the bias of its start.
 
-        A value that lies n steps back weighs decayⁿ, so that runs of which only every tenth step is known are smoothed
-        as much as others.
+        A value n steps back has the weight decayⁿ. Runs that log only every tenth step are thus smoothed as much as
+        others.
 
         Raises:
             ValueError: `decay` is not in (0, 1).
@@ -89,18 +89,18 @@ class MetricTrace:
         return known.with_values(found)
 
     def rises(self) -> Array:
-        """The epochs at which the value is larger than the one before."""
+        """Epochs at which the value is larger than the one before."""
         known = self.finite
         return known.epochs[1:][np.diff(known.values) > 0]
 
 
 @dataclass(frozen=True)
 class RunHistory:
-    """One run.
+    """One run with its metrics over time.
 
     Attributes:
-        outcome: what it was, and how it ended.
-        traces: by metric: ``train/loss``, ``test/accuracy``, ``optimizer/learning_rate``, ….
+        outcome: identity and end of the run.
+        traces: traces by metric: ``train/loss``, ``test/accuracy``, ``optimizer/learning_rate``, ….
     """
 
     outcome: Outcome
@@ -108,11 +108,11 @@ class RunHistory:
 
     @property
     def method(self) -> str:
-        """The optimizer, with its setting: what one line of a figure stands for."""
+        """The optimizer with its setting; a figure draws one line for each method."""
         return f"{self.outcome.optimizer} {self.outcome.setting}".strip()
 
     def matching(self, metric: str) -> list[str]:
-        """The metrics of this name with a finite value; all that begin so if it ends in ``/*`` and there are such."""
+        """Metrics of this name with a finite value; after ``/*``, those with this prefix if there are any."""
         bare = metric.removesuffix("/*")
         names = [name for name in self.traces if bare != metric and name.startswith(metric[:-1])]
         names = names or [name for name in (bare,) if name in self.traces]
@@ -120,12 +120,12 @@ class RunHistory:
 
 
 def history_of_outcome(outcome: Outcome) -> RunHistory:
-    """What is known of a run by its evaluations alone."""
+    """Build the history of a run from its evaluations alone."""
     return RunHistory(outcome, _traces((p.step, p.epoch, p.seconds, p.values) for p in outcome.points))
 
 
 def history_of_records(outcome: Outcome, records: Iterable[Record]) -> RunHistory:
-    """A run that was trained in this process, by what it has emitted."""
+    """Build the history of a run trained in this process from its records."""
     told = list(records)
     began = told[0].time if told else 0.0
     return RunHistory(outcome, _traces((r.step, r.epoch, r.time - began, r.values) for r in told))

@@ -1,4 +1,4 @@
-"""How one trial of a sweep ended: what comparisons are made of. Failures and divergences are results like others."""
+"""Outcomes of trials, the input of comparisons. Failures and divergences are outcomes too."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any, Literal
 
 from raycurv.arguments import reformat_settings
 
-# Of a step: told of the last one before an evaluation too.
+# Metrics of a step: an evaluation also reports those of the last step before it.
 SCALARS = ("optimizer/learning_rate", "optimizer/descent_share")
 Status = Literal["finished", "diverged", "failed", "out of time", "stopped early"]
 
 
 @dataclass(frozen=True)
 class EvaluationPoint:
-    """What was measured at the end of an epoch.
+    """Measurements at the end of an epoch.
 
     Attributes:
-        epoch: passes made.
-        step: updates made.
-        seconds: since the run began, evaluations included.
-        values: ``train/epoch_loss``, ``test/loss``, ``test/accuracy``, ….
+        epoch: number of passes so far.
+        step: number of updates so far.
+        seconds: seconds since the start of the run, evaluations included.
+        values: values by metric: ``train/epoch_loss``, ``test/loss``, ``test/accuracy``, ….
     """
 
     epoch: float
@@ -34,22 +34,22 @@ class EvaluationPoint:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One trial.
+    """Outcome of one trial.
 
     Attributes:
-        name: of its run.
-        recipe: what was trained.
-        optimizer: with what.
-        setting: the numbers that a search has chosen, as text; empty for an optimizer at its defaults.
-        seed: of weights and data.
-        stage: ``search`` for trials that only find the numbers, ``final`` for those that are compared.
-        status: how it ended.
-        reason: why, where it did not finish.
+        name: name of the run.
+        recipe: name of the recipe.
+        optimizer: name of the registered optimizer.
+        setting: settings chosen by a search, as text; empty for an optimizer at its defaults.
+        seed: seed of weights and data.
+        stage: ``search`` for trials that only find the settings, ``final`` for those that are compared.
+        status: status at the end of the run.
+        reason: reason of a run that did not finish.
         points: every evaluation, oldest first.
-        steps: updates made.
-        seconds: of work.
-        operations: floating-point operations of all its steps, counted by torch; 0 where they are not known.
-        labels: anything else, such as the number of a random network.
+        steps: number of updates.
+        seconds: seconds of work.
+        operations: floating-point operations of all steps, counted by torch; 0 if unknown.
+        labels: other labels, such as the number of a random network.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Outcome:
         object.__setattr__(self, "setting", reformat_settings(self.setting))  # scale=1.0 and scale=1 are one method
 
     def last(self, metric: str) -> float | None:
-        """The last value of a metric that was measured; None if it never was."""
+        """Last measured value of a metric; None if it was never measured."""
         return next((p.values[metric] for p in reversed(self.points) if metric in p.values), None)
 
     def to_json(self) -> str:
@@ -79,7 +79,7 @@ class Outcome:
 
     @classmethod
     def from_json(cls, text: str) -> Outcome:
-        """Read what :meth:`to_json` wrote."""
+        """Read the output of :meth:`to_json`."""
         values: dict[str, Any] = json.loads(text)
         values["points"] = tuple(EvaluationPoint(**point) for point in values["points"])
         return cls(**values)

@@ -1,4 +1,4 @@
-"""Performance profiles (Dolan and Moré 2002): on how many problems is a method within a factor of the best?"""
+"""Performance profiles (Dolan and Moré 2002): share of problems that a method solves within a factor of the best."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from raycurv.results.outcomes import Outcome
 
 @dataclass(frozen=True)
 class PerformanceProfile:
-    """One method.
+    """Performance profile of one method.
 
     Attributes:
-        name: of the optimizer, with its setting.
-        ratios: its cost over the best cost, one for each problem, ascending; infinite where it did not get there.
+        name: name of the optimizer, with its setting.
+        ratios: cost over the best cost, one for each problem, ascending; infinite for an unsolved problem.
     """
 
     name: str
     ratios: tuple[float, ...]
 
     def solved(self, factor: float) -> float:
-        """Share of the problems that it solves within `factor` times the best cost."""
+        """Share of the problems solved within `factor` times the best cost."""
         return sum(ratio <= factor for ratio in self.ratios) / len(self.ratios)
 
 
 def performance_profiles(
     outcomes: Sequence[Outcome], metric: str = "train/epoch_loss", slack: float = 0.1
 ) -> list[PerformanceProfile]:
-    """Seconds until a run is within `slack` of the lowest loss that anybody has on its problem.
+    """Performance profiles by the seconds until a run is within `slack` of the lowest loss of any run on its problem.
 
     A problem is a recipe, or one network of a sweep over networks, with one seed.
     """

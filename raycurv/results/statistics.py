@@ -1,4 +1,4 @@
-"""Numbers that the papers print of a run, and how several runs become one entry of a table."""
+"""Statistics of a run that the papers report, and their summary over several runs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ RunValue = Callable[[Outcome], float]
 
 @dataclass(frozen=True)
 class Statistic:
-    """What is told of runs.
+    """One statistic of runs.
 
     Attributes:
-        title: heads a column, with its unit.
-        of: a run's number; NaN where it has none.
+        title: title of the column, with its unit.
+        of: function from a run to its number; NaN for a run without one.
         gather: ``mean`` with the standard deviation, or ``median`` with the quartiles.
-        larger: the larger number is the better one.
-        form: of the number.
-        every: failed runs have a number too (then it is about them); otherwise they are counted apart.
+        larger: whether a larger number is better.
+        form: format string of the number.
+        every: whether failed runs have a number too, as in a rate of failures; otherwise they are counted apart.
     """
 
     title: str
@@ -34,12 +34,12 @@ class Statistic:
     every: bool = False
 
     def values(self, outcomes: Sequence[Outcome]) -> list[float]:
-        """The finite numbers of the runs that have one."""
+        """Finite numbers of the runs that have one."""
         found = [self.of(o) for o in outcomes if self.every or o.status == "finished"]
         return [value for value in found if math.isfinite(value)]
 
     def summary(self, outcomes: Sequence[Outcome]) -> tuple[float, float, float]:
-        """Mean and mean ∓ deviation, or median and quartiles; NaN where nothing is known."""
+        """Mean and mean ∓ deviation, or median and quartiles; NaN without any value."""
         values = self.values(outcomes)
         if not values:
             return math.nan, math.nan, math.nan
@@ -52,7 +52,7 @@ class Statistic:
 
 
 def last(metric: str, share: float = 1.0) -> RunValue:
-    """The value at the end, or after a share of the epochs (5 of 20 are a quarter, also of a run cut short)."""
+    """Value at the end, or after a share of the epochs run (5 of 20 are a quarter), also for shortened runs."""
 
     def of(outcome: Outcome) -> float:
         known = [(p.epoch, p.values[metric]) for p in outcome.points if metric in p.values]
@@ -65,22 +65,22 @@ def last(metric: str, share: float = 1.0) -> RunValue:
 
 
 def smallest(metric: str) -> RunValue:
-    """The smallest value that was measured."""
+    """Smallest measured value."""
     return _over_points(metric, min)
 
 
 def largest(metric: str) -> RunValue:
-    """The largest value that was measured."""
+    """Largest measured value."""
     return _over_points(metric, max)
 
 
 def error(accuracy: RunValue) -> RunValue:
-    """From an accuracy in [0, 1] to the error in per cent."""
+    """Error in per cent from an accuracy in [0, 1]."""
     return lambda outcome: 100 * (1 - accuracy(outcome))
 
 
 def percent(share: RunValue) -> RunValue:
-    """From a number in [0, 1] to per cent."""
+    """Per cent from a number in [0, 1]."""
     return lambda outcome: 100 * share(outcome)
 
 
@@ -98,18 +98,18 @@ def epochs_to(metric: str, target: float, *, above: bool = False) -> RunValue:
 
 
 def epochs_to_share(metric: str, share: float) -> RunValue:
-    """Epochs until a metric that should rise is at this share of its largest value in the same run."""
+    """Epochs until a rising metric reaches this share of its largest value in the same run."""
     best = largest(metric)
     return lambda outcome: epochs_to(metric, share * best(outcome), above=True)(outcome)
 
 
 def seconds(outcome: Outcome) -> float:
-    """Of the whole run."""
+    """Seconds of the whole run."""
     return outcome.seconds
 
 
 def failed(worst: float = 0.2) -> RunValue:
-    """100 for a run without an end or with a test accuracy below `worst` there, else 0, so that the mean is a rate.
+    """Failure as 100 or 0, so that the mean is a rate: 100 if unfinished or with a final test accuracy below `worst`.
 
     SALERA, section 3.2: test error above 80 % after 20 epochs.
     """

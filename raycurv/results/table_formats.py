@@ -32,7 +32,7 @@ def markdown(head: Cells, rows: Iterable[Cells]) -> str:
 
     Args:
         head: titles of the columns.
-        rows: as many cells each.
+        rows: rows, each with one cell for every column.
     """
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in (head, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
@@ -43,7 +43,7 @@ def latex(head: Cells, rows: Iterable[Cells], columns: str = "") -> str:
 
     Args:
         head: titles of the columns.
-        rows: as many cells each.
+        rows: rows, each with one cell for every column.
         columns: alignment of the columns, such as ``"lcc"``; left by default.
     """
     lines = [" & ".join(map(escape_latex, row)) + r" \\" for row in (head, *rows)]
@@ -52,7 +52,7 @@ def latex(head: Cells, rows: Iterable[Cells], columns: str = "") -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Text whose special characters LaTeX prints."""
+    """Escape the special characters of LaTeX."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 
@@ -69,9 +69,9 @@ def comma_separated_fields(kind: type, records: Iterable[Any], without: Collecti
     """Records of one dataclass as CSV, a column for each field.
 
     Args:
-        kind: the dataclass, which names the columns also where there is no record.
-        records: instances of it.
-        without: fields that are left out.
+        kind: dataclass whose fields name the columns, also without any record.
+        records: instances of `kind`.
+        without: names of fields to leave out.
     """
     names = [field.name for field in dataclasses.fields(kind) if field.name not in without]
     return comma_separated(names, ([getattr(record, name) for name in names] for record in records))
@@ -82,9 +82,9 @@ def aligned(head: Cells, rows: Sequence[Cells], *, left: int | None = None, rule
 
     Args:
         head: titles of the columns.
-        rows: as many cells each.
-        left: number of columns that are aligned to the left, the others to the right; by default all.
-        rule: draw a line under the titles.
+        rows: rows, each with one cell for every column.
+        left: number of columns aligned to the left, by default all; the others are aligned to the right.
+        rule: whether to draw a line under the titles.
     """
     left = len(head) if left is None else left
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
