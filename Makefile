@@ -21,7 +21,7 @@ test: install ## all tests
 	$(BIN)/python -m pytest -n 2 --dist loadscope --durations 25
 
 test-fast: install ## the tests that take three minutes together: no Ray, no MLflow server
-	$(BIN)/python -m pytest -n 2 --dist loadscope --durations 10 -m 'not slow' \
+	$(BIN)/python -m pytest -n 2 --dist loadscope --durations 10 -m 'not slow and not cluster' \
 		--ignore tests/service --ignore tests/tracking --ignore tests/adapters --ignore tests/test_docs.py
 
 lint: install ## style, types and import rules

@@ -344,4 +344,4 @@ def comma_separated(found: Sequence[Curve], axis: Axis = "epoch") -> str:
     rows = (
         (line.name, *numbers) for line in found for numbers in zip(line.x, line.mean, line.low, line.high, strict=True)
     )
-    return table_formats.comma_separated(("method_curves", axis, "mean", "low", "high"), rows)
+    return table_formats.comma_separated(("series", axis, "mean", "low", "high"), rows)

@@ -58,6 +58,7 @@ def test_figures_are_saved_as_pictures_with_their_data(tmp_path):
     assert {"series-0-line", "series-0-band", "series-1-line"} <= ids
     rows = list(csv.DictReader(io.StringIO(data.read_text())))
     assert float(rows[0]["mean"]) == pytest.approx(1.1)
+    assert list(rows[0]) == ["series", "epoch", "mean", "low", "high"]
     assert len(rows) == 5
 
 

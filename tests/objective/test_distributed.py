@@ -12,6 +12,8 @@ from raycurv.objective.collectives import Local, ProcessGroup
 from tests.cases import BY_NAME
 from tests.objective import distributed
 
+pytestmark = pytest.mark.slow
+
 STEPS = 50
 Tensors = dict[str, torch.Tensor]
 
@@ -216,7 +218,6 @@ def test_two_workers_are_one_process(single, two):
         check_equal(found, single)
 
 
-@pytest.mark.slow
 def test_four_workers_are_one_process(single):
     for found in distributed.run(4, everything, 4):
         check_equal(found, single)

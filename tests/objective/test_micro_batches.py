@@ -99,6 +99,7 @@ def test_micro_batches_on_two_workers_equal_one_process():
         torch.testing.assert_close(worker["end"], one["end"], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_two_workers_with_a_fraction_stay_equal():
     first, second = distributed.run(2, trajectory, 2, {}, {"curvature_fraction": 0.5})
     torch.testing.assert_close(first["end"], second["end"], rtol=0, atol=0)

@@ -144,6 +144,7 @@ def over_workers(rank: int, workers: int) -> dict[str, Tensor]:
     return {"value": value, "gradient": gradient.flat}
 
 
+@pytest.mark.slow
 def test_two_workers_divide_by_the_class_weights_of_both():
     expected = over_workers(0, 1)
     for found in distributed.run(2, over_workers, 2):

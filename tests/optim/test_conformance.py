@@ -209,6 +209,7 @@ def one_more_group(rank: int, workers: int) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_two_workers_are_one():
     single = one_more_group(0, 1)
     for found in distributed.run(2, one_more_group, 2):

@@ -363,6 +363,7 @@ def trajectories(rank, workers):
     }
 
 
+@pytest.mark.slow
 def test_two_workers_are_one_process():
     single = trajectories(0, 1)
     for found in distributed.run(2, trajectories, 2):

@@ -9,6 +9,8 @@ from raycurv.objective.collectives import Local, ProcessGroup
 from tests.cases import BY_NAME
 from tests.objective import distributed
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20
 # Settings that move the rates within twenty steps; SALERA and SPALERA meet alarms.
 METHODS = {

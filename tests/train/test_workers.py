@@ -15,6 +15,8 @@ from tests.objective import distributed
 from tests.train import threads
 from tests.train.problems import Kept, config, drifting, sentences
 
+pytestmark = pytest.mark.slow
+
 # 13 rows in batches of 8 and 5; with batches of 4, the last one has a single row, so a worker's share of it is empty.
 SETTINGS = {"samples": 13, "epochs": 25, "l2": 1e-3, "log_every": 7, "average_weights": 0.9}
 RUNS = (

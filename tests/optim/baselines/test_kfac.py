@@ -128,6 +128,7 @@ def on_worker(rank, workers):
     return trajectory(rank, workers), normalised()
 
 
+@pytest.mark.slow
 def test_two_workers_are_one_or_batch_normalisation_is_refused():
     single = trajectory(0, 1)
     for found, refusal in distributed.run(2, on_worker, 2):

@@ -333,6 +333,7 @@ def normalised(rank, workers):
         return str(error)
 
 
+@pytest.mark.slow
 def test_two_workers_take_the_steps_of_one():
     alone = trajectories(0, 1)
     for found in distributed.run(2, trajectories, 2):
@@ -340,6 +341,7 @@ def test_two_workers_take_the_steps_of_one():
             torch.testing.assert_close(found[name], alone[name], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_an_exact_hessian_through_batch_normalisation_is_refused_on_several_workers():
     assert all("train on one worker" in found for found in distributed.run(2, normalised, 2))
 
