@@ -1,4 +1,4 @@
-"""What recipes share: the sizes of the data sets, and a data component at a scale."""
+"""Sizes of the papers' data sets, and a data component at a scale."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from raycurv.recipes.scale import Scale
 from raycurv.train.configuration import Component, Setting
 
 MNIST, CIFAR, IMAGENET, IMAGENET_100, MULTI30K, BOSTON = 60_000, 50_000, 1_281_167, 128_117, 29_000, 400
-RANDOM_CLASSES = 100  # of ImageNet-100
+RANDOM_CLASSES = 100  # classes of ImageNet-100
 
 
 def data_component(
@@ -25,11 +25,11 @@ def data_component(
 
     Args:
         data: folder, ``s3://`` or ``gs://`` address, or a name in RAYCURV_DATA.
-        scale: of the run.
-        samples: of the whole training set.
-        batch_size: samples that must be left.
-        reader: what opens it.
-        settings: of the reader.
+        scale: scale of the run.
+        samples: number of samples in the whole training set.
+        batch_size: smallest number of samples to keep.
+        reader: function that opens the data set.
+        settings: further arguments of the reader.
 
     Raises:
         ValueError: less than a batch is left, or there is nothing at `data`.

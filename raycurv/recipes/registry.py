@@ -1,4 +1,4 @@
-"""The recipes by name, and what each of them shows. The only place that knows them."""
+"""Registry of the recipes by name, with a description of each. No other module lists them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _RECIPES: dict[str, RegisteredRecipe] = {}
 
 @dataclass(frozen=True)
 class RegisteredRecipe:
-    """A recipe, and what is known of its run before it starts, at full size.
+    """A recipe, and the description of its run at full size.
 
     Attributes:
-        recipe: returns the configuration; takes at least ``data`` or nothing to read, and ``scale``.
-        paper: where it comes from.
-        shows: figure, table or section.
-        data: what is learned from.
-        network: what learns.
+        recipe: function that returns the configuration; takes ``scale``, and ``data`` where it reads data.
+        paper: short name of the paper.
+        shows: figure, table or section of the paper.
+        data: name of the data set.
+        network: name of the network.
         epochs: passes over the training set.
-        samples: of the training set.
+        samples: number of training samples.
         gflop: 10⁹ floating-point operations of the forward pass of one sample.
     """
 
@@ -42,7 +42,7 @@ class RegisteredRecipe:
 
     @property
     def name(self) -> str:
-        """What the recipe is called."""
+        """Name of the recipe's function."""
         return self.recipe.__name__
 
     @property
@@ -105,12 +105,12 @@ def build(name: str, options: Mapping[str, Any]) -> RunConfig:
     """Call a recipe.
 
     Args:
-        name: as for :func:`get`.
-        options: arguments for it; those that are None are left to its defaults.
+        name: name of the recipe, as in :func:`get`.
+        options: arguments of the recipe; None selects the recipe's default.
 
     Raises:
         ValueError: the recipe does not take an option, misses one, or refuses a value.
-        TypeError: what it returns is no configuration.
+        TypeError: the recipe returns something other than a configuration.
     """
     recipe = get(name)
     given = {key: value for key, value in options.items() if value is not None}

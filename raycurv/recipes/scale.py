@@ -12,9 +12,9 @@ class Scale:
     """Factors of an experiment's size, above 0 and at most 1.
 
     Attributes:
-        data: of the samples of every split.
-        epochs: of the passes over them.
-        width: of the layers' sizes.
+        data: fraction of the samples of every split.
+        epochs: fraction of the epochs.
+        width: factor of the layers' sizes.
     """
 
     data: float = 1.0

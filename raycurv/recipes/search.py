@@ -1,4 +1,4 @@
-"""Sweeps: many runs that differ in little, as data. How they are carried out is the service's business."""
+"""Sweeps as data: many runs that differ in a few settings. The service carries them out."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class SweepTrial:
     """One run of a sweep.
 
     Attributes:
-        config: what to train.
-        setting: the numbers that a search is about; empty for an optimizer at its defaults.
+        config: configuration to train.
+        setting: optimizer settings that the search varies; empty for an optimizer at its defaults.
         stage: ``search`` or ``final``.
-        labels: anything else that tells it from others.
+        labels: further values that distinguish the trial from others.
     """
 
     config: RunConfig
@@ -32,7 +32,7 @@ class SweepTrial:
 
     @property
     def name(self) -> str:
-        """Tells it from every other trial of its sweep."""
+        """Name of the trial, unique in its sweep."""
         numbers = [key + name_part(value) for key, value in self.chosen]
         parts = [self.config.name, *self.labels.values(), self.config.optimizer, *numbers, f"s{self.config.seed}"]
         return "-".join(_plain(part) for part in (*parts, self.stage))
@@ -50,13 +50,13 @@ class SweepTrial:
 
 @dataclass(frozen=True)
 class SelectionRule:
-    """How a search chooses.
+    """Rule by which a search chooses a trial.
 
     Attributes:
-        metric: of an outcome's last evaluation.
-        smallest: the smallest value wins.
-        share: of the epochs that a trial of the search trains.
-        source: paper and section.
+        metric: name of the metric, read from an outcome's last evaluation.
+        smallest: whether the smallest value wins; otherwise the largest.
+        share: fraction of the epochs that a trial of the search trains.
+        source: paper and section that state the rule.
     """
 
     metric: str
@@ -138,8 +138,8 @@ def random_architectures(
         config: data, epochs and batch size; its network is replaced.
         count: number of networks.
         optimizers: name → settings to try; ``({},)`` for one at its defaults.
-        seed: of the first network.
-        width: factor of the channels.
+        seed: seed of the first network; the others follow.
+        width: factor of the networks' channels.
 
     Raises:
         ValueError: `count` is below 1.

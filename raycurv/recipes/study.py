@@ -28,9 +28,9 @@ class StudyRun:
     """One run of a study.
 
     Attributes:
-        config: under the name of its recipe.
-        keys: what it is: recipe, optimizer, seed, and its value on every axis of the study.
-        setting: its values on the axes alone.
+        config: configuration of the run, with the name that its recipe gives.
+        keys: recipe, optimizer, seed, and the run's value on every axis of the study.
+        setting: values of the run on the axes alone.
         stage: ``search`` for a point of a grid, ``final`` for a run that is compared.
     """
 
@@ -41,7 +41,7 @@ class StudyRun:
 
     @property
     def trial(self) -> SweepTrial:
-        """The same as a trial of a sweep; of random networks the label tells which, as in every sweep over them."""
+        """The run as a trial of a sweep. For random networks a label names the network, as in every such sweep."""
         setting = {name: value for name, value in self.setting.items() if name != NETWORK}
         labels = {"network": f"net{self.setting[NETWORK]}"} if NETWORK in self.setting else {}
         return SweepTrial(self.config, setting, self.stage, labels)
@@ -52,16 +52,16 @@ class Study:
     """A paper's figure or table that compares settings.
 
     Attributes:
-        name: what it is called.
-        paper: where it comes from.
-        shows: figure or table.
-        recipes: what is trained.
+        name: name of the study.
+        paper: short name of the paper.
+        shows: figure or table of the paper.
+        recipes: names of the recipes to train.
         optimizers: name → values of each of its settings, all combined; ``{}`` for its defaults.
-        run: values of fields of the run (batch_size, l2, …), combined with all of these.
-        options: values of arguments of the recipes, combined likewise.
-        tuned: optimizers whose settings are searched first, name → the grid; one final run of every winner and seed.
-        rule: how the search chooses, a name of :data:`raycurv.recipes.search.RULES`.
-        seeds: runs of every point.
+        run: values of fields of the run (batch_size, l2, …), combined with all optimizers and their settings.
+        options: values of arguments of the recipes, combined with all of the above.
+        tuned: optimizers to search first, name → grid. Every winner has one final run for each seed.
+        rule: name of the search's selection rule, a key of :data:`raycurv.recipes.search.RULES`.
+        seeds: number of runs of every point, one for each seed.
     """
 
     name: str
@@ -87,14 +87,14 @@ class Study:
         search.get_rule(self.rule)
 
     def __len__(self) -> int:
-        """How many runs it takes, those of the search included."""
+        """Number of runs, those of the search included."""
         direct, searched = (sum(len(_points(axes)) for axes in o.values()) for o in (self.optimizers, self.tuned))
         each = direct * self.seeds + searched + len(self.tuned) * self.seeds
         return len(self.recipes) * len(_points(self.options)) * len(_points(self.run)) * each
 
     @property
     def axes(self) -> set[str]:
-        """Everything that varies."""
+        """Names of all settings, fields and options that vary."""
         return {
             name for axes in (*self.optimizers.values(), *self.tuned.values(), self.run, self.options) for name in axes
         }
@@ -106,13 +106,13 @@ class Study:
         axes: Axes | None = None,
         seeds: int | None = None,
     ) -> Study:
-        """The part of it that is about these recipes and optimizers (empty: all).
+        """The part of the study with these recipes and optimizers.
 
         Args:
-            recipes: of its recipes.
-            optimizers: of its optimizers.
-            axes: other values for axes that it has.
-            seeds: another number of them.
+            recipes: names of the recipes to keep; empty for all.
+            optimizers: names of the optimizers to keep; empty for all.
+            axes: new values for axes of the study.
+            seeds: new number of seeds; None keeps the study's.
 
         Raises:
             ValueError: nothing is left.
@@ -136,7 +136,7 @@ class Study:
         """The runs of the optimizers that are not searched.
 
         Args:
-            **options: for every recipe of the study, such as ``data`` and ``scale``; None is left to its default.
+            **options: arguments of every recipe of the study, such as ``data`` and ``scale``; None selects the default.
 
         Raises:
             ValueError: a recipe refuses an option.
@@ -156,8 +156,8 @@ class Study:
         """The final runs of the tuned optimizers: for every grid the point that the rule chooses, over the seeds.
 
         Args:
-            outcomes: digest of a configuration → how its run ended; grids of which nothing is there have no winner.
-            **options: as for :meth:`members`.
+            outcomes: digest of a configuration → outcome of its run; a grid without outcomes has no winner.
+            **options: arguments of every recipe, as in :meth:`members`.
         """
         found = []
         for base, group in zip(self._search_bases(options), self._searches(options), strict=True):
@@ -171,7 +171,7 @@ class Study:
         return found
 
     def runs(self, **options: Any) -> list[RunConfig]:
-        """The configurations of :meth:`members`, each with a name that tells what it is.
+        """The configurations of :meth:`members`, each with a name that describes the run.
 
         Raises:
             ValueError: a recipe refuses an option, or every optimizer of the study must be searched first.

@@ -19,29 +19,29 @@ from raycurv.results.outcomes import Outcome
 from raycurv.results.statistics import Statistic
 from raycurv.train.configuration import Setting
 
-STATISTIC = "statistic"  # the key under which rows or columns name what is measured
-Outcomes = Mapping[str, Outcome]  # digest of a configuration → how its run ended
+STATISTIC = "statistic"  # key of the statistic in rows or columns
+Outcomes = Mapping[str, Outcome]  # digest of a configuration → outcome of its run
 Train = Callable[[Sequence[StudyRun]], Sequence[Outcome]]
 
 
 @dataclass(frozen=True)
 class TableEntry:
-    """One entry of a table: ours and the paper's.
+    """One entry of a table: the measured value and the paper's.
 
     Attributes:
-        row: its label.
-        column: likewise.
-        value: mean or median of the runs; NaN where nothing is known.
+        row: label of the row.
+        column: label of the column.
+        value: mean or median of the runs; NaN without a value.
         low: mean minus deviation, or the lower quartile; NaN where there is one run.
-        high: likewise.
-        runs: that the value is of.
-        failed: of all runs behind the entry, those that came to no end.
-        tried: all runs behind the entry, also of settings that were not the best.
-        missing: runs that have not been trained.
-        chosen: the setting that was the best, where one was chosen.
+        high: mean plus deviation, or the upper quartile; NaN where there is one run.
+        runs: number of runs that the value summarises.
+        failed: number of the tried runs that did not finish.
+        tried: number of all runs behind the entry, those of settings that were not the best included.
+        missing: number of runs that have not been trained.
+        chosen: best setting, where one was chosen; otherwise empty.
         printed: the paper's entry; empty if it prints none.
-        form: of the numbers.
-        quartiles: low and high are quartiles.
+        form: format string of the numbers.
+        quartiles: whether `low` and `high` are quartiles.
     """
 
     row: str
@@ -64,17 +64,17 @@ class Table:
     """A paper's table or figure.
 
     Attributes:
-        name: what it is called.
-        paper: where it comes from.
-        shows: table or figure.
-        studies: the runs.
-        statistics: what is told of them.
-        rows: keys of a run that name its row; ``statistic`` for the statistic.
-        columns: likewise.
+        name: name of the table.
+        paper: short name of the paper.
+        shows: table or figure of the paper.
+        studies: studies whose runs fill the table.
+        statistics: statistics of the runs that the table shows.
+        rows: keys of a run that label its row; ``statistic`` for the statistic.
+        columns: keys of a run that label its column; ``statistic`` for the statistic.
         best_of: keys over which the best mean is taken.
         printed: row → column → the paper's entry.
-        names: how the paper calls a recipe, an optimizer or a ``setting=value``.
-        note: what the reader must know.
+        names: recipe, optimizer or ``setting=value`` → its name in the paper.
+        note: note for the reader of the table.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Table:
             raise ValueError(f"table {self.name!r} has several statistics: rows or columns must name {STATISTIC!r}")
 
     def __len__(self) -> int:
-        """How many runs it takes, those of searches included."""
+        """Number of runs, those of searches included."""
         return sum(map(len, self.studies))
 
     def restrict(
@@ -106,13 +106,13 @@ class Table:
         axes: Axes | None = None,
         seeds: int | None = None,
     ) -> Table:
-        """A part of it, for a smaller budget.
+        """A part of the table, for a smaller budget.
 
         Args:
-            recipes: only these; empty for all.
-            optimizers: likewise.
-            axes: other values for what the paper varies, such as fewer learning rates.
-            seeds: runs of every point, in place of the paper's.
+            recipes: names of the recipes to keep; empty for all.
+            optimizers: names of the optimizers to keep; empty for all.
+            axes: new values for the axes that the paper varies, such as fewer learning rates.
+            seeds: number of runs of every point, in place of the paper's.
 
         Raises:
             ValueError: one of them is not in the table.
@@ -136,19 +136,19 @@ class Table:
 
     @property
     def recipes(self) -> tuple[str, ...]:
-        """What is trained."""
+        """Names of the recipes to train."""
         return tuple(dict.fromkeys(recipe for study in self.studies for recipe in study.recipes))
 
     @property
     def optimizers(self) -> tuple[str, ...]:
-        """With what."""
+        """Names of the optimizers, searched ones included."""
         return tuple(dict.fromkeys(name for study in self.studies for name in (*study.optimizers, *study.tuned)))
 
     def first(self, **options: Any) -> list[StudyRun]:
         """The runs that can be trained at once: all but the final ones of searched baselines.
 
         Args:
-            **options: for every recipe, such as ``data`` and ``scale``.
+            **options: arguments of every recipe, such as ``data`` and ``scale``.
 
         Raises:
             ValueError: a recipe refuses an option.
@@ -221,10 +221,10 @@ def train_and_fill(
     """Train what is missing, searches first, and fill the table.
 
     Args:
-        table: what is asked for.
-        known: runs that have been trained before.
-        train: trains runs and says how they ended.
-        **options: for every recipe, such as ``data`` and ``scale``.
+        table: table to fill.
+        known: outcomes of runs trained before.
+        train: function that trains runs and returns their outcomes.
+        **options: arguments of every recipe, such as ``data`` and ``scale``.
 
     Returns:
         The entries, and every outcome behind them.
@@ -257,5 +257,5 @@ def _best(points: Mapping[str, Sequence[Outcome]], statistic: Statistic) -> str:
 
 
 def _once(items: Iterable[Any]) -> list[Any]:
-    """Each of them once: runs with the same configuration are one run."""
+    """The items without duplicates: runs with the same configuration count as one."""
     return list({(i.config.digest if isinstance(i, StudyRun) else i): i for i in items}.values())

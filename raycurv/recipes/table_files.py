@@ -10,13 +10,13 @@ from raycurv.results import table_formats
 
 
 def write_table(name: str, title: str, entries: Sequence[TableEntry], artifact: Callable[[str, str], None]) -> str:
-    """Hand the table over as Markdown, CSV and LaTeX, and return it as text.
+    """Write the table as Markdown, CSV and LaTeX, and return the Markdown text.
 
     Args:
-        name: of the files.
-        title: what stands above.
-        entries: of the table.
-        artifact: takes a file's name and its content.
+        name: name of the files without extension.
+        title: line above the table.
+        entries: entries of the table.
+        artifact: function that stores a file, given its name and its content.
     """
     head, rows = cells(entries)
     text = f"{title}\n\n{table_formats.markdown(head, rows)}\n\n{counts(entries)}"

@@ -40,7 +40,7 @@ from raycurv.results.statistics import SECONDS, TRAINING_ERROR, TRAINING_LOSS, V
 from raycurv.train.configuration import Component, RunConfig, Setting
 
 PAPER = "CurveBall"
-STEPS = 500  # on the small problems
+STEPS = 500  # steps of a run on the small problems
 DAMPING = 1.0  # λ₀ of the authors' code, which Table 1 needs
 
 
@@ -84,7 +84,7 @@ def cifar10_resnet18(
     Args:
         data: folder, ``s3://`` or ``gs://`` of Parquet shards, or a name in RAYCURV_DATA.
         augment: crop and flip training images.
-        dropout: in front of the classifier.
+        dropout: dropout rate in front of the classifier.
         scale: fraction of data and epochs (one number), or of data, epochs and width.
     """
     size = Scale.of(scale)
@@ -121,8 +121,8 @@ def imagenet_curveball(
 
     Args:
         data: folder, ``s3://`` or ``gs://`` of Parquet shards, or a name in RAYCURV_DATA.
-        classes: draw so many classes, 100 for ImageNet-100.
-        class_seed: of that draw.
+        classes: number of classes to draw, 100 for ImageNet-100; None for all.
+        class_seed: seed of the draw of classes.
         image_size: pixels of the square that the network sees.
         width: factor of the network's channels, beside that of `scale`.
         skip_corrupt: leave out and count images that cannot be read.

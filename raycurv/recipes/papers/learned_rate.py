@@ -70,7 +70,7 @@ def llr_cifar10_lenet(data: str = "cifar10", dropout: float = 0.5, scale: Scalin
 
     Args:
         data: folder, ``s3://`` or ``gs://`` of Parquet shards, or a name in RAYCURV_DATA.
-        dropout: its rate, which the paper does not give.
+        dropout: dropout rate, which the paper does not give.
         scale: fraction of data and epochs (one number), or of data, epochs and width.
     """
     size = Scale.of(scale)
@@ -89,7 +89,7 @@ def llr_cifar10_resnet18(
 
     Args:
         data: folder, ``s3://`` or ``gs://`` of Parquet shards, or a name in RAYCURV_DATA.
-        dropout: its rate; the paper gives neither it nor the places of its two layers.
+        dropout: dropout rate; the paper gives neither the rate nor the places of its two dropout layers.
         rate: the initial learning rate: 0.1, 0.05 (figure 11) or 0.01 (figure 8).
         scale: fraction of data and epochs (one number), or of data, epochs and width.
     """
@@ -107,9 +107,9 @@ def llr_cifar100_resnet18(
 
     Args:
         data: folder, ``s3://`` or ``gs://`` of Parquet shards, or a name in RAYCURV_DATA.
-        dropout: its rate.
+        dropout: dropout rate.
         scale: fraction of data and epochs (one number), or of data, epochs and width.
-        label_column: of the shards.
+        label_column: name of the shards' label column.
     """
     size = Scale.of(scale)
     model = Component.of(resnet18, dropout=dropout, width=size.width)

@@ -71,7 +71,7 @@ def ntlr_cifar100_wide_resnet(
         depth: 10, 16, 22, 28 or 40.
         widen: factor of the channels in the network's name.
         scale: fraction of data and epochs (one number), or of data, epochs and width.
-        label_column: of the shards.
+        label_column: name of the shards' label column.
     """
     return _wide_resnet("ntlr-cifar100", Scale.of(scale), data, depth, widen, label_column=label_column)
 
@@ -120,7 +120,7 @@ def ntlr_multi30k_transformer(
 
     Args:
         data: folder of ``train.de.gz``, ``train.en.gz`` and the same for ``val``, or a name in RAYCURV_DATA.
-        layers: of the encoder, and of the decoder.
+        layers: number of layers of the encoder, and of the decoder.
         max_words: size of each vocabulary; every word of Multi30k by default.
         scale: fraction of data and epochs (one number), or of data, epochs and width; vocabularies follow the width.
     """

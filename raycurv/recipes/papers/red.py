@@ -47,7 +47,7 @@ def red_mnist_lenet(
         data: folder, ``s3://`` or ``gs://`` of Parquet shards, or a name in RAYCURV_DATA.
         scale: fraction of data and epochs (one number), or of data, epochs and width.
         l2: factor of ½‖Θ‖².
-        activation: after every hidden layer.
+        activation: activation after every hidden layer.
         dense: False takes the convolutional LeNet-5 instead.
     """
     size = Scale.of(scale)
@@ -125,7 +125,7 @@ def red_cifar100_vgg19(
         scale: fraction of data and epochs (one number), or of data, epochs and width.
         l2: factor of ½‖Θ‖².
         activation: after every convolution.
-        label_column: of the shards.
+        label_column: name of the shards' label column.
     """
     size = Scale.of(scale)
     name = size.named("red-cifar100-vgg19", activation != SMOOTH and activation, _l2_part(l2))
@@ -160,7 +160,7 @@ def red_mnist_autoencoder(
         data: folder, ``s3://`` or ``gs://`` of Parquet shards, or a name in RAYCURV_DATA.
         scale: fraction of data and epochs (one number), or of data, epochs and width.
         l2: factor of ½‖Θ‖².
-        activation: between the layers.
+        activation: activation between the layers.
     """
     size = Scale.of(scale)
     name = size.named("red-mnist-autoencoder", activation != "elu" and activation, _l2_part(l2))

@@ -34,7 +34,7 @@ def salera_mnist_m0(data: str = "mnist", portion: float = 0.001, scale: Scaling 
 
     Args:
         data: folder, ``s3://`` or ``gs://`` of Parquet shards, or a name in RAYCURV_DATA.
-        portion: of the training set in a batch: 0.001 or 0.01.
+        portion: fraction of the training set in a batch, 0.001 or 0.01 in the paper.
         scale: fraction of data and epochs (one number), or of data, epochs and width.
     """
     return _mnist(m0, data, portion, scale)
