@@ -28,7 +28,7 @@ _SWEEP = 250  # iterations between two clean-ups of finished rows
 
 @dataclass(frozen=True)
 class GridResult:
-    """What a grid search found.
+    """Result of a grid search.
 
     Attributes:
         points: the settings of every grid point.
@@ -65,8 +65,8 @@ def search(
 
     Args:
         rule: ``"momentum"`` or ``"adam"``.
-        problem: what to minimise.
-        seeds: the runs.
+        problem: problem to minimise.
+        seeds: seeds of the runs, one for each.
         trajectory: iterations after which grid points are compared.
         limit: iterations after which a run counts as failed; at least `trajectory`.
         tolerance: error without noise below which a run is solved.

@@ -26,11 +26,11 @@ class Table1Row:
     """An optimizer of Table 1.
 
     Attributes:
-        label: heads the row.
-        optimizer: its name.
-        settings: its numbers; unused where a grid is searched.
-        paper: the paper's entries, one a column.
-        rule: the grid to search, for first-order methods.
+        label: label of the row.
+        optimizer: name of the registered optimizer.
+        settings: settings of the optimizer; unused where a grid is searched.
+        paper: the paper's entries, one for each column.
+        rule: update rule whose grid is searched, for first-order methods.
     """
 
     label: str
@@ -58,9 +58,9 @@ class Table1Cell:
     Attributes:
         row: label of the optimizer.
         column: name of the problem.
-        iterations: of the solved runs.
-        runs: all runs.
-        settings: of the optimizer.
+        iterations: iterations of each solved run.
+        runs: number of all runs.
+        settings: settings of the optimizer.
         paper: the paper's entry; empty if it has none.
     """
 
@@ -96,11 +96,11 @@ class Table1Cell:
 
 @dataclass(frozen=True)
 class Table1Settings:
-    """How Table 1 is measured.
+    """Settings of the measurement of Table 1.
 
     Attributes:
-        runs: per optimizer and problem.
-        seed: of the first run; the others follow.
+        runs: number of runs for each optimizer and problem.
+        seed: seed of the first run; the others follow.
         limit: steps after which a run of a second-order method has failed.
         grid_limits: the same for first-order methods, on Rosenbrock and on Rahimi-Recht.
         trajectories: steps after which grid points are compared, on Rosenbrock and on Rahimi-Recht. The paper does not
@@ -127,7 +127,7 @@ class Table1Settings:
 
     @property
     def seeds(self) -> range:
-        """The runs."""
+        """Seeds of the runs."""
         return range(self.seed, self.seed + self.runs)
 
 

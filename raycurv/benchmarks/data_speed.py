@@ -44,11 +44,11 @@ def measure(
     """The decoder alone, batches of bytes, and batches as the network takes them.
 
     Args:
-        name: of the set, shown.
-        open_set: opens it.
-        threads: that decode.
-        batch_size: images of a batch.
-        repeat: measurements of each kind; the best counts.
+        name: name of the data set in the table.
+        open_set: function that opens the data set.
+        threads: number of threads that decode.
+        batch_size: number of images in a batch.
+        repeat: number of measurements of each kind; the best counts.
 
     Yields:
         Lines of the table under :data:`HEAD`.
@@ -97,7 +97,7 @@ def large(rows: int) -> Iterator[str]:
     """Write a large set, and open and read it in a process of its own.
 
     Yields:
-        What was measured, line by line.
+        Lines of the result.
     """
     with tempfile.TemporaryDirectory() as folder:
         names = [str(label) for label in range(1000)]

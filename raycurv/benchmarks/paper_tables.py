@@ -20,11 +20,11 @@ class ComputedTable:
     """A table that is computed at once, without runs that MLflow follows.
 
     Attributes:
-        name: what it is called.
-        paper: where it comes from.
-        shows: table or figure.
-        measure: the entries, from the scale's number.
-        note: what the reader must know.
+        name: name of the table.
+        paper: short name of the paper.
+        shows: table or figure of the paper.
+        measure: function of the scale's number that returns the entries.
+        note: note for the reader of the table.
     """
 
     name: str

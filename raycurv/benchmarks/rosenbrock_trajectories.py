@@ -1,4 +1,4 @@
-"""The ways that optimizers take on the stochastic Rosenbrock function (CurveBall, Fig. 1), step by step."""
+"""Trajectories of optimizers on the stochastic Rosenbrock function (CurveBall, Fig. 1), step by step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raycurv.benchmarks.curveball_table1 import TOLERANCE
 from raycurv.benchmarks.step_cost import MeasuredOptimizer
 from raycurv.models.small_problems import RosenbrockProblem
 
-# Those of Table 1: first-order methods at the point of the paper's grid that is best on the function without noise.
+# The optimizers of Table 1. First-order methods take the point of the paper's grid that is best without noise.
 SUBJECTS = (
     MeasuredOptimizer("momentum", {"learning_rate": 0.0005, "momentum": 0.95}),
     MeasuredOptimizer("adam", {"learning_rate": 0.05, "beta2": 0.99}),
@@ -19,18 +19,18 @@ SUBJECTS = (
     MeasuredOptimizer("newton"),
     MeasuredOptimizer("curveball", {"damping": 1.0}),
 )
-NOISE = ((1.0, 1.0), (0.0, 1.0), (0.0, 3.0))  # of Table 1's columns
+NOISE = ((1.0, 1.0), (0.0, 1.0), (0.0, 3.0))  # noise of Table 1's columns
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One way.
+    """Trajectory of one optimizer.
 
     Attributes:
         problem: name of the function.
         subject: label of the optimizer.
         points: (u, v) at every step, the start first.
-        losses: without noise, at the same points.
+        losses: loss without noise at the same points.
     """
 
     problem: str
@@ -45,7 +45,7 @@ class Trajectory:
 
     @property
     def ended(self) -> str:
-        """How it ended, in words."""
+        """Description of the end of the trajectory."""
         if self.solved:
             return f"solved after {len(self.losses) - 1} steps"
         return f"not solved after {len(self.losses) - 1} steps" if math.isfinite(self.losses[-1]) else "diverged"
@@ -55,9 +55,9 @@ def follow(problem: RosenbrockProblem, subject: MeasuredOptimizer, *, seed: int 
     """Step until the loss without noise is below the tolerance, is not finite, or the limit is reached.
 
     Args:
-        problem: where.
+        problem: Rosenbrock problem to minimise.
         subject: the optimizer with its settings.
-        seed: of the start and the noise.
+        seed: seed of the start and the noise.
         limit: largest number of steps.
 
     Raises:

@@ -36,7 +36,7 @@ from raycurv.train.configuration import Setting
 FLOOR = 0.01  # smaller losses count as this one
 _AVERAGING = 0.99
 _MEASURED, _MEASURED_BATCH = 2560, 512  # samples whose mean loss is the result, and how many at a time
-_WORDS = 500  # of each vocabulary
+_WORDS = 500  # words of each vocabulary
 
 Samples = tuple[Tensor, Tensor]
 
@@ -46,14 +46,14 @@ class TrainingProblem:
     """A network, its data and the length of a run.
 
     Attributes:
-        name: of its column.
-        model: makes the network.
-        load: inputs and targets of the first so many training samples.
-        loss: as :class:`raycurv.Objective` takes it.
-        epochs: of a run.
-        samples: of the training set.
-        batch_size: of a step.
-        slow: fewer initial values are tried.
+        name: title of the problem's column.
+        model: function that makes the network.
+        load: function of a number n that returns inputs and targets of the first n training samples.
+        loss: loss of :class:`raycurv.Objective`, a name or a function.
+        epochs: number of epochs of a run.
+        samples: number of training samples.
+        batch_size: number of samples in the batch of a step.
+        slow: whether fewer initial values are tried.
     """
 
     name: str
@@ -67,7 +67,7 @@ class TrainingProblem:
 
     @property
     def horizon(self) -> optim.Horizon:
-        """What the optimizer is told."""
+        """Length of the run, given to the optimizer."""
         return optim.Horizon(self.epochs, self.samples // self.batch_size, self.samples)
 
 
@@ -79,7 +79,7 @@ def images(folder: str, samples: int) -> Samples:
 
 @functools.cache
 def reconstruction(folder: str, samples: int) -> Samples:
-    """The same images, to be found again at the outputs."""
+    """The same images as inputs and, flattened, as targets."""
     inputs, _ = images(folder, samples)
     return inputs, inputs.flatten(1)
 
@@ -130,11 +130,11 @@ class Method:
     """A row of the table: a method and the values of the one setting that is varied.
 
     Attributes:
-        label: heads the row.
-        optimizer: its name.
-        setting: which is varied.
+        label: label of the row.
+        optimizer: name of the registered optimizer.
+        setting: name of the setting that is varied.
         values: all of them; slow problems take the first and the last, and the default where it is among them.
-        tuned: the best value counts, as after a search; else worst and best over all values.
+        tuned: whether the best value counts, as after a search; otherwise worst and best over all values.
         fixed: settings that are not varied.
     """
 
@@ -147,11 +147,11 @@ class Method:
 
     @property
     def method(self) -> str:
-        """Tells it from every other row: the optimizer, and what is fixed."""
+        """Unique name of the row: the optimizer and its fixed settings."""
         return ":".join([self.optimizer, *(f"{name}={value}" for name, value in self.fixed.items())])
 
     def values_for(self, problem: TrainingProblem) -> tuple[float, ...]:
-        """What is tried on a problem."""
+        """Values of the setting to try on a problem."""
         if self.tuned or not problem.slow:
             return self.values
         return tuple(value for value in self.values if value in (self.values[0], 1.0, self.values[-1]))
@@ -182,13 +182,13 @@ class StartOutcome:
     """One run.
 
     Attributes:
-        problem: its name.
-        optimizer: the row's method.
-        value: of the setting that is varied.
-        seed: of weights and order.
+        problem: name of the problem.
+        optimizer: method of the row, :attr:`Method.method`.
+        value: value of the setting that is varied.
+        seed: seed of the initial weights and of the order of the data.
         raw: mean loss over the measured training samples at the last weights; infinite if it diverged.
         averaged: the same at the averaged weights.
-        seconds: of the steps.
+        seconds: wall time of all steps, in seconds.
     """
 
     problem: str
@@ -201,7 +201,7 @@ class StartOutcome:
 
     @property
     def key(self) -> tuple[str, str, float, int]:
-        """What tells runs apart."""
+        """Key that identifies the run."""
         return self.problem, self.optimizer, self.value, self.seed
 
 
@@ -211,10 +211,10 @@ def run(
     """Train once and measure.
 
     Args:
-        problem: what to train.
-        optimizer: by which method.
-        settings: of the method.
-        seed: of the initial weights and of the order of the data.
+        problem: problem to train.
+        optimizer: name of the registered optimizer.
+        settings: settings of the optimizer.
+        seed: seed of the initial weights and of the order of the data.
 
     Returns:
         Final training loss, that of the averaged weights, seconds.

@@ -1,4 +1,4 @@
-"""What one step of an optimizer costs, as ratios to the plain SGD step of the same network.
+"""Cost of one optimizer step, as ratios to the plain SGD step of the same network.
 
 - Operations: matrix products and convolutions, by torch's FlopCounterMode; repeatable to the last digit.
 - Wall time: median over rounds in which SGD and the optimizer take a step in turn, in one process, so that a machine
@@ -45,11 +45,11 @@ class Workload:
     """A network and its mini-batch.
 
     Attributes:
-        build: makes the network.
-        inputs: makes the inputs.
-        targets: makes the targets, given the inputs.
-        loss: as :class:`raycurv.Objective` takes it.
-        weights: of the samples, as :class:`raycurv.Objective` takes them.
+        build: function that makes the network.
+        inputs: function that makes the inputs.
+        targets: function that makes the targets, given the inputs.
+        loss: loss of :class:`raycurv.Objective`, a name or a function.
+        weights: function of the targets that returns the sample weights, as in :class:`raycurv.Objective`.
     """
 
     build: Callable[[], nn.Module]
@@ -84,13 +84,13 @@ WORKLOADS: dict[str, Workload] = {
 
 @dataclass(frozen=True)
 class MeasuredOptimizer:
-    """What is measured: an optimizer with some settings.
+    """An optimizer with settings, to be measured.
 
     Attributes:
-        optimizer: registered name.
+        optimizer: name of the registered optimizer.
         settings: its settings, by name.
-        batch: the class that answers it.
-        note: of the label, where the class is not the usual one.
+        batch: class of the batches that the optimizer steps on.
+        note: addition to the label, where the batch class is not the default.
     """
 
     optimizer: str
@@ -100,7 +100,7 @@ class MeasuredOptimizer:
 
     @property
     def label(self) -> str:
-        """As it stands in the table."""
+        """Label in the table."""
         given = ", ".join([*(f"{name}={value!r}" for name, value in self.settings.items()), *filter(None, [self.note])])
         return f"{self.optimizer} ({given})" if given else self.optimizer
 
@@ -130,12 +130,12 @@ VARIANTS = (
 
 
 def parse_optimizers(names: Sequence[str], fraction: float | None = None) -> tuple[MeasuredOptimizer, ...]:
-    """What a command line asks for.
+    """Parse the optimizers of a command line.
 
     Args:
-        names: as :meth:`MeasuredOptimizer.parse` takes them; ``all`` is every registered optimizer at its defaults, and
+        names: texts for :meth:`MeasuredOptimizer.parse`. ``all`` is every registered optimizer at its defaults, and
             :data:`VARIANTS`.
-        fraction: of the batch, from which CurveBall and RED are to take their curvature too.
+        fraction: fraction of the batch for the curvature in additional measurements of CurveBall and RED.
 
     Raises:
         ValueError: a name or a setting is unknown.
@@ -159,8 +159,8 @@ class StepCost:
         subject: label of the subject.
         operations: mean over one period of the method's checks (five steps).
         seconds: median wall time.
-        memory: peak.
-        skipped: why there are no numbers.
+        memory: peak memory.
+        skipped: reason why there are no numbers; empty if there are.
     """
 
     workload: str
@@ -315,9 +315,9 @@ def measure(
 
     Args:
         workload: a key of :data:`WORKLOADS`.
-        subjects: what to measure.
+        subjects: optimizers to measure.
         rounds: steps of each subject, and of SGD between them, whose wall time is measured.
-        device: where.
+        device: device of the networks and the batches.
         period: steps over which operations are averaged, a multiple of the interval at which λ is checked.
 
     Yields:

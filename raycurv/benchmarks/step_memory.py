@@ -1,4 +1,4 @@
-"""What a step holds in memory while it goes on: bytes of all its tensors after every operator (RED, Fig. 5).
+"""Memory of a step over its course: bytes of all its tensors after every operator (RED, Fig. 5).
 
 The clock of a step is the work done so far, counted in floating-point operations: it is the same on every machine. The
 seconds are there too, longer than without the recording.
@@ -17,14 +17,14 @@ from raycurv.benchmarks.step_cost import BASELINE, MeasuredOptimizer, PeakMemory
 
 @dataclass(frozen=True)
 class StepMemory:
-    """One step.
+    """Memory over the course of one step.
 
     Attributes:
         workload: name of the network.
         subject: label of the optimizer.
         operations: floating-point operations done so far, after every operator.
-        seconds: since the step began.
-        bytes: of the tensors that the step has made and that are alive.
+        seconds: seconds since the step began, after every operator.
+        bytes: bytes of the live tensors that the step has made, after every operator.
     """
 
     workload: str
