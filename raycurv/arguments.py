@@ -17,10 +17,10 @@ def require(argument: str, value: object, holds: bool, allowed: str) -> None:
     """Refuse an argument out of bounds.
 
     Args:
-        argument: who takes it and its name, such as ``"RunConfig.epochs"`` or ``"curveball: damping"``.
-        value: what was given.
+        argument: owner and name of the argument, such as ``"RunConfig.epochs"`` or ``"curveball: damping"``.
+        value: value that was given.
         holds: whether it is allowed.
-        allowed: what is, as the end of "it must be …".
+        allowed: description of what is allowed, as the end of "it must be …".
 
     Raises:
         ValueError: `holds` is false.
@@ -53,7 +53,7 @@ def unknown(kind: str, name: object, known: Collection[str]) -> str:
 
     Args:
         kind: such as ``"optimizer"``.
-        name: what was asked for.
+        name: name that was given.
         known: all names.
     """
     text = str(name)

@@ -26,7 +26,7 @@ class Command:
         name: one word, or two where several commands form a group.
         summary: one line.
         target: ``"module:class"`` in this package.
-        extras: of the package, that must be installed.
+        extras: extras of the package that must be installed.
     """
 
     name: str

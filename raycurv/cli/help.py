@@ -47,7 +47,7 @@ def command_help(called: str, kind: type, *, complete: bool = False) -> str:
     """The help of a command.
 
     Args:
-        called: how it was called.
+        called: command as it was typed.
         kind: its dataclass. ``SHOWN`` names the options of the short help, by default all; ``EXAMPLE`` is an example.
         complete: all options, with all that is written about them.
     """

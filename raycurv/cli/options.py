@@ -21,10 +21,10 @@ class Option:
     """One flag.
 
     Attributes:
-        name: of the field.
+        name: name of the field.
         flag: such as ``--batch-size``.
         values: placeholder of what it takes, empty for a switch.
-        text: what it means.
+        text: description of the option.
         default: value when it is left out; None where nothing is set.
         required: whether it must be given.
     """
@@ -48,7 +48,7 @@ class Group:
 
     Attributes:
         title: one line.
-        options: in the order of their fields.
+        options: options in the order of their fields.
     """
 
     title: str

@@ -24,7 +24,7 @@ def parse(kind: type[T], words: Sequence[str], called: str = "") -> T:
         kind: dataclass, whose fields may be dataclasses themselves. ``POSITIONAL`` names the field of a first word
             without a flag.
         words: after the name of the command.
-        called: how the command was called, for messages.
+        called: command as it was typed, for messages.
 
     Raises:
         ValueError: an option is unknown, missing, or has a value that is not allowed.

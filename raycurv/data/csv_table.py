@@ -33,7 +33,7 @@ def csv_table(
         path: a file, ``s3://bucket/file`` or ``gs://bucket/file``, or a name in the folder RAYCURV_DATA.
         target: the column to predict, in capitals or not; all others are features.
         held_out: rows for evaluation, drawn by `seed`.
-        seed: of that draw.
+        seed: seed of that draw.
         max_rows: keep the first so many of the rows left to learn from.
 
     Raises:

@@ -20,7 +20,7 @@ class DecodedImages:
         pixels: (N, H, W, C); may be read-only memory that others map, too.
         labels: (N,).
         classes: their names.
-        picture: what every image becomes.
+        picture: form of every image as an input.
     """
 
     in_memory = True

@@ -32,12 +32,12 @@ class Loader:
     Args:
         source: the set.
         batch_size: samples of a global batch, over all workers.
-        seed: of the order and of the augmentation.
-        rank: of this worker.
+        seed: seed of the data order and of the augmentation.
+        rank: rank of this worker.
         size: number of workers.
         training: False: stored order, no augmentation.
-        device: where the batches are wanted.
-        dtype: of the inputs.
+        device: device of the batches.
+        dtype: dtype of the inputs.
         prefetch: batches made ahead.
         drop_last: leave out the short batch at the end of an epoch.
 

@@ -91,7 +91,7 @@ class MapStyleSource:
     """A map-style data set as a source of samples; ``dataset[row]`` is called from several threads at once.
 
     Args:
-        reader: of the data set.
+        reader: reader of the data set.
 
     Raises:
         DataError: a sample cannot become tensors, or draws random numbers that are not torch's.

@@ -58,7 +58,7 @@ class Share:
 
     Attributes:
         batch_size: rows of a global batch.
-        rank: of this worker.
+        rank: rank of this worker.
         size: number of workers.
     """
 
@@ -72,7 +72,7 @@ class Key:
     """What the order of an epoch follows from.
 
     Attributes:
-        seed: of the run.
+        seed: seed of the run.
         epoch: counted from 0.
         shuffle: False keeps the stored order.
     """
@@ -122,7 +122,7 @@ class Streams:
         lengths: rows of every row group, in stored order.
         share: batch size, rank and number of workers.
         key: seed and epoch.
-        streams: how many streams; at least one for each worker, or workers stay without work.
+        streams: number of streams; with fewer than workers, some workers stay idle.
         window: row groups whose rows are shuffled together.
     """
 

@@ -36,9 +36,9 @@ class ImageSettings:
     Attributes:
         channels: 1 or 3.
         size: height and width in pixels.
-        augmentation: of training samples.
+        augmentation: augmentation of training samples.
         mean: subtracted from each channel of images in [0, 1].
-        std: what each channel is then divided by.
+        std: divisor of each channel.
     """
 
     channels: int
@@ -80,7 +80,7 @@ class ParquetImages:
     Args:
         split: its shards.
         chosen: the labels that are kept, in ascending order; None keeps all.
-        picture: what every image becomes.
+        picture: form of every image as an input.
         memory_limit: bytes.
         max_rows: keep the first rows only.
         skip_corrupt: leave out and count what cannot be read, instead of raising.
@@ -149,7 +149,7 @@ class ParquetImages:
         self._groups.get(group)
 
     def release(self, group: int) -> None:
-        """Let go of a row group."""
+        """Release the memory of a row group."""
         self._groups.release(group)
 
     def encoded(self, row: int) -> NDArray[np.uint8]:
@@ -288,18 +288,18 @@ def parquet_images(
         evaluation: the split to evaluate on; ``"auto"`` is the first of validation, val, valid and test that there is,
             None is none.
         image_size: pixels of the square that every image becomes; None keeps the size, which must then be one for all.
-        augmentation: of training images. ``"crop_flip"`` pads by an eighth of the size, crops at random and flips left
+        augmentation: training only. ``"crop_flip"`` pads by an eighth of the size, crops at random and flips left
             to right half of the time; ``"crop_flip_rotate"`` then turns by up to 15° both ways. ``"resize_crop_flip"``
             is the usual one for photographs: a random part of 8 % to 100 % of the area, resized, flipped half of the
             time; evaluation then takes the middle 7/8.
         channels: 1 or 3; None takes what the first image has.
         classes: draw so many classes by `class_seed` and keep their images; the names drawn are in ``train.classes``.
             Every label is read to do so.
-        class_seed: of the draw.
+        class_seed: seed of the draw.
         image_column: None is ``image`` or ``img``.
         label_column: ``fine_label`` for CIFAR-100.
-        mean: of each channel in [0, 1]; None is ImageNet's for 3 channels and 0.5 for 1.
-        std: of each channel; None is ImageNet's for 3 channels and 0.5 for 1.
+        mean: mean of each channel in [0, 1]; None is ImageNet's for 3 channels and 0.5 for 1.
+        std: deviation of each channel; None is ImageNet's for 3 channels and 0.5 for 1.
         max_rows: keep the first so many rows of each split.
         memory_limit: bytes of each split in each worker (768 MiB); one whose encoded images take more is streamed.
         skip_corrupt: leave out and count images, row groups and shards that cannot be read, instead of raising.

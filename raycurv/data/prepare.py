@@ -40,9 +40,9 @@ def write_split(
     They are written under hidden names, which no reader takes for data, and renamed when the last one is complete.
 
     Args:
-        folder: where to; a path, ``s3://`` or ``gs://``.
+        folder: destination; a path, ``s3://`` or ``gs://``.
         split: ``train``, ``validation`` or ``test``.
-        samples: what to write; taken one row group at a time.
+        samples: samples to write; taken one row group at a time.
         classes: the names of the labels 0, 1, ….
         rows_per_group: a reader holds dozens of row groups at once, so that a hundred photographs are enough.
         groups_per_shard: row groups of a file.

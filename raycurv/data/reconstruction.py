@@ -17,7 +17,7 @@ class Reconstruction:
     """An image set with flattened images in [0, 1] as targets, and the same as inputs.
 
     Args:
-        images: what to reconstruct.
+        images: images to reconstruct.
 
     Attributes:
         classes: None, since the targets are no classes.
@@ -43,7 +43,7 @@ class Reconstruction:
         self.images.fetch(group)
 
     def release(self, group: int) -> None:
-        """Let go of a row group."""
+        """Release the memory of a row group."""
         self.images.release(group)
 
     def read(self, rows: Rows, *, seed: int, epoch: int, training: bool) -> tuple[Tensor, Tensor]:

@@ -25,8 +25,8 @@ class CachedRowGroup:
 
     Attributes:
         encoded: the bytes of all images.
-        bounds: where each image begins, and where the last one ends.
-        labels: as stored.
+        bounds: first byte of each image, and the end of the last one.
+        labels: labels as stored.
         rows: the number of each row in its file.
     """
 
@@ -45,7 +45,7 @@ class RowGroups:
 
     Args:
         split: the shards.
-        kept: of each row group, the rows that are used; None uses all.
+        kept: rows that are used in each row group; None uses all.
         skip_corrupt: a row group that cannot be read is None, instead of an error.
     """
 
@@ -72,12 +72,12 @@ class RowGroups:
         return future.result()
 
     def release(self, number: int) -> None:
-        """Let go of a row group."""
+        """Release the memory of a row group."""
         with self._lock:
             self._held.pop(number, None)
 
     def clear(self) -> None:
-        """Let go of all."""
+        """Release the memory of all row groups."""
         with self._lock:
             self._held.clear()
 

@@ -53,8 +53,8 @@ class RowGroup:
         shard: its file.
         index: its number in the file.
         first: number of its first row in the file.
-        rows: how many rows it has.
-        bytes: what its images take in memory, encoded.
+        rows: number of rows.
+        bytes: size of its encoded images in memory.
     """
 
     shard: Shard
@@ -115,11 +115,11 @@ class Split:
     """The shards of one split.
 
     Attributes:
-        uri: where the data set was looked for.
+        uri: address of the data set.
         system: its file system.
-        columns: where images and labels are.
+        columns: columns of images and labels.
         groups: every row group that is not empty, in stored order.
-        names: of the classes.
+        names: names of the classes.
         skipped_shards: corrupt shards left out.
     """
 
@@ -174,9 +174,9 @@ class ShardFolder:
 
         Args:
             split: its name, as the shards spell it.
-            columns: of images (None: ``image`` or ``img``) and labels.
+            columns: columns of images (None: ``image`` or ``img``) and labels.
             skip_corrupt: leave out a shard that cannot be read.
-            names: of the classes; None takes them from the metadata, or else numbers the labels.
+            names: names of the classes; None takes them from the metadata, or else numbers the labels.
 
         Raises:
             DataError: there is no such split, it is incomplete or ambiguous, or a shard cannot be used.

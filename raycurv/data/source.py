@@ -63,7 +63,7 @@ class StreamedSource(Source, Protocol):
         """Read a row group and hold it. Called from several threads at once."""
 
     def release(self, group: int) -> None:
-        """Let go of a row group."""
+        """Release the memory of a row group."""
 
 
 @dataclass(frozen=True)

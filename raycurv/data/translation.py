@@ -41,7 +41,7 @@ class Sentences(TensorSource):
         source: sentences as word numbers.
         target: their translations.
         classes: the target's vocabulary.
-        length: T of the longest sentences, which `input_shape` tells.
+        length: T of the longest sentences, the size in `input_shape`.
 
     Raises:
         DataError: there are no sentences.

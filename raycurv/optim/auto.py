@@ -63,7 +63,7 @@ class Auto(Rescaled):
         horizon: length of the schedule; without it the step size rises for 100 steps and stays.
         beta1: β₁ of the gradient's average; 0 is none.
         beta2: β₂ of the squares' average in RMSProp's preconditioner; None is none.
-        start: for tests alone: factor of the first slope.
+        start: factor of the first slope, for tests alone.
 
     Raises:
         ValueError: a setting out of bounds, or several parameter groups.

@@ -227,7 +227,7 @@ def one_group(name: str, model_or_params: Params) -> list[Any]:
 
     Args:
         name: optimizer named in messages.
-        model_or_params: as :func:`parameters_of` takes it.
+        model_or_params: argument of :func:`parameters_of`.
 
     Raises:
         ValueError: several parameter groups.

@@ -44,7 +44,7 @@ class ArtifactWriter:
 
         Args:
             outcomes: the runs.
-            context: what else the report says of them.
+            context: further contents of the report.
         """
         if importlib.util.find_spec("matplotlib") is None:
             self.notify("no curves are drawn, because matplotlib is not installed: pip install 'raycurv[figures]'")

@@ -31,7 +31,7 @@ def connected(cluster: Cluster, notify: Callable[[str], None]) -> Iterator[None]
 
     Args:
         cluster: resources of the workers.
-        notify: tells the user which it was.
+        notify: function that shows a line to the user.
 
     Yields:
         Nothing; ``ray`` is connected inside.

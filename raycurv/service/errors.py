@@ -36,7 +36,7 @@ class LaunchError(RuntimeError):
     """A launch failed; the message says what to do.
 
     Args:
-        message: for the user.
+        message: text for the user.
         details: the traceback of the worker, for a file.
     """
 

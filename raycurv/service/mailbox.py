@@ -31,7 +31,7 @@ class Mailbox:
         """Add a message.
 
         Args:
-            message: as bytes.
+            message: the message as bytes.
             failed: name of the run if the message reports its failure.
 
         Returns:

@@ -31,8 +31,8 @@ def track(costs: Sequence[StepCost], uri: str | None, experiment: str | None, no
 
     Args:
         costs: measured.
-        uri: of MLflow; None is where all runs are written.
-        experiment: of MLflow; None is the one of all runs.
+        uri: address of MLflow; None is that of all runs.
+        experiment: experiment of MLflow; None is that of all runs.
         notify: shows a line to the user.
     """
     from raycurv.tracking.client import Tracking  # MLflow is slow to import for those who do not track

@@ -140,7 +140,7 @@ class Sweep:
         """Record how a trial ended: on disk, then in MLflow, which may get it later.
 
         Args:
-            outcome: how it ended.
+            outcome: outcome of the trial.
             run: its records.
             config: the run as JSON.
 

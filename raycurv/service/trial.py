@@ -80,7 +80,7 @@ def run_trial(
         chosen: ``trial``, an index of `tasks`.
         tasks: all trials.
         shared: key → reference of decoded data; empty where every process builds its own.
-        settings: of the sweep.
+        settings: settings of the sweep.
     """
     task = tasks[chosen["trial"]]
     sender = MessageSender(settings.mailbox, task.run)

@@ -127,7 +127,7 @@ class SweepSummary:
         """Count a trial that ended.
 
         Args:
-            outcome: how it ended.
+            outcome: outcome of the trial.
             running: number of trials that still run.
         """
         self.running = running

@@ -53,7 +53,7 @@ class Newton(StepOptimizer):
         model_or_params: module or its parameters, one group.
         horizon: not used.
         damping: number added to the absolute eigenvalues.
-        halvings: how often t may be halved before the parameters stay where they are; 0 takes every full step.
+        halvings: largest number of halvings of t, after which the parameters stay; 0 takes every full step.
         max_parameters: largest number of parameters; larger networks are refused.
 
     Raises:
