@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from raycurv.cli.run_options import parse_setting, recipe_options
+from raycurv.cli.run_options import parse_settings, recipe_options
 from raycurv.cli.train import OPTIMIZERS, OPTION
 from raycurv.service.cluster import Cluster
 from raycurv.service.limits import Limits
@@ -68,7 +68,8 @@ class PaperTable:
             PaperList().run()
             return
         options = recipe_options(self.option, self.scale)
-        axes = {name: value if isinstance(value, tuple) else (value,) for name, value in map(parse_setting, self.axis)}
+        given = parse_settings("--axis", self.axis)
+        axes = {name: value if isinstance(value, tuple) else (value,) for name, value in given.items()}
         table = paper_tables.get(self.table).restrict(self.recipes, self.optimizers, axes, self.seeds)
         cluster = dataclasses.replace(self.cluster, log_model=False)
         if self.tracked or isinstance(table, paper_tables.ComputedTable):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
+from raycurv.arguments import format_setting
 from raycurv.train.configuration import RunConfig, Setting
 
 T = TypeVar("T")
@@ -56,7 +58,7 @@ class RunOptions:
             changes["optimizer_settings"] = {}  # those of the recipe are another method's
         if self.setting:
             kept = changes.get("optimizer_settings", config.optimizer_settings)
-            changes["optimizer_settings"] = {**kept, **dict(map(parse_setting, self.setting))}
+            changes["optimizer_settings"] = {**kept, **parse_settings("--setting", self.setting)}
         return dataclasses.replace(config, **changes)
 
 
@@ -76,13 +78,34 @@ def parse_setting(text: str) -> tuple[str, Setting]:
     return name, tuple(parsed) if isinstance(parsed, list) else parsed
 
 
+def parse_settings(flag: str, texts: Sequence[str]) -> dict[str, Setting]:
+    """Settings by name, from texts of the form NAME=VALUE.
+
+    Args:
+        flag: flag that they were given to, for messages.
+        texts: the texts.
+
+    Raises:
+        ValueError: a text is not of this form, or a name is given twice.
+    """
+    found: dict[str, Setting] = {}
+    for name, value in map(parse_setting, texts):
+        if name in found:
+            raise ValueError(
+                f"{flag} has {name!r} twice, as {format_setting(found[name])} and {format_setting(value)}: give it once"
+                f"{f', with all values as {name}=[…]' if flag == '--axis' else ''}"
+            )
+        found[name] = value
+    return found
+
+
 def recipe_options(option: tuple[str, ...], scale: tuple[float, ...] = ()) -> dict[str, Any]:
     """The arguments of a recipe from ``--option`` and ``--scale``.
 
     Raises:
-        ValueError: an option is not of the form NAME=VALUE.
+        ValueError: an option is not of the form NAME=VALUE, or is given twice.
     """
-    return {**dict(map(parse_setting, option)), **({"scale": scale} if scale else {})}
+    return {**parse_settings("--option", option), **({"scale": scale} if scale else {})}
 
 
 def variants(config: RunConfig, compare: tuple[str, ...]) -> list[RunConfig]:

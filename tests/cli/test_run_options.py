@@ -9,7 +9,7 @@ import pytest
 
 from raycurv import recipes
 from raycurv.cli.options import all_options
-from raycurv.cli.run_options import RunOptions, parse_setting, variants
+from raycurv.cli.run_options import RunOptions, parse_setting, parse_settings, variants
 from raycurv.train import RunConfig
 
 
@@ -60,3 +60,13 @@ def test_a_comparison_has_every_optimizer_once_at_its_defaults(config: RunConfig
     assert (second.optimizer, second.optimizer_settings) == ("adam", {})
     with pytest.raises(ValueError, match="must name different optimizers, and not 'curveball'"):
         variants(given, ("curveball",))
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [("--axis", r"--axis has 'rate' twice, as 0.1 and 1: give it once, with all values as rate=\[…\]"),
+     ("--option", "--option has 'rate' twice, as 0.1 and 1: give it once$")],
+)  # fmt: skip
+def test_a_name_given_twice_is_refused_and_not_replaced(flag: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_settings(flag, ("rate=0.1", "decay=2", "rate=1.0"))
