@@ -40,7 +40,7 @@ What the paper leaves open, and deviations:
   measured on an MNIST network, and of use with normalised inputs. C is so small that a run of few steps hardly leaves
   η₀: ALERA diverges where SGD with that rate does (Rosenbrock), SALERA recovers.
 - ρ is one over the steps of an epoch; without a horizon 0.01, the larger of the paper's two batch sizes.
-- Δ uses the absolute value of the first loss, for losses that can be negative.
+- Δ uses the absolute value of the first loss that is not 0: losses can be negative, and Δ = 0 would fire for ever.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def page_hinkley(test: Tensor, loss: Tensor, ratio: float, sensitivity: float = 
     """One update of the Page–Hinkley test, lines 3 to 7 of Algorithm 1.
 
     Args:
-        test: state (t, ℓ, ℓ̄, L, L_min, Δ), float64; t = 0 starts the test, Δ = NaN is set from this loss.
+        test: state (t, ℓ, ℓ̄, L, L_min, Δ), float64; t = 0 starts the test, Δ = NaN is set from this loss,
+            unless that is 0, and the test starts with the next one.
         loss: loss of this step, 0-d float64.
         ratio: ρ.
         sensitivity: λ.
@@ -94,13 +95,13 @@ def page_hinkley(test: Tensor, loss: Tensor, ratio: float, sensitivity: float = 
         The test after this loss, and whether it fires.
     """
     t, smoothed, mean, cumulated, lowest, threshold = test.unbind()
+    threshold = torch.where(threshold.isnan() & (loss != 0), loss.abs() / sensitivity, threshold)
     smoothed, mean = torch.where(t == 0, loss, smoothed), torch.where(t == 0, loss, mean)
-    t = t + 1
+    t = torch.where(threshold.isnan(), t, t + 1)
     smoothed = ratio * loss + (1 - ratio) * smoothed
     mean = (smoothed + t * mean) / (t + 1)
     cumulated = cumulated + (smoothed - mean)
     lowest = torch.minimum(lowest, cumulated)
-    threshold = torch.where(threshold.isnan(), loss.abs() / sensitivity, threshold)
     return torch.stack([t, smoothed, mean, cumulated, lowest, threshold]), cumulated - lowest > threshold
 
 

@@ -131,6 +131,12 @@ def test_page_hinkley_keeps_quiet_on_a_falling_or_constant_loss():
     assert not any(run_test([2 * 0.99**t for t in range(500)], 0.01))
 
 
+def test_a_first_loss_of_zero_does_not_set_off_the_test_for_ever():
+    fired = run_test([0.0] * 5 + [1.0] + [0.9] * 300, 0.01)
+    assert not any(fired[:6])
+    assert not any(fired[-100:])
+
+
 def test_page_hinkley_fires_soon_after_a_jump():
     fired = run_test([2.0] * 100 + [20.0] * 5, 0.01)
     assert not any(fired[:100])
