@@ -250,8 +250,8 @@ def _order(problem: TrainingProblem, seed: int) -> Iterator[Tensor]:
 
 def measured(objective: Objective, inputs: Tensor, targets: Tensor) -> float:
     """The mean loss over the first samples; batch normalisation takes the statistics of batches of 512."""
-    pieces = zip(inputs[:_MEASURED].split(_MEASURED_BATCH), targets[:_MEASURED].split(_MEASURED_BATCH), strict=True)
-    values = [(float(objective.batch(x, y).value()), len(x)) for x, y in pieces]
+    batches = zip(inputs[:_MEASURED].split(_MEASURED_BATCH), targets[:_MEASURED].split(_MEASURED_BATCH), strict=True)
+    values = [(float(objective.batch(x, y).value()), len(x)) for x, y in batches]
     mean = sum(value * size for value, size in values) / sum(size for _, size in values)
     return mean if math.isfinite(mean) else math.inf
 

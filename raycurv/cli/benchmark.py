@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Step:
+class BenchmarkStep:
     """Measure one step of each optimizer: operations, wall time and peak memory, as ratios to plain SGD."""
 
     EXAMPLE: ClassVar = "raycurv benchmark step --optimizers all --fraction 0.25 --threads 1"
@@ -81,7 +81,7 @@ def _training_set(folder: str, options: dict[str, Any]) -> ParquetImages:
 
 
 @dataclass(frozen=True)
-class Data:
+class BenchmarkData:
     """Measure how fast batches are made, beside the decoder alone, and what opening two million images takes."""
 
     EXAMPLE: ClassVar = "raycurv benchmark data --cifar cifar10 --photographs imagenet_sample --rows 0"
@@ -128,7 +128,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Workers:
+class BenchmarkWorkers:
     """Measure images per second over the number of workers: the basic CNN, one global batch, one thread each."""
 
     EXAMPLE: ClassVar = "raycurv benchmark workers --workers 1 2 4"
@@ -168,7 +168,7 @@ class Workers:
 
 
 @dataclass(frozen=True)
-class Starts:
+class BenchmarkStarts:
     """Measure how little `auto` and other methods without settings depend on where they start."""
 
     EXAMPLE: ClassVar = "raycurv benchmark starts --output runs/starts.jsonl"
@@ -213,7 +213,7 @@ class Starts:
 
 
 @dataclass(frozen=True)
-class Table1:
+class BenchmarkTable1:
     """Measure CurveBall's Table 1: iterations to solve small degenerate problems, the paper's numbers beside."""
 
     EXAMPLE: ClassVar = "raycurv benchmark table1 --runs 10 --optimizers curveball adam"

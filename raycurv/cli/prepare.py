@@ -8,7 +8,7 @@ from typing import ClassVar
 
 
 @dataclass(frozen=True)
-class Digits:
+class PrepareDigits:
     """Write scikit-learn's handwritten digits, 1,797 images of 8 × 8 pixels: the data of `raycurv train digits`."""
 
     EXAMPLE: ClassVar = "raycurv prepare digits"
@@ -26,7 +26,7 @@ class Digits:
 
 
 @dataclass(frozen=True)
-class Torchvision:
+class PrepareTorchvision:
     """Convert a classification set of torchvision.datasets, such as MNIST, CIFAR10 or CIFAR100."""
 
     USAGE: ClassVar = "NAME [options]"
@@ -61,7 +61,7 @@ class Torchvision:
 
 
 @dataclass(frozen=True)
-class Folder:
+class PrepareFolder:
     """Convert images in folders named after their classes, under train/, validation/ and test/ or directly."""
 
     USAGE: ClassVar = "ROOT --output OUTPUT [options]"

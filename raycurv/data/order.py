@@ -184,14 +184,14 @@ class Streams:
         bounds, total = self._bounds[stream], int(self._sizes[stream])
         shift = stream * int(bounds[1]) // self._count
         ranges = [(start + shift, min(stop + shift, total)), (max(start + shift - total, 0), stop + shift - total)]
-        pieces = []
+        spans = []
         for low, high in ranges:
             while low < high:
                 window = int(np.searchsorted(bounds, low, side="right")) - 1
                 end = min(high, int(bounds[window + 1]))
-                pieces.append((window, low - int(bounds[window]), end - int(bounds[window])))
+                spans.append((window, low - int(bounds[window]), end - int(bounds[window])))
                 low = end
-        return pieces
+        return spans
 
     def _stream_rows(self, stream: int, start: int, stop: int) -> Rows:
         parts = [self._window_rows(stream, window)[low:high] for window, low, high in self._pieces(stream, start, stop)]

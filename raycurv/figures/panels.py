@@ -87,7 +87,7 @@ class _PanelCurves:
     marks: tuple[float, ...]
 
 
-def draw(plate: FigureSpec, found: Sequence[RunHistory]) -> Iterator[RenderedFigure]:
+def draw(spec: FigureSpec, found: Sequence[RunHistory]) -> Iterator[RenderedFigure]:
     """Draw the figure, in several parts if its columns do not fit side by side.
 
     Yields:
@@ -96,13 +96,13 @@ def draw(plate: FigureSpec, found: Sequence[RunHistory]) -> Iterator[RenderedFig
     Raises:
         ImportError: matplotlib is not installed.
     """
-    runs = plate.runs(found)
+    runs = spec.runs(found)
     columns: dict[str, list[RunHistory]] = {}
     for run in runs:
-        columns.setdefault(_column(plate, run), []).append(run)
+        columns.setdefault(_column(spec, run), []).append(run)
     parts = _split_columns({column: len(curves.group_by_method(some)) for column, some in columns.items()})
     for number, part in enumerate(parts, 1):
-        yield _draw(plate, {column: columns[column] for column in part}, f"-{number}" if len(parts) > 1 else "")
+        yield _draw(spec, {column: columns[column] for column in part}, f"-{number}" if len(parts) > 1 else "")
 
 
 def _split_columns(methods: Mapping[str, int]) -> list[list[str]]:
@@ -118,45 +118,45 @@ def _split_columns(methods: Mapping[str, int]) -> list[list[str]]:
     return parts
 
 
-def _draw(plate: FigureSpec, columns: Mapping[str, list[RunHistory]], suffix: str) -> RenderedFigure:
-    shown = {column: _best_methods(plate, runs) for column, runs in columns.items()}
+def _draw(spec: FigureSpec, columns: Mapping[str, list[RunHistory]], suffix: str) -> RenderedFigure:
+    shown = {column: _best_methods(spec, runs) for column, runs in columns.items()}
     runs = [run for some in shown.values() for run in some]
     names = short_names([run.method for run in runs])
-    if plate.columns == "optimizer":  # the title of the column names the optimizer
+    if spec.columns == "optimizer":  # the title of the column names the optimizer
         names = {method: name.partition(" ")[2] or name for method, name in names.items()}
-    cells = [[_cell(plate, view, column, some, names) for column, some in shown.items()] for view in plate.views]
+    cells = [[_cell(spec, view, column, some, names) for column, some in shown.items()] for view in spec.views]
     cells = [row for row in cells if any(line.x for cell in row for line in cell.lines)]
-    looks = _line_styles(plate, [line for row in cells for cell in row for line in cell.lines if line.x])
+    looks = _line_styles(spec, [line for row in cells for cell in row for line in cell.lines if line.x])
     figure, panels = _make_axes(cells)
     cut = False
     for number, (axes, cell) in enumerate(panels):
         cut |= _draw_panel(axes, cell, looks, f"p{number}-")
-    if plate.columns != "recipe":
+    if spec.columns != "recipe":
         _share_vertical_scales(panels, len(columns))
     left_out = sum(map(len, columns.values())) - len(runs)
-    title = f"{plate.title} · {next(iter(columns))}" if len(columns) == 1 else plate.title
-    text = _caption(plate, runs, cells, cut, left_out)
-    handles = _handles(plate, cells, looks)
+    title = f"{spec.title} · {next(iter(columns))}" if len(columns) == 1 else spec.title
+    text = _caption(spec, runs, cells, cut, left_out)
+    handles = _handles(spec, cells, looks)
     height = figure.get_figheight()
-    return RenderedFigure(plate.name + suffix, title, figure, height, handles, text, tuple(looks), _data(cells))
+    return RenderedFigure(spec.name + suffix, title, figure, height, handles, text, tuple(looks), _data(cells))
 
 
 def _cell(
-    plate: FigureSpec, view: MetricPanel, column: str, runs: Sequence[RunHistory], names: Mapping[str, str]
+    spec: FigureSpec, view: MetricPanel, column: str, runs: Sequence[RunHistory], names: Mapping[str, str]
 ) -> _PanelCurves:
     lines = [
         line
         for method, some in curves.group_by_method(runs).items()
         for line in curves.metric_curves(names[method], some, view)
     ]
-    rises = {round(float(e), 6) for run in runs if plate.marks in run.traces for e in run.traces[plate.marks].rises()}
+    rises = {round(float(e), 6) for run in runs if spec.marks in run.traces for e in run.traces[spec.marks].rises()}
     return _PanelCurves(column, view, tuple(lines), tuple(sorted(rises)))
 
 
-def _column(plate: FigureSpec, run: RunHistory) -> str:
-    if plate.columns == "recipe":
+def _column(spec: FigureSpec, run: RunHistory) -> str:
+    if spec.columns == "recipe":
         return run.outcome.recipe
-    return f"{run.outcome.recipe} · {run.method if plate.columns == 'method' else run.outcome.optimizer}"
+    return f"{run.outcome.recipe} · {run.method if spec.columns == 'method' else run.outcome.optimizer}"
 
 
 def short_names(methods: Sequence[str]) -> dict[str, str]:
@@ -170,11 +170,11 @@ def short_names(methods: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _best_methods(plate: FigureSpec, runs: list[RunHistory]) -> list[RunHistory]:
+def _best_methods(spec: FigureSpec, runs: list[RunHistory]) -> list[RunHistory]:
     """All runs, or those of the :data:`MOST_METHODS` methods with the best last value of the first view."""
 
     def rank(some: list[RunHistory]) -> float:
-        view = plate.views[0]
+        view = spec.views[0]
         last = [t.values[-1] for run in some if (t := run.traces.get(view.metric)) is not None and len(t)]
         value = float(np.mean(last)) if last and np.isfinite(last).all() else float("inf")
         return -value if "accuracy" in view.metric else value
@@ -186,9 +186,9 @@ def _best_methods(plate: FigureSpec, runs: list[RunHistory]) -> list[RunHistory]
     return [run for run in runs if run.method in kept]
 
 
-def _line_styles(plate: FigureSpec, lines: Sequence[Curve]) -> dict[str, dict[str, Any]]:
+def _line_styles(spec: FigureSpec, lines: Sequence[Curve]) -> dict[str, dict[str, Any]]:
     names = list(dict.fromkeys(line.name for line in lines))
-    if not plate.ordered:
+    if not spec.ordered:
         return {name: style.line(index) for index, name in enumerate(names)}
     names.sort(key=_numbers)
     return {name: style.ordered(index, len(names)) for index, name in enumerate(names)}
@@ -240,26 +240,24 @@ def _share_vertical_scales(panels: Sequence[tuple[Axes, _PanelCurves]], wide: in
                 axes.set_ylim(min(low), max(high))
 
 
-def _handles(
-    plate: FigureSpec, cells: Sequence[Sequence[_PanelCurves]], looks: curves.LineStyles
-) -> tuple[Artist, ...]:
+def _handles(spec: FigureSpec, cells: Sequence[Sequence[_PanelCurves]], looks: curves.LineStyles) -> tuple[Artist, ...]:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], label=name, markersize=3.5, linewidth=1.4, **look) for name, look in looks.items()]
     if any(line.ends for row in cells for cell in row for line in cell.lines):
         handles.append(Line2D([], [], color=style.INK, marker="x", linestyle="", label="a run failed here"))
     if any(cell.marks for row in cells for cell in row):
-        handles.append(Line2D([], [], color=style.INK, linewidth=0.9, linestyle=(0, (1, 2)), label=plate.marked))
+        handles.append(Line2D([], [], color=style.INK, linewidth=0.9, linestyle=(0, (1, 2)), label=spec.marked))
     return tuple(handles)
 
 
 def _caption(
-    plate: FigureSpec, runs: Sequence[RunHistory], cells: Sequence[Sequence[_PanelCurves]], cut: bool, left_out: int
+    spec: FigureSpec, runs: Sequence[RunHistory], cells: Sequence[Sequence[_PanelCurves]], cut: bool, left_out: int
 ) -> str:
     views = [row[0].view for row in cells]
     lines = [line for row in cells for cell in row for line in cell.lines]
     several = any(line.runs > 1 for line in lines)
-    texts = [f"After {plate.source}."]
+    texts = [f"After {spec.source}."]
     if any(view.spread == "quartiles" for view in views):
         texts.append(
             "Lines are medians over the runs, bands go from quarter to quarter; a run that failed counts as "
@@ -278,13 +276,13 @@ def _caption(
         if labels := list(dict.fromkeys(view.label for view in views if view.reduction == reduction)):
             texts.append(f"{' and '.join(labels).capitalize()}: {text}.")
     texts.append(curves.run_counts(run.outcome for run in runs))
-    if plate.marks and (marked := sum(len(cell.marks) for cell in cells[0])):
-        texts.append(f"Dotted lines or strokes: {plate.marked} ({marked}).")
+    if spec.marks and (marked := sum(len(cell.marks) for cell in cells[0])):
+        texts.append(f"Dotted lines or strokes: {spec.marked} ({marked}).")
     if cut:
         texts.append("Values far off the others lie outside the picture; the data have them.")
     if left_out:
         texts.append(
-            f"Of each column the {MOST_METHODS} methods with the best {plate.views[0].label} at the end are "
+            f"Of each column the {MOST_METHODS} methods with the best {spec.views[0].label} at the end are "
             f"shown; {left_out} more runs are not."
         )
     return " ".join(texts)

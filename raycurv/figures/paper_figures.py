@@ -169,7 +169,7 @@ def draw(found: Sequence[RunHistory], chosen: Iterable[FigureSpec] = FIGURES) ->
         ValueError: the runs have data for no figure.
         ImportError: matplotlib is not installed.
     """
-    drawn = [one for plate in chosen for one in panels.draw(plate, found)]
+    drawn = [one for spec in chosen for one in panels.draw(spec, found)]
     if not drawn:
         raise ValueError("no run has a metric that a figure shows: there is nothing to draw")
     return drawn
@@ -198,9 +198,9 @@ def write(drawn: Sequence[RenderedFigure], folder: Path, chosen: Iterable[Figure
         ]
     there = {one.name.rstrip("-0123456789") for one in drawn}
     missing = [
-        f"- {plate.title} (after {plate.source}): needs {plate.hint or 'runs that tell of these'}"
-        for plate in chosen
-        if plate.name not in there
+        f"- {spec.title} (after {spec.source}): needs {spec.hint or 'runs that tell of these'}"
+        for spec in chosen
+        if spec.name not in there
     ]
     if missing:
         texts += ["## Not drawn", "", *missing, ""]

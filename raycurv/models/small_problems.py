@@ -166,8 +166,8 @@ class RosenbrockRuns:
     def gradients(self, points: Sequence[Tensor], runs: Tensor, iteration: int) -> list[Tensor]:
         """∇R of each row, (rows, 2)."""
         u, v = points[0].unbind(-1)
-        bend = 200 * self._at(iteration)[runs] * (v - u * u)
-        return [torch.stack([2 * (u - 1) - 2 * u * bend, bend], -1)]
+        valley = 200 * self._at(iteration)[runs] * (v - u * u)
+        return [torch.stack([2 * (u - 1) - 2 * u * valley, valley], -1)]
 
     def _at(self, iteration: int) -> Tensor:
         block, offset = divmod(iteration, _NOISE_BLOCK)

@@ -126,9 +126,9 @@ def history_of_outcome(outcome: Outcome) -> RunHistory:
 
 def history_of_records(outcome: Outcome, records: Iterable[Record]) -> RunHistory:
     """Build the history of a run trained in this process from its records."""
-    told = list(records)
-    began = told[0].time if told else 0.0
-    return RunHistory(outcome, _traces((r.step, r.epoch, r.time - began, r.values) for r in told))
+    all_records = list(records)
+    began = all_records[0].time if all_records else 0.0
+    return RunHistory(outcome, _traces((r.step, r.epoch, r.time - began, r.values) for r in all_records))
 
 
 def _traces(moments: Iterable[tuple[int, float, float, Mapping[str, float]]]) -> dict[str, MetricTrace]:

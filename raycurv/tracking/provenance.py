@@ -29,8 +29,8 @@ def commit() -> dict[str, str]:
     A folder that ``ray job submit`` uploads has no ``.git``. In that case the checkout of an editable installation is
     used. Without one the commit is unknown, unless ``RAYCURV_COMMIT`` gives it.
     """
-    if told := os.environ.get("RAYCURV_COMMIT"):
-        return {"commit": told.removesuffix("-dirty"), "dirty": str(told.endswith("-dirty")).lower()}
+    if given := os.environ.get("RAYCURV_COMMIT"):
+        return {"commit": given.removesuffix("-dirty"), "dirty": str(given.endswith("-dirty")).lower()}
     for folder in (Path.cwd(), Path(raycurv.__path__[0]), *_installed_from()):
         head = _git(folder, "rev-parse", "HEAD")
         if head:

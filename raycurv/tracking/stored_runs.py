@@ -97,9 +97,11 @@ class ExperimentRuns:
         MLflow may receive a run only at its end. Then the start follows from the logged duration.
         """
         began = {run.id: run.began for run in self.runs}
-        told = self.values([SECONDS], [run for run in self.runs if SECONDS in run.latest])
-        for run, time, value in zip(told.run.tolist(), told.time.tolist(), told.value.tolist(), strict=True):
-            began[told.runs[run]] = time - value
+        durations = self.values([SECONDS], [run for run in self.runs if SECONDS in run.latest])
+        for run, time, value in zip(
+            durations.run.tolist(), durations.time.tolist(), durations.value.tolist(), strict=True
+        ):
+            began[durations.runs[run]] = time - value
         return began
 
     def about(self, server: str | None = None) -> ReportContext:
