@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
+FIT_THREAD = "raycurv-fit"  # waits in a call of Ray
 # Errors whose own message says everything; any other one is a surprise, and named with its type.
 EXPLAINED = (
     "LaunchError",
@@ -63,6 +65,7 @@ def reported(folder: str | None = None) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, Stopped) as error:
         _write(f"stopped: {error}" if str(error) else "stopped")
+        _exit_beside_ray(INTERRUPTED)
         raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         message = f"error: {describe(type(error).__name__, str(error))}"
@@ -70,6 +73,14 @@ def reported(folder: str | None = None) -> Iterator[None]:
             message += f"\n(the whole traceback: {_write_details(error, folder)})"
         _write(message)
         raise SystemExit(USAGE if isinstance(error, ValueError) else FAILED) from None
+
+
+def _exit_beside_ray(code: int) -> None:
+    """End the process at once if a thread still waits in a call of Ray: the interpreter's own end would crash there."""
+    if any(thread.name == FIT_THREAD for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
 
 
 def _refused_here(error: Exception) -> bool:

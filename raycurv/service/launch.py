@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from raycurv.arguments import format_settings
 from raycurv.service.artifacts import ArtifactWriter
 from raycurv.service.cluster import Cluster
-from raycurv.service.errors import LaunchError, Stopped, describe
+from raycurv.service.errors import FIT_THREAD, LaunchError, Stopped, describe
 from raycurv.service.session import ray_session, signals_handled, tracking_session
 from raycurv.service.terminal import TerminalProgress, table
 from raycurv.tracking import provenance, run_names
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from raycurv.train.records import Result
 
 POLL_SECONDS = 0.25
+JOIN_SECONDS = 10.0  # for Ray Train to end after its workers
 # `ray job stop` sends SIGKILL three seconds after SIGTERM; Ctrl-C has time to write a checkpoint.
 GRACE_SECONDS = {signal.SIGTERM: 1.5, signal.SIGINT: 30.0}
 
@@ -168,6 +169,8 @@ class _Launch:
             if self.stopped or (give_up is not None and time.monotonic() > give_up):
                 break
             fit.join(POLL_SECONDS)
+        # Ray crashes the process if it is shut down while a thread waits in one of its calls.
+        fit.join(JOIN_SECONDS if give_up is None else max(0.0, min(JOIN_SECONDS, give_up - time.monotonic())))
         self._receive()
         if self.asked is not None and not self._finished():
             raise Stopped(f"{self.plan.name}; go on with --run-name {self.plan.name} --resume")
@@ -269,7 +272,7 @@ class _FitThread(threading.Thread):
     """Ray Train's blocking call, in a thread, so that the main thread reads messages and handles signals."""
 
     def __init__(self, trainer: Any) -> None:
-        super().__init__(name="fit", daemon=True)
+        super().__init__(name=FIT_THREAD, daemon=True)
         self._trainer = trainer
         self.error: BaseException | None = None
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,14 @@ def test_an_explained_error_stands_for_itself(tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit), reported(str(tmp_path)):
         raise NonFiniteLoss("step 3 was not finite")
     assert "error: step 3 was not finite" in capsys.readouterr().err
+
+
+def test_a_stop_ends_the_process_with_its_code_while_a_thread_waits_in_ray() -> None:
+    code = (
+        "import os, threading, time\n"
+        "from raycurv.service.errors import FIT_THREAD, Stopped, reported\n"
+        "threading.Thread(target=time.sleep, args=(60,), name=FIT_THREAD).start()\n"  # joined by a normal end
+        "with reported(): raise Stopped('at step 3')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr.strip()) == (130, "stopped: at step 3")
