@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import psutil
-
 import raycurv
 
 PACKAGES = ("raycurv", "torch", "ray", "mlflow", "numpy", "pyarrow", "torchvision")
@@ -59,6 +57,8 @@ def versions() -> Mapping[str, str]:
 
 def driver() -> dict[str, str]:
     """Host, process id, start time and user of this driver. The start time makes a reused process id unambiguous."""
+    import psutil
+
     return {
         "host": hostname(),
         "pid": str(os.getpid()),
@@ -69,6 +69,8 @@ def driver() -> dict[str, str]:
 
 def driver_alive(tags: dict[str, str]) -> bool | None:
     """Whether the process of :func:`driver` still runs; None if its machine is another one."""
+    import psutil
+
     if tags.get("host") != hostname():
         return None
     try:

@@ -233,3 +233,16 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
 def test_the_overview_has_every_command() -> None:
     for command in COMMANDS:
         assert command.summary in help.overview("raycurv")
+
+
+def test_every_command_has_its_help_without_any_extra() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('ray', 'mlflow', 'psutil', 'tyro', 'pyarrow', 'pandas', 'matplotlib', 'sqlalchemy'):\n"
+        "    sys.modules[name] = None\n"
+        "from raycurv.cli.commands import COMMANDS\n"
+        "from raycurv.cli.main import main\n"
+        "print([command.name for command in COMMANDS if main([*command.name.split(), '--help']) != 0])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
