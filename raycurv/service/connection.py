@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import logging
 import os
 import sys
@@ -71,7 +72,8 @@ def connected(cluster: Cluster, notify: Callable[[str], None]) -> Iterator[None]
     try:
         yield
     finally:
-        ray.shutdown()
+        with _no_garbage_collection():
+            ray.shutdown()
 
 
 def require_capacity(cluster: Cluster, notify: Callable[[str], None]) -> None:
@@ -140,6 +142,19 @@ def _inventory(nodes: list[dict]) -> str:
 def _asked(cluster: Cluster) -> str:
     each = " and ".join(f"{amount:g} {name}" for name, amount in cluster.resources.items())
     return f"{cluster.workers} workers with {each} each"
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    # A reference of Ray that another thread collects while Ray shuts down ends the process at once, by exit code 1.
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _cluster_is_named() -> bool:

@@ -61,3 +61,14 @@ def test_the_head_of_the_tests_is_found_while_it_runs(head: local_ray.RayHead, t
     local_ray.save(head, tmp_path / "ray.json")
     assert local_ray.saved(tmp_path / "ray.json") == head
     assert any(process.name() == "raylet" for process in head.processes())
+
+
+@pytest.mark.cluster
+def test_another_thread_may_collect_garbage_while_ray_shuts_down(short_folder: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-m", "tests.service.collecting"]
+    environment = clean | {"RAY_TMPDIR": str(short_folder)}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "still there" in ended.stdout
