@@ -135,7 +135,7 @@ class _Trainer:
             batch = run.objective.batch(inputs, targets)
             if (progress.step + 1) % config.log_every == 0:
                 scalars |= _batch_metrics(config, batch, run.optimizer.curvature_fraction)
-            report = run.optimizer.step(batch, validation=self.validation_batch())
+            report = run.optimizer.step(batch, validation=run.validation_batch())
         if run.average is not None:
             run.average.update()
         samples = run.batch_samples(progress.step_in_epoch)
@@ -146,12 +146,6 @@ class _Trainer:
         self.interval_samples += samples
         scalars |= {"train/loss": report.loss, **{f"optimizer/{name}": value for name, value in report.scalars.items()}}
         self.metrics.add(progress.step, run.epochs_done, report.finite, scalars)
-
-    def validation_batch(self) -> Batch | None:
-        run = self.run
-        if run.validation is None or not run.optimizer.needs_validation:
-            return None
-        return run.objective.batch(*run.validation.batch(run.progress.step))
 
     def end_interval(self, asked: bool) -> bool:
         """Fetch and emit the scalars of the log interval; True if any worker was asked to stop.

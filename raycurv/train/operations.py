@@ -32,8 +32,8 @@ def operations_per_step(config: RunConfig, data: Data | None = None) -> float:
         run = TrainingRun(dataclasses.replace(config, log_every=1), Local(), torch.device("cpu"), data)
         with closing(run.loader.epoch(0)) as batches:
             inputs, targets = next(batches)
-        run.optimizer.step(run.objective.batch(inputs, targets))
+        run.optimizer.step(run.objective.batch(inputs, targets), validation=run.validation_batch())
         with FlopCounterMode(display=False) as counter:
             for _ in range(PERIOD):
-                run.optimizer.step(run.objective.batch(inputs, targets))
+                run.optimizer.step(run.objective.batch(inputs, targets), validation=run.validation_batch())
     return counter.get_total_flops() / PERIOD

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from raycurv import Objective, optim
 from raycurv.data import Data, Loader, Source
+from raycurv.objective import Batch
 from raycurv.objective.collectives import Collectives
 from raycurv.train import random_state
 from raycurv.train.averaging import AveragedWeights
@@ -126,6 +127,12 @@ class TrainingRun:
     def batch_samples(self, step_in_epoch: int) -> int:
         """Samples of the global batch of a step of an epoch."""
         return self._samples_before(step_in_epoch + 1) - self._samples_before(step_in_epoch)
+
+    def validation_batch(self) -> Batch | None:
+        """The validation batch of the next step; None for an optimizer that uses none."""
+        if self.validation is None or not self.optimizer.needs_validation:
+            return None
+        return self.objective.batch(*self.validation.batch(self.progress.step))
 
     def add_loss(self, loss: Tensor, weight: Tensor) -> None:
         """Add the loss of a step to the sums of the epoch.

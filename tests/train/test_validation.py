@@ -7,6 +7,7 @@ from raycurv import Objective, optim
 from raycurv.data import Loader, tensors
 from raycurv.objective.collectives import Local
 from raycurv.train import CheckpointStore, train
+from raycurv.train.operations import operations_per_step
 from raycurv.train.training_run import TrainingRun
 from raycurv.train.validation import split_validation
 from tests.train.problems import blobs, config
@@ -35,6 +36,14 @@ def test_a_run_gives_what_a_loop_by_hand_gives(tmp_path):
             optimizer.step(objective.batch(inputs, targets), validation=objective.batch(*validation.pop(0)))
     torch.testing.assert_close(weights(tmp_path), torch.cat([w.flatten() for w in run.model.state_dict().values()]))
     assert result.steps == 8
+
+
+def test_the_operations_of_a_step_with_a_validation_batch_are_counted():
+    alone = operations_per_step(config(**{**LEARNED, "optimizer_settings": {}}))
+    assert operations_per_step(config(**LEARNED)) == pytest.approx(alone)
+    both = operations_per_step(config(**{**LEARNED, "optimizer": "llr_first_order"}))
+    one = operations_per_step(config(**{**LEARNED, "optimizer": "llr_first_order", "optimizer_settings": {}}))
+    assert both == pytest.approx(2 * one)
 
 
 def test_it_goes_on_with_the_same_validation_batches(tmp_path):
