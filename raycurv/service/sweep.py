@@ -272,8 +272,10 @@ class Sweep:
             return None
         from ray.tune.schedulers import ASHAScheduler
 
+        from raycurv.service.trial import METRIC
+
         most = max(trial.config.epochs for trial, _ in waiting)
-        return ASHAScheduler("epoch", metric="train/epoch_loss", mode="min", max_t=most + 1, grace_period=1)
+        return ASHAScheduler("epoch", metric=METRIC, mode="min", max_t=most + 1, grace_period=1)
 
 
 @contextlib.contextmanager

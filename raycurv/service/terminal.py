@@ -86,7 +86,9 @@ class TerminalProgress:
 
     def _evaluated(self, record: Record) -> str:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in record.values.items())
-        return f"{self._name}: epoch {record.epoch:g} done: {shown}"
+        whole = float(record.epoch).is_integer()
+        position = f"epoch {record.epoch:g} done" if whole else f"step {record.step:,}, epoch {record.epoch:.2f}"
+        return f"{self._name}: {position}: {shown}"
 
 
 def _described(values: Mapping[str, float]) -> str:

@@ -32,6 +32,7 @@ from raycurv.train.configuration import RunConfig
 from raycurv.train.operations import operations_per_step
 from raycurv.train.records import Record
 
+METRIC = "train/epoch_loss"  # by which a scheduler compares trials
 GRACE = 20.0  # seconds that a trial has to end by itself after its time is over
 
 
@@ -119,7 +120,8 @@ def _train_here(task: TrialTask, sender: MessageSender, data: Data | None, setti
     deadline = None if seconds is None else time.monotonic() + seconds
 
     def report(record: Record) -> None:
-        tune.report({**record.values, "epoch": record.epoch})  # for the scheduler, which may end the trial here
+        if METRIC in record.values:  # at the end of an epoch; the scheduler may end the trial here
+            tune.report({**record.values, "epoch": record.epoch})
 
     result = train_and_send(
         task, sender, Local(), settings.device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,13 +14,12 @@ from ray import tune
 from raycurv.results.outcomes import Outcome
 from raycurv.service.mailbox import receive
 from raycurv.service.run_state import RunState
-from raycurv.service.trial import TrialTask
+from raycurv.service.trial import METRIC, TrialTask
 from raycurv.tracking.messages import WorkersStarted
 
 if TYPE_CHECKING:
     from raycurv.service.sweep import Sweep
 
-METRIC = "train/epoch_loss"
 LINE_SECONDS, QUIET_SECONDS = 5.0, 30.0  # between two lines: at least, and at most while trials run
 RECEIVE_SECONDS = 0.5  # between two looks into the mailbox
 SHOWN = 3  # running trials in one line
@@ -91,7 +91,8 @@ class SweepCallback(tune.Callback):
         if not evaluations:
             return f"{what}: in its first epoch"
         newest = evaluations[-1]
-        return f"{what}: {newest.epoch:g} epochs done, training loss {newest.values[METRIC]:.4g}"
+        loss = next((e.values[METRIC] for e in reversed(evaluations) if METRIC in e.values), math.nan)
+        return f"{what}: {newest.epoch:.3g} epochs done, training loss {loss:.4g}"
 
     def _task(self, trial: Any) -> TrialTask:
         return self._tasks[trial.config["trial"]]

@@ -26,6 +26,8 @@ _NO_EFFECT = (
     "name", "log_every", "checkpoint_every", "keep_checkpoints", "gradient_norm", "batch_error", "stop_after",
     "change_horizon",
 )  # fmt: skip
+# Fields of later versions. At their defaults they are not part of the digest, which stored runs carry.
+_LATER = {"evaluate_every_steps": None, "evaluate_training_samples": None}
 Setting = bool | int | float | str | None | tuple[Any, ...]
 
 
@@ -159,10 +161,14 @@ class RunConfig:
         checkpoint_every: steps between checkpoints; one is also written at the end of every epoch.
         keep_checkpoints: number of checkpoints to keep.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
+        evaluate_every_steps: steps between evaluations, in place of `evaluate_every`; the last step is always
+            evaluated.
         validation: fraction of the training set held out for optimizers that use a validation batch at every step; 0
             holds out nothing. Only for sets that fit in memory.
         evaluate_training: at every evaluation also measure the training set, without augmentation, as
             ``training_set/loss`` and ``training_set/accuracy``.
+        evaluate_training_samples: number of training samples, the first ones, that `evaluate_training` measures; None
+            measures all. Only for sets that fit in memory.
         gradient_norm: log the norm of the gradient at every log interval, at the cost of a backward pass.
         batch_error: log the error rate of the mini-batch at every log interval, at the cost of a forward pass.
     """
@@ -188,8 +194,10 @@ class RunConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     evaluate_every: int = 1
+    evaluate_every_steps: int | None = None
     validation: float = 0.0
     evaluate_training: bool = False
+    evaluate_training_samples: int | None = None
     gradient_norm: bool = False
     batch_error: bool = False
 
@@ -199,9 +207,12 @@ class RunConfig:
         for name in ("batch_size", "epochs", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every"):
             require_whole(f"RunConfig.{name}", getattr(self, name), 1)
         clip, average = self.clip_gradient, self.average_weights
+        steps, measured = self.evaluate_every_steps, self.evaluate_training_samples
         for name, holds, allowed in (
             ("max_steps", self.max_steps is None or self.max_steps >= 1, "None or at least 1"),
             ("stop_after", self.stop_after is None or self.stop_after >= 1, "None or at least 1"),
+            ("evaluate_every_steps", steps is None or steps >= 1, "None or at least 1"),
+            ("evaluate_training_samples", measured is None or measured >= 1, "None or at least 1"),
             ("seed", 0 <= self.seed < 2**63, "a whole number from 0 to 2⁶³−1"),
             ("l2", 0 <= self.l2 < math.inf, "a finite number of at least 0"),
             ("precision", self.precision in get_args(Precision), "one of fp32, fp64, bf16"),
@@ -232,7 +243,8 @@ class RunConfig:
 
         It is made of the first import path of each function, so it is equal in every version.
         """
-        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in _NO_EFFECT}
+        absent = {name for name, default in _LATER.items() if getattr(self, name) == default}
+        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in absent.union(_NO_EFFECT)}
         for component in (values["model"], values["data"]):
             component["target"] = former_path(component["target"])
         values["loss"] = former_path(self.loss)

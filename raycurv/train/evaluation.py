@@ -100,7 +100,7 @@ def evaluate_run(run: TrainingRun) -> dict[str, float]:
         Metrics under ``test/`` and ``training_set/``, those of the average under ``averaged/``.
     """
     config = run.config
-    sets = {"test/": run.data.evaluation, "training_set/": run.training if config.evaluate_training else None}
+    sets = {"test/": run.data.evaluation, "training_set/": run.measured_training if config.evaluate_training else None}
     sources = {prefix: source for prefix, source in sets.items() if source is not None}
     options: dict[str, Any] = {
         "loss": run.loss,

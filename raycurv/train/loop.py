@@ -114,11 +114,14 @@ class _Trainer:
                 self.step(inputs, targets)
                 last = progress.step_in_epoch == run.steps_per_epoch or progress.step == run.total_steps
                 save = progress.step % config.checkpoint_every == 0 and not last
+                evaluate = self.at_evaluation_step and not last
                 over = config.stop_after is not None and progress.step - self.first_step >= config.stop_after
-                due = last or save or over or progress.step % config.log_every == 0
+                due = last or save or evaluate or over or progress.step % config.log_every == 0
                 asked = over or ((due or run.collectives.size == 1) and self.stop())
                 if due or asked:
                     stopped = self.end_interval(asked)
+                    if evaluate:
+                        self.record_evaluation(evaluate_run(run))
                     if save or (stopped and not last):
                         self.save()
                     if stopped or last:
@@ -188,20 +191,44 @@ class _Trainer:
         if not whole and not finished:
             return
         require_equal_parameters(run.objective.parameters, run.collectives, run.device)
-        due = (progress.epoch + 1) % run.config.evaluate_every == 0
         epochs_done = run.epochs_done
         total, weight = run.global_sums().tolist()
         values = {"train/epoch_loss": total / weight if weight else math.nan}
-        if finished or (whole and due):
+        if finished or self.evaluation_due():
             values |= evaluate_run(run)
         if whole:
             progress.epoch += 1
             progress.step_in_epoch = 0
             run.epoch_sums.zero_()
-        record = Record("evaluation", progress.step, epochs_done, time.time(), values)
+        self.record_evaluation(values, epochs_done)
+        self.save()
+
+    @property
+    def at_evaluation_step(self) -> bool:
+        """Whether ``evaluate_every_steps`` divides the step."""
+        every = self.run.config.evaluate_every_steps
+        return every is not None and self.run.progress.step % every == 0
+
+    def evaluation_due(self) -> bool:
+        """Whether the end of an epoch is evaluated."""
+        config = self.run.config
+        if config.evaluate_every_steps is not None:
+            return self.at_evaluation_step
+        return (self.run.progress.epoch + 1) % config.evaluate_every == 0
+
+    def record_evaluation(self, values: Mapping[str, float], epoch: float | None = None) -> None:
+        """Keep and emit metrics of whole sets.
+
+        Args:
+            values: the metrics.
+            epoch: epochs so far, with the fraction of the current one; None takes the position of the run.
+        """
+        progress = self.run.progress
+        epoch = self.run.epochs_done if epoch is None else epoch
+        record = Record("evaluation", progress.step, epoch, time.time(), values)
         progress.evaluations.append(record)
         self.emit([record])
-        self.save()
+        self.start_interval()
 
     def save(self) -> None:
         """Write a checkpoint, unless one of this step is there."""

@@ -29,6 +29,7 @@ FREE_TO_CHANGE = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "evaluate_every",
+        "evaluate_every_steps",
         "gradient_norm",
         "batch_error",
     )

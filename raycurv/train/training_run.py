@@ -19,7 +19,7 @@ from raycurv.train.checkpoint import CheckpointError
 from raycurv.train.configuration import RunConfig
 from raycurv.train.precision import dtype_of
 from raycurv.train.records import Record
-from raycurv.train.validation import ValidationBatches, split_validation
+from raycurv.train.validation import ValidationBatches, first_samples, split_validation
 
 VERSION = 2  # of the state in a checkpoint
 
@@ -71,6 +71,7 @@ class TrainingRun:
         self.config, self.collectives, self.device = config, collectives, device
         self.data: Data = config.data.build() if data is None else data
         self.training, self.held_out = split_validation(self.data.train, config.validation, config.seed)
+        self.measured_training = first_samples(self.training, config.evaluate_training_samples)
         torch.manual_seed(config.seed)
         self.shape = data_shape(self.data)
         self.model = build_model(config, self.shape).to(device)

@@ -1,4 +1,4 @@
-"""A held-out part of the training set, for optimizers that use a validation batch at every step."""
+"""Parts of the training set: one held out for optimizers that use a validation batch, and one that is measured."""
 
 from __future__ import annotations
 
@@ -72,6 +72,22 @@ def split_validation(source: Source, fraction: float, seed: int) -> tuple[Source
         raise ValueError(f"RunConfig.validation is {fraction}, which holds out {number} of {len(source)} samples")
     remaining, validation = np.sort(order[number:]), np.sort(order[:number])
     return SourceSubset(source, remaining, training=True), SourceSubset(source, validation, training=False)
+
+
+def first_samples(source: Source, number: int | None) -> Source:
+    """The first `number` samples of a training set, without augmentation; the whole set where `number` is None.
+
+    Raises:
+        ValueError: the set is streamed.
+    """
+    if number is None:
+        return source
+    if not source.in_memory:
+        raise ValueError(
+            f"RunConfig.evaluate_training_samples is {number}, but the set does not fit in memory: raise its "
+            "memory_limit"
+        )
+    return SourceSubset(source, np.arange(min(number, len(source))), training=False)
 
 
 class ValidationBatches:

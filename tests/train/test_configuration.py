@@ -15,6 +15,12 @@ def test_configuration_comes_back_from_json() -> None:
     assert RunConfig.from_json(wanted.to_json()) == wanted
 
 
+def test_evaluation_by_steps_changes_the_digest_only_where_it_is_asked_for() -> None:
+    wanted = config()
+    assert dataclasses.replace(wanted, evaluate_every_steps=None).digest == wanted.digest
+    assert dataclasses.replace(wanted, evaluate_every_steps=5).digest != wanted.digest
+
+
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
@@ -22,6 +28,8 @@ def test_configuration_comes_back_from_json() -> None:
         ("batch_size", 0, "at least 1"),
         ("epochs", 1.5, "a whole number"),
         ("max_steps", 0, "None or at least 1"),
+        ("evaluate_every_steps", 0, "None or at least 1"),
+        ("evaluate_training_samples", 0, "None or at least 1"),
         ("seed", -1, "from 0"),
         ("l2", float("nan"), "finite"),
         ("precision", "fp16", "fp32, fp64, bf16"),

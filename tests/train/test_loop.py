@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -75,6 +76,40 @@ def test_records_tell_every_step_and_every_evaluation(tmp_path: Path) -> None:
     weights = [8, 8, 8, 8, 8, 2]
     expected = sum(w * r.values["train/loss"] for w, r in zip(weights, steps, strict=False)) / 42
     assert first.values["train/epoch_loss"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_evaluations_come_every_so_many_steps_and_at_the_end(tmp_path: Path) -> None:
+    wanted = config(evaluate_every_steps=4, samples=42, log_every=5)
+    result = go(tmp_path, wanted)
+    at = {record.step: set(record.values) for record in result.evaluations}
+    measured = {"test/loss", "test/accuracy"}
+    assert at == {4: measured, 6: {"train/epoch_loss"}, 8: measured, 12: {"train/epoch_loss", *measured}}
+    assert [record.epoch for record in result.evaluations] == [4 / 6, 1.0, 8 / 6, 2.0]
+
+
+@pytest.mark.parametrize("optimizer", ["auto", "schedule_free_adamw"])
+def test_evaluations_within_an_epoch_leave_the_run_as_it_is(tmp_path: Path, optimizer: str) -> None:
+    plain = config(optimizer=optimizer, norm=True, dropout=0.3)
+    often = replace(plain, evaluate_every_steps=1, evaluate_training=True, evaluate_training_samples=9)
+    parts = (replace(often, stop_after=3), often)
+
+    expected = go(tmp_path / "plain", plain)
+    result = go(tmp_path / "often", often)
+    for part, resume in zip(parts, ("never", "must"), strict=True):
+        resumed = go(tmp_path / "resumed", part, resume=resume)
+
+    assert dict(result.values) | dict(expected.values) == dict(result.values)
+    assert [(r.step, r.values) for r in resumed.evaluations] == [(r.step, r.values) for r in result.evaluations]
+
+
+def test_the_first_training_samples_are_measured_without_augmentation(tmp_path: Path) -> None:
+    wanted = config(evaluate_training=True, evaluate_training_samples=9)
+    result = go(tmp_path, wanted)
+    trained = load_trained_model(CheckpointStore(str(tmp_path))).model.eval()
+    inputs, targets = wanted.data.build().train.read(np.arange(9), seed=0, epoch=0, training=False)
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(trained(inputs), targets)
+    assert result.values["training_set/loss"] == pytest.approx(float(expected), rel=1e-12)
 
 
 def test_epoch_loss_weighs_batches_by_what_their_samples_count_for(tmp_path: Path) -> None:
