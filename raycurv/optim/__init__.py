@@ -19,6 +19,7 @@
 | `levenberg_marquardt`, `newton` | :class:`LevenbergMarquardt`, :class:`Newton` |
 | `sls`, `sps`, `step_tuned_sgd` | :class:`SLS`, :class:`SPS`, :class:`StepTunedSGD` |
 | `sgd`, `momentum`, `nesterov`, `adam`, `rmsprop`, `adagrad` | :class:`FirstOrder` around one of ``torch.optim`` |
+| `rmsprop_bias_corrected` | :class:`FirstOrder` around ``torch.optim.Adam`` with β₁ = 0, RED's RMSProp baseline |
 | `schedule_free_sgd`, `schedule_free_adamw` | :class:`ScheduleFree` around one of schedulefree |
 | `prodigy`, `dadapt_adam` | :class:`EstimatedRate` around one of prodigyopt or dadaptation |
 | `dog` | :class:`DoG` around the one of dog |

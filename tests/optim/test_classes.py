@@ -136,6 +136,7 @@ SCHEDULED = {
     "nesterov": 0.01,
     "adam": 1e-3,
     "rmsprop": 1e-3,
+    "rmsprop_bias_corrected": 1e-3,
     "adagrad": 0.01,
     "kfac": 0.1,
     "step_tuned_sgd": 0.1,

@@ -68,6 +68,7 @@ TORCHS = {
     "nesterov": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True),
     "adam": lambda p: torch.optim.Adam(p, lr=1e-3),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3),
+    "rmsprop_bias_corrected": lambda p: torch.optim.Adam(p, lr=1e-3, betas=(0.0, 0.999)),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
 }
 

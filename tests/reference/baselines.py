@@ -44,6 +44,21 @@ class Problem:
         return jacobian.T @ hessian.reshape(n, n) @ jacobian + self.l2 * torch.eye(len(w), dtype=w.dtype)
 
 
+class StandardRmsProp(Problem):
+    """Algorithm 3 of RED with r = 1: the decay of ℓ is that of appendix B, τₙ = τ₀dⁿ in epoch n."""
+
+    k, v = 0, 0.0
+
+    def step(self, steps_per_epoch: int, rate=1e-3, d=1.0, beta=0.999, epsilon=1e-8) -> dict[str, float]:
+        g = self.gradient(self.w)
+        ell = rate * d ** (self.k // steps_per_epoch)
+        self.k += 1
+        self.v = beta * self.v + (1 - beta) * g**2
+        report = {"loss": self.value(self.w), "learning_rate": ell}
+        self.w = self.w - ell * g / (torch.sqrt(self.v / (1 - beta**self.k)) + epsilon)
+        return report
+
+
 class StepTuned(Problem):
     k, gamma, g = 0, 1.0, 0.0
 

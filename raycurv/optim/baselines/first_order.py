@@ -182,6 +182,23 @@ def rmsprop(parameters: list[Any], *, learning_rate: float = 1e-3, decay: float 
     return torch.optim.RMSprop(parameters, lr=learning_rate, alpha=decay)
 
 
+@baseline("rmsprop_bias_corrected")
+def rmsprop_bias_corrected(
+    parameters: list[Any], *, learning_rate: float = 1e-3, beta2: float = 0.999, eps: float = 1e-8
+) -> torch.optim.Optimizer:
+    """RMSProp with a bias-corrected average, the standard RMSProp of RED's paper (Algorithm 3 with r = 1).
+
+    It is Adam without momentum. Torch's own `rmsprop` corrects no bias, so its first steps are longer.
+
+    Args:
+        parameters: parameters or parameter groups.
+        learning_rate: ℓ, the step size.
+        beta2: β₂ of the squares' average.
+        eps: ε, added to the root of the average.
+    """
+    return torch.optim.Adam(parameters, lr=learning_rate, betas=(0.0, beta2), eps=eps)
+
+
 @baseline("adagrad")
 def adagrad(parameters: list[Any], *, learning_rate: float = 0.01) -> torch.optim.Optimizer:
     """Adagrad (Duchi et al. 2011)."""

@@ -68,6 +68,26 @@ def test_twenty_steps_equal_the_naive_reference(name, case_name):
     assert_twenty_steps_equal(reference, arguments, case, model, objective, optimizer)
 
 
+@pytest.mark.parametrize("case_name", CASES)
+def test_the_bias_corrected_rmsprop_is_the_standard_one_of_red(case_name):
+    settings = {"learning_rate": 0.01, "schedule": "exponential", "schedule_decay": 0.97}
+    case, model, objective, optimizer = made("rmsprop_bias_corrected", case_name, **settings)
+    reference = baselines.StandardRmsProp(case.model(), named_loss(case), case.l2)
+    assert_twenty_steps_equal(
+        reference, {"steps_per_epoch": 5, "rate": 0.01, "d": 0.97}, case, model, objective, optimizer
+    )
+
+
+def test_torchs_rmsprop_is_another_method_than_the_bias_corrected_one():
+    ends = []
+    for name, settings in (("rmsprop", {"decay": 0.999}), ("rmsprop_bias_corrected", {"beta2": 0.999})):
+        case, model, objective, optimizer = made(name, **settings)
+        for t in range(30):
+            optimizer.step(objective.batch(case.inputs[rows_of(t)], case.targets[rows_of(t)]))
+        ends.append(flat(model))
+    assert torch.linalg.vector_norm(ends[0] - ends[1]) > 0.05 * torch.linalg.vector_norm(ends[1])
+
+
 class Parabola(nn.Module):
     """J = Σ (x w)² on one sample: curvature 2x² along each axis."""
 

@@ -13,7 +13,7 @@ from tests.cases import BY_NAME
 CASE = BY_NAME["mlp"]
 HORIZON = optim.Horizon(epochs=4, steps_per_epoch=5, training_samples=120)
 STEPS = 20
-BASELINES = ("sgd", "momentum", "nesterov", "rmsprop", "adam", "adagrad")
+BASELINES = ("sgd", "momentum", "nesterov", "rmsprop", "rmsprop_bias_corrected", "adam", "adagrad")
 
 
 def one_cycle(k, warmup=0.3):
