@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Data sets for the tests that want real ones; they skip with a reason when it is absent.
 export RAYCURV_DATA ?= $(abspath ../shared/data)
 
-.PHONY: help install test test-fast lint demo clean
+.PHONY: help install test test-fast lint release demo clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -29,6 +29,12 @@ lint: install ## style, types and import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+release: install ## build the wheel and the source archive in dist/, install the wheel afresh, train with it
+	rm -rf dist build
+	$(BIN)/python -m build --no-isolation
+	RAYCURV_DIST=$(abspath dist) $(BIN)/python -m pytest \
+		tests/cli/test_wheel.py tests/test_project_files.py tests/test_public_names.py tests/test_deprecation.py
 
 # Ray ends with the demo unless KEEP=1.
 demo: install ## train small images on a local Ray with two workers

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from raycurv.deprecation import find_moved_modules
 from raycurv.lazy import lazy_names
 
 if TYPE_CHECKING:
@@ -29,4 +30,5 @@ __all__ = [
     "tracking",
     "train",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+find_moved_modules()

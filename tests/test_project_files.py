@@ -10,6 +10,8 @@ from pathlib import Path
 
 import yaml
 
+import raycurv
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -21,6 +23,12 @@ def test_the_citation_names_the_version_and_five_papers():
     assert citation["license"] == PROJECT["license"]
     assert len(citation["references"]) == 5
     assert all(paper["title"] and paper["authors"] for paper in citation["references"])
+
+
+def test_package_and_changelog_have_one_version():
+    newest = re.search(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
+    assert re.fullmatch(r"\d+\.\d+\.\d+, \d{4}-\d{2}-\d{2}", newest), "version and date, such as 0.2.0, 2026-11-26"
+    assert newest.split(",")[0] == PROJECT["version"] == raycurv.__version__
 
 
 def test_the_hooks_are_the_linters_of_make_lint():

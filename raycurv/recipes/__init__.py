@@ -1,5 +1,6 @@
 """Experiments as typed functions that return a :class:`raycurv.train.RunConfig`, ours and the user's."""
 
+from raycurv.deprecation import moved_names
 from raycurv.recipes.digits import digits
 from raycurv.recipes.papers.curveball import cifar10_basic_cnn, cifar10_resnet18, imagenet_curveball
 from raycurv.recipes.registry import (
@@ -30,3 +31,4 @@ __all__ = [
     "names",
     "registered_recipes",
 ]
+__getattr__ = moved_names(__name__)

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from raycurv.deprecation import moved_names
 from raycurv.lazy import lazy_names
 
 if TYPE_CHECKING:
@@ -16,20 +17,23 @@ if TYPE_CHECKING:
     from raycurv.train.records import Record, Result
     from raycurv.train.resume import Resume, ResumeError, require_startable
 else:
-    __getattr__ = lazy_names(
+    __getattr__ = moved_names(
         __name__,
-        {
-            "checkpoint": ("CheckpointError", "CheckpointStore"),
-            "configuration": ("Component", "Precision", "RunConfig"),
-            "build": ("check",),
-            "distributed": ("WorkersDisagree",),
-            "evaluation": ("evaluate",),
-            "export": ("TrainedModel", "load_trained_model"),
-            "loop": ("train",),
-            "metrics": ("NonFiniteLoss",),
-            "records": ("Record", "Result"),
-            "resume": ("Resume", "ResumeError", "require_startable"),
-        },
+        lazy_names(
+            __name__,
+            {
+                "checkpoint": ("CheckpointError", "CheckpointStore"),
+                "configuration": ("Component", "Precision", "RunConfig"),
+                "build": ("check",),
+                "distributed": ("WorkersDisagree",),
+                "evaluation": ("evaluate",),
+                "export": ("TrainedModel", "load_trained_model"),
+                "loop": ("train",),
+                "metrics": ("NonFiniteLoss",),
+                "records": ("Record", "Result"),
+                "resume": ("Resume", "ResumeError", "require_startable"),
+            },
+        ),
     )
 
 __all__ = [
