@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import torch
+
+from raycurv import Objective, recipes
 from raycurv.benchmarks import paper_tables
 from raycurv.recipes import studies
 from raycurv.recipes.table import Table
+from raycurv.train.build import resolve_loss
 
 
 def test_the_tuned_rmsprop_of_every_table_is_the_papers_own() -> None:
@@ -26,3 +31,25 @@ def test_every_entry_is_that_of_three_seeds(name: str) -> None:
     table = paper_tables.get(name)
     assert isinstance(table, Table)
     assert {study.seeds for study in table.studies} == {3}
+
+
+def test_the_autoencoders_loss_is_the_sum_over_the_pixels_as_on_the_papers_axis(tmp_path: Path) -> None:
+    """At the start a sum is of the order of 10², which falls to the paper's 10¹; a mean is below 1."""
+    torch.manual_seed(0)
+    images = torch.rand(32, 1, 28, 28)
+    found = {}
+    for reduction in ("sum", "mean"):
+        config = recipes.build("red_mnist_autoencoder", {"data": str(tmp_path), "reduction": reduction})
+        model = config.model.build(input_shape=(1, 28, 28), num_classes=0)
+        found[reduction] = float(Objective(model, resolve_loss(config.loss)).batch(images, images.flatten(1)).value())
+    assert found["sum"] > 10
+    assert found["mean"] < 1
+    default = recipes.build("red_mnist_autoencoder", {"data": str(tmp_path)})
+    assert default.loss == "squared_error"
+    assert default.name == "red-mnist-autoencoder"
+    assert config.name == "red-mnist-autoencoder-mean"
+
+
+def test_another_reduction_of_the_autoencoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="reduction is 'median'; it must be sum or mean"):
+        recipes.build("red_mnist_autoencoder", {"data": str(tmp_path), "reduction": "median"})
