@@ -24,6 +24,7 @@ def csv_table(
     held_out: int,
     seed: int = 0,
     max_rows: int | None = None,
+    standardise: bool = True,
 ) -> Data:
     """Read a CSV file with a line of names; features and target are standardised by the training rows.
 
@@ -35,6 +36,7 @@ def csv_table(
         held_out: rows for evaluation, drawn by `seed`.
         seed: seed of that draw.
         max_rows: keep the first so many of the rows left to learn from.
+        standardise: whether to standardise; False gives features and target as they are in the file.
 
     Raises:
         DataError: a cell is no number, a line has another number of cells, the column is missing, or too few rows.
@@ -52,6 +54,8 @@ def csv_table(
     train, test = rows[order[held_out:][:max_rows]], rows[order[:held_out]]
     mean, deviation = train.mean(0), train.std(0)
     deviation[deviation == 0] = 1.0  # a column that says nothing stays 0
+    if not standardise:
+        mean, deviation = np.zeros_like(mean), np.ones_like(deviation)
     column = lower.index(target.lower())
 
     def parts(found: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -136,6 +136,20 @@ FIGURES = (
         hint=f"runs of one optimizer with at least {_SEVERAL} settings, such as --study ntlr_initial_rates",
     ),
     FigureSpec(
+        "epochs",
+        "LLR, Fig. 3-14",
+        "Loss and accuracy on training and test set after each epoch, and the learning rate",
+        (
+            MetricPanel("train/epoch_loss"),
+            MetricPanel("training_set/accuracy", title="training accuracy"),
+            MetricPanel("test/loss"),
+            MetricPanel("test/accuracy"),
+            MetricPanel("optimizer/learning_rate", reduction="epoch mean"),
+        ),
+        needs=("training_set/accuracy",),
+        hint="runs that measure the training set (evaluate_training), as the recipes of LLR do",
+    ),
+    FigureSpec(
         "alarms",
         "SALERA, Fig. 1",
         "Catastrophic episodes: test error, mini-batch loss and error, learning rates",

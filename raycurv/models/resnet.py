@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from raycurv.arguments import require
 from raycurv.models.layers import check_classes, check_dropout, image_shape, scaled
 
 Stem = Literal["small", "large"]
@@ -17,24 +18,32 @@ def resnet18(
     dropout: float = 0.0,
     stem: Stem = "small",
     width: float = 1.0,
+    dropout_layers: int = 1,
 ) -> nn.Module:
-    """ResNet-18 of CurveBall's CIFAR-10 experiments (Table 2, in brackets: with dropout of rate 0.3).
+    """ResNet-18 of CurveBall's CIFAR-10 experiments (Table 2, in brackets: with dropout of rate 0.3), and of LLR's.
 
     torchvision's network with two changes: the small stem that is usual for 32-pixel images (one 3×3 convolution, no
-    pooling), and activations that do not overwrite their input. The paper does not say where its dropout sits; here it
-    is in front of the classifier.
+    pooling), and activations that do not overwrite their input. CurveBall's paper does not say where its dropout is;
+    here it is in front of the classifier. LLR's has two layers of dropout in places that it does not name; here the
+    second one is in front of the last stage.
 
     Args:
         num_classes: outputs.
         input_shape: shape of one image (channels, height, width).
-        dropout: probability of dropping a feature in front of the classifier.
+        dropout: probability of dropping a feature.
         stem: ``"small"`` for images up to about 64 pixels, ``"large"`` for ImageNet's (7×7 of stride 2, pooling).
         width: factor of all channels.
+        dropout_layers: 1 for dropout in front of the classifier, 2 for one in front of the last stage too.
 
     Raises:
-        ValueError: `dropout` is no probability, `stem` is unknown, or the width leaves a layer empty.
+        ValueError: `dropout` is no probability, `dropout_layers` is neither 1 nor 2, `stem` is unknown, or the width
+            leaves a layer empty.
     """
-    return _resnet("BasicBlock", (2, 2, 2, 2), num_classes, input_shape, dropout, stem, width)
+    require("resnet18: dropout_layers", dropout_layers, dropout_layers in (1, 2), "1 or 2")
+    network: Any = _resnet("BasicBlock", (2, 2, 2, 2), num_classes, input_shape, dropout, stem, width)
+    if dropout and dropout_layers == 2:
+        network.layer3.append(nn.Dropout(dropout))
+    return network
 
 
 def resnet50(

@@ -28,6 +28,8 @@ What the paper leaves open, and deviations:
   default is 1e-3, as in Baydin et al. (2018) for SGD. The rule depends on the scale of the loss, as the paper says.
 - η₀: 0.01, the smaller of the paper's rates for CIFAR-10; from 0.1 it ended at the same rates, and the first step is
   taken before anything is learned.
+- An η₀ below δ takes the place of δ: the paper starts the first order from 1e-7, which δ = 1e-6 would replace at the
+  first update.
 - The first steps have no safeguard: where SGD with the rate η₀ diverges at once (Rosenbrock), so do both orders.
 - The validation batch leaves running statistics unchanged.
 - A rate that is not finite is discarded. A step whose loss, derivatives or move are not finite is not taken.
@@ -97,7 +99,7 @@ class LearnedRate(StepOptimizer):
         state = self.shared
         velocity = self.momentum * state["velocity"] + change
         learned = finite & torch.isfinite(velocity)
-        rate = (state["rate"] + velocity).clamp(min=self.floor)
+        rate = (state["rate"] + velocity).clamp(min=min(self.floor, self.learning_rate))
         state["rate"] = torch.where(learned, rate, state["rate"])
         state["velocity"] = torch.where(learned, velocity, state["velocity"])
 
@@ -112,7 +114,7 @@ class LLRFirstOrder(LearnedRate):
         learning_rate: η₀.
         meta_rate: α; 0 is plain SGD.
         momentum: β, momentum of the rate.
-        floor: δ, the smallest rate.
+        floor: δ, the smallest rate, or η₀ where that is smaller.
         on_validation: whether to learn the rate on the validation batch, which ``step`` then needs.
         clip_gradient: largest global norm of the gradient, or None.
 
@@ -171,7 +173,7 @@ class LLRSecondOrder(LearnedRate):
         learning_rate: η₀.
         derivatives: "exact", or "differences" of five losses in float64.
         difference: ε.
-        floor: δ, the smallest rate.
+        floor: δ, the smallest rate, or η₀ where that is smaller.
         damping: number added to f″; None takes the paper's, δ/(4ε²) = 2500 with these defaults.
         momentum: β, momentum of the rate.
         on_validation: whether to learn the rate on the validation batch, which ``step`` then needs.

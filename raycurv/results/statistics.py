@@ -130,10 +130,14 @@ def _over_points(metric: str, choose: Callable[[Sequence[float]], float]) -> Run
 
 
 TRAINING_LOSS = Statistic("training loss", last("train/epoch_loss"))
+BEST_TRAINING_LOSS = Statistic("best training loss", smallest("train/epoch_loss"))
 TEST_LOSS = Statistic("test loss", last("test/loss"))
 BEST_TEST_LOSS = Statistic("best test loss", smallest("test/loss"))
 TEST_ACCURACY = Statistic("test accuracy, %", percent(last("test/accuracy")), larger=True, form="{:.2f}")
 BEST_TEST_ACCURACY = Statistic("best test accuracy, %", percent(largest("test/accuracy")), larger=True, form="{:.2f}")
+TRAINING_ACCURACY = Statistic(
+    "training accuracy, %", percent(last("training_set/accuracy")), larger=True, form="{:.2f}"
+)
 TRAINING_ERROR = Statistic("best training error, %", error(largest("training_set/accuracy")), form="{:.2f}")
 VALIDATION_ERROR = Statistic("best validation error, %", error(largest("test/accuracy")), form="{:.2f}")
 FAILED = Statistic("failed runs, %", failed(), form="{:.1f}", every=True)

@@ -33,6 +33,14 @@ def test_features_and_target_are_standardised_by_the_training_rows(tmp_path: Pat
     assert data.evaluation.inputs.mean().abs() > 1e-3
 
 
+def test_features_and_target_may_stay_as_they_are_in_the_file(tmp_path: Path) -> None:
+    data = csv_table(write(tmp_path, "a,y,b\n2,1,5\n3,7,5\n4,9,5\n"), target="y", held_out=1, standardise=False)
+    assert isinstance(data.train, TensorSource)
+    assert isinstance(data.evaluation, TensorSource)
+    rows = torch.cat([torch.cat([s.inputs, s.targets], 1) for s in (data.train, data.evaluation)]).tolist()
+    assert sorted(rows) == [[2.0, 5.0, 1.0], [3.0, 5.0, 7.0], [4.0, 5.0, 9.0]]
+
+
 def test_the_seed_alone_draws_the_rows_held_out(tmp_path: Path) -> None:
     path = numbers(tmp_path)
     first, again, other = (csv_table(path, target="medv", held_out=10, seed=seed).train for seed in (0, 0, 1))

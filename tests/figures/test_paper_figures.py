@@ -127,6 +127,13 @@ def test_hyper_exploration_and_alarms_are_marked_where_they_begin():
     assert "alarm (2)" in drawn.caption
 
 
+def test_training_and_test_accuracy_are_drawn_for_each_epoch():
+    run = recorded("any", train__epoch_loss=lambda e: 1 / e, training_set__accuracy=lambda e: e / 5)
+    (drawn,) = panels.draw(PLATES["epochs"], [run, recorded("other", train__epoch_loss=lambda e: 1 / e)])
+    assert drawn.names == ("any",)
+    assert {row["metric"] for row in rows(drawn.data)} == {"training loss", "training accuracy"}
+
+
 def test_networks_are_shown_by_median_and_quartiles_and_failures_count_as_worst():
     runs = [
         recorded("any", network=f"net{i}", train__epoch_loss=lambda e, i=i: i / e, test__accuracy=lambda e: 0.9)

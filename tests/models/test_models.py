@@ -127,6 +127,19 @@ def test_the_seed_decides_the_weights(case):
     assert not torch.equal(drawn[0], drawn[2])
 
 
+def test_resnet18_has_one_layer_of_dropout_or_the_two_of_llr():
+    def found(**settings):
+        network = models.resnet18(dropout=0.5, width=0.1, **settings)
+        assert network.load_state_dict(models.resnet18(dropout=0.5, width=0.1).state_dict())
+        return [name for name, module in network.named_modules() if isinstance(module, nn.Dropout)]
+
+    assert found() == ["fc.0"]
+    assert found(dropout_layers=2) == ["layer3.2", "fc.0"]
+    assert models.resnet18(width=0.1, dropout_layers=2).layer3[-1]._get_name() == "BasicBlock"
+    with pytest.raises(ValueError, match="dropout_layers is 3; it must be 1 or 2"):
+        models.resnet18(dropout_layers=3)
+
+
 def test_vgg_f_gives_its_classifier_six_by_six_maps_at_224_pixels():
     with torch.device("meta"):
         model = models.vgg_f()

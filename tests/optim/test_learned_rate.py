@@ -183,6 +183,16 @@ def test_rates_stay_above_the_floor(name):
     assert min(rates) == pytest.approx(0.02)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_start_below_the_floor_is_the_floor(name):
+    """The paper starts the first order from 1e-7, with δ = 1e-6."""
+    still = {"llr_first_order": {"meta_rate": 0.0}, "llr_second_order": {"damping": 1e12}}[name]
+    case, _, objective, optimizer = made(name, learning_rate=1e-7, **still)
+    batch = objective.batch(case.inputs, case.targets)
+    reports = [optimizer.step(batch) for _ in range(3)]
+    assert float(reports[-1].scalars["learning_rate"]) == pytest.approx(1e-7, rel=1e-3)
+
+
 @pytest.mark.parametrize("derivatives", ["exact", "differences"])
 def test_questions_about_the_next_point_and_the_validation_batch_move_no_statistics(derivatives):
     case, model, objective, optimizer = made(

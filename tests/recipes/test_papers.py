@@ -117,6 +117,21 @@ def test_variants_differ_in_what_their_name_says(tmp_path: Path) -> None:
     assert dataclasses.replace(l2, name=base.name, l2=base.l2) == base
 
 
+def test_llr_offers_what_its_figures_are_of(tmp_path: Path) -> None:
+    def built(name: str, **options: object) -> RunConfig:
+        return recipes.build(name, {"data": str(tmp_path), **options})
+
+    boston, raw = built("llr_boston"), built("llr_boston", standardise=False)
+    assert (boston.name, raw.name) == ("llr-boston", "llr-boston-raw")
+    assert raw.data.settings == {**boston.data.settings, "standardise": False}
+    pixels = built("llr_mnist_logistic").data.settings
+    assert (pixels["mean"], pixels["std"]) == ((0.0,), (1.0,))
+    for name in ("llr_cifar10_resnet18", "llr_cifar100_resnet18"):
+        assert built(name).model.settings["dropout_layers"] == 2
+    classifiers = [e.name for e in recipes.registered_recipes() if e.paper == "LLR" and e.name != "llr_boston"]
+    assert all(built(name).evaluate_training for name in classifiers)
+
+
 def test_names_of_whole_runs_are_unique(tmp_path: Path) -> None:
     found = [e.recipe(**real.placeholder(e, tmp_path)).name for e in recipes.registered_recipes()]
     assert len(set(found)) == len(found)

@@ -206,6 +206,27 @@ def test_random_networks_are_told_apart_by_their_label() -> None:
 
 
 @pytest.mark.usefixtures("empty_data")
+def test_llrs_boston_figure_is_of_raw_features_and_the_papers_rates() -> None:
+    table = papers.get("llr_fig1")
+    assert isinstance(table, Table)
+    members = table.first()
+    assert all(member.config.data.settings["standardise"] is False for member in members)
+    rates = {member.config.optimizer: member.config.optimizer_settings["learning_rate"] for member in members}
+    assert rates == {"sgd": 1e-6, "llr_first_order": 1e-7, "llr_second_order": 1e-2}
+
+
+@pytest.mark.usefixtures("empty_data")
+def test_llrs_step_of_the_differences_is_studied_around_the_papers() -> None:
+    table = papers.get("llr_difference")
+    assert isinstance(table, Table)
+    settings = [member.config.optimizer_settings for member in table.first()]
+    assert {s["derivatives"] for s in settings} == {"differences"}
+    assert [s["difference"] for s in settings] == pytest.approx([1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
+    rows = {entry.row for entry in table.entries({})}
+    assert rows == {f"second order, ε = 1e-{n}" for n in range(2, 8)}
+
+
+@pytest.mark.usefixtures("empty_data")
 def test_a_part_of_a_table_is_taken_by_name() -> None:
     table = papers.get("salera_table2").restrict(("salera_mnist_m2",), ("alera", "salera"), {"portion": (0.01,)}, 2)
     assert isinstance(table, Table)
