@@ -12,11 +12,13 @@ for name in absent:
     sys.modules[name] = None  # importing it raises ModuleNotFoundError
 import torch, raycurv
 from raycurv import optim
-extra = {"schedule_free_sgd", "schedule_free_adamw", "prodigy", "dadapt_adam", "dog", "kfac"}
+extra = {"schedule_free_sgd", "schedule_free_adamw", "schedule_free_adamw_algoperf"}
+extra |= {"prodigy", "prodigy_cosine", "dadapt_adam", "dog", "kfac"}
+scheduled = {"adamw_cosine", "nadamw_algoperf"}
 model = torch.nn.Linear(3, 2)
 assert raycurv.__version__
 for name in set(optim.names()) - extra:
-    optim.create(name, torch.nn.Linear(3, 2))
+    optim.create(name, torch.nn.Linear(3, 2), horizon=optim.Horizon(1, 10, 50) if name in scheduled else None)
 batch = raycurv.Objective(model, "cross_entropy").batch(torch.randn(5, 3), torch.randint(2, (5,)))
 report = optim.create("curveball", model).step(batch)
 assert bool(report.finite)

@@ -20,8 +20,11 @@
 | `sls`, `sps`, `step_tuned_sgd` | :class:`SLS`, :class:`SPS`, :class:`StepTunedSGD` |
 | `sgd`, `momentum`, `nesterov`, `adam`, `rmsprop`, `adagrad` | :class:`FirstOrder` around one of ``torch.optim`` |
 | `rmsprop_bias_corrected` | :class:`FirstOrder` around ``torch.optim.Adam`` with β₁ = 0, RED's RMSProp baseline |
+| `adamw`, `adamw_cosine` | :class:`FirstOrder` around ``torch.optim.AdamW``; with ``schedule="cosine"`` |
+| `nadamw`, `nadamw_algoperf` | :class:`FirstOrder` around `baselines.nadamw.NAdamW` |
 | `schedule_free_sgd`, `schedule_free_adamw` | :class:`ScheduleFree` around one of schedulefree |
-| `prodigy`, `dadapt_adam` | :class:`EstimatedRate` around one of prodigyopt or dadaptation |
+| `schedule_free_adamw_algoperf` | the same, with the values of AlgoPerf |
+| `prodigy`, `prodigy_cosine`, `dadapt_adam` | :class:`EstimatedRate` around one of prodigyopt or dadaptation |
 | `dog` | :class:`DoG` around the one of dog |
 
 ``create("red_adam", model)`` and ``RED(model, beta1=0.9, beta2=0.999)`` are the same optimizer.
@@ -30,6 +33,7 @@
 from raycurv.optim.ag_adam import AgAdam
 from raycurv.optim.auto import Auto
 from raycurv.optim.base import Horizon, StepOptimizer, StepReport, parameters_of
+from raycurv.optim.baselines import nadamw as _nadamw  # noqa: F401  for its names in the registry
 from raycurv.optim.baselines.bfgs import BFGS
 from raycurv.optim.baselines.external import DoG, EstimatedRate, ScheduleFree
 from raycurv.optim.baselines.first_order import FirstOrder

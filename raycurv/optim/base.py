@@ -34,7 +34,7 @@ class Horizon:
     | `ntlr_*`, `hypergradient_*` | window of `portion` times the steps of an epoch | window of 100 steps |
     | `salera`, `spalera` | `batch_ratio` is one over the steps of an epoch | `batch_ratio` is 0.01 |
     | `sps`, `sls` | growth per epoch | an epoch is 500 steps |
-    | schedules other than `constant` | length of the schedule | refused |
+    | schedules other than `constant`, `*_cosine`, `*_algoperf` | length of the schedule | refused |
 
     All other methods ignore it.
 

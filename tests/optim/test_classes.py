@@ -68,7 +68,7 @@ def test_a_class_is_the_optimizer_of_that_name(name):
 
 def test_every_class_of_a_method_stands_beside_a_name():
     assert {build for build, _ in BY_CLASS.values()} == set(METHODS)
-    built = {type(optim.create(name, CASE.model())) for name in optim.names()}
+    built = {type(optim.create(name, CASE.model(), horizon=HORIZON)) for name in optim.names()}
     assert built <= set(CLASSES)
 
 

@@ -179,3 +179,23 @@ class TwoLayerKFAC:
                 move = torch.linalg.solve(matrix, joint.flatten()).view_as(joint)
                 weight -= rate * move[:, :-1]
                 bias -= rate * move[:, -1]
+
+
+class Nesterov(Problem):
+    """NAdamW, one number of the vector after the other."""
+
+    t = 0
+
+    def step(self, eta: float, beta1: float, beta2: float, decay: float) -> None:
+        g = self.gradient(self.w)
+        if self.t == 0:
+            self.m, self.v = [0.0] * len(g), [0.0] * len(g)
+        self.t += 1
+        w = self.w.tolist()
+        for i, x in enumerate(g.tolist()):
+            self.m[i] = beta1 * self.m[i] + (1 - beta1) * x
+            self.v[i] = beta2 * self.v[i] + (1 - beta2) * x * x
+            ahead = (beta1 * self.m[i] + (1 - beta1) * x) / (1 - beta1**self.t)
+            w[i] -= eta * decay * w[i]
+            w[i] -= eta * ahead / (math.sqrt(self.v[i] / (1 - beta2**self.t)) + 1e-8)
+        self.w = torch.tensor(w, dtype=torch.float64)

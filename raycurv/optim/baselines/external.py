@@ -2,19 +2,24 @@
 
 | name | paper | package |
 |---|---|---|
-| `schedule_free_sgd`, `schedule_free_adamw` | *The Road Less Scheduled*, Defazio et al. 2024 | schedulefree |
-| `prodigy` | *Prodigy*, Mishchenko and Defazio 2023 | prodigyopt |
+| `schedule_free_*` | *The Road Less Scheduled*, Defazio et al. 2024 | schedulefree |
+| `prodigy`, `prodigy_cosine` | *Prodigy*, Mishchenko and Defazio 2023 | prodigyopt |
 | `dadapt_adam` | *Learning-Rate-Free Learning by D-Adaptation*, Defazio and Mishchenko 2023 | dadaptation |
 | `dog` | *DoG is SGD's Best Friend*, Ivgi, Hinder and Carmon 2023 | dog-optimizer |
 
 Updates and defaults are those of the packages. Advice of the authors:
 
 - Schedule-Free SGD needs 10 to 50 times the rate of plain SGD, found by trial.
+- `schedule_free_adamw_algoperf` has the values of Schedule-Free's winning submission to AlgoPerf's self-tuning track:
+  rate 0.0025, β₁ 0.9, β₂ 0.99552, decay 0.0812, 2 % of warm-up, weights t^0.75 of the average. The submission decayed
+  the average x; the package decays the training point y. It came with a dropout of 0.1 and label smoothing of 0.2,
+  which belong to the task, and began again at half the rate where a run failed; neither is done here.
 - Schedule-Free trains at one point and evaluates at another, the average: ``evaluation_weights()`` loads it, and
   restores the training point bit by bit. Running statistics of batch normalisation belong to the training point;
   compute them anew before an evaluation of a network that has them.
 - DoG evaluates its averaged iterate (polynomial decay, from the package). Networks with batch normalisation need
   ``initial_movement=1e-4``.
+- Prodigy's authors advise a cosine without warm-up: `prodigy_cosine`.
 - Prodigy, D-Adaptation and DoG read numbers from the device in every step, and start with a rate of about 1e-6 that
   grows within some tens of steps.
 """
@@ -29,10 +34,11 @@ import torch
 from torch import Tensor, nn
 
 from raycurv.objective import Batch
-from raycurv.optim.base import StepReport
+from raycurv.optim.base import Horizon, StepReport
 from raycurv.optim.baselines.extras import extra
 from raycurv.optim.baselines.first_order import FirstOrder, baseline
-from raycurv.optim.baselines.schedules import ScheduledRate
+from raycurv.optim.baselines.schedules import COSINE, ScheduledRate
+from raycurv.optim.registry import register_variant
 
 
 class ScheduleFree(FirstOrder):
@@ -157,7 +163,31 @@ def schedule_free_adamw(
     )
 
 
-@baseline("prodigy", EstimatedRate, scheduled=False)
+@baseline("schedule_free_adamw_algoperf", ScheduleFree, scheduled=False)
+def schedule_free_adamw_algoperf(parameters: list[Any], *, horizon: Horizon | None = None) -> torch.optim.Optimizer:
+    """Schedule-Free AdamW with the values of its submission to AlgoPerf.
+
+    Raises:
+        ValueError: `horizon` is None; the warm-up is a share of the run.
+    """
+    if horizon is None:
+        raise ValueError(
+            "schedule_free_adamw_algoperf warms up over 2 % of the run: give horizon=Horizon(epochs, steps_per_epoch, "
+            "training_samples), or take schedule_free_adamw with warmup_steps"
+        )
+    with extra("modern"):
+        from schedulefree import AdamWScheduleFree
+    return AdamWScheduleFree(
+        parameters,
+        0.0025,
+        (0.9, 0.9955159689799007),
+        weight_decay=0.08121616522670176,
+        warmup_steps=int(0.02 * horizon.steps),
+        r=0.75,
+    )
+
+
+@baseline("prodigy", EstimatedRate)
 def prodigy(
     parameters: list[Any],
     *,
@@ -170,6 +200,9 @@ def prodigy(
     with extra("modern"):
         from prodigyopt import Prodigy
     return Prodigy(parameters, learning_rate, (beta1, beta2), d0=initial_estimate)
+
+
+register_variant("prodigy_cosine", prodigy, "Prodigy with a cosine over the run.", fixed={**COSINE, "warmup": 0.0})
 
 
 @baseline("dadapt_adam", EstimatedRate, scheduled=False)

@@ -2,8 +2,9 @@
 
 Their updates are torch's own; only the call differs, and each can follow a schedule (see `schedules`). A step whose
 loss or gradient is not finite is taken with a gradient of zero (decided on the device) and reported, so that parameters
-stay finite until the loop reads the report. Defaults are torch's, except for the rates of `sgd`, `momentum`, `nesterov`
-(0.01; 1e-3 is far from what is used in practice) and `rmsprop`.
+stay finite until the loop reads the report. Decoupled weight decay shrinks all parameters, also in such a step and
+where the outputs do not depend on them; torch leaves the latter alone. Defaults are torch's, except for the rates of
+`sgd`, `momentum`, `nesterov` (0.01; 1e-3 is far from what is used in practice) and `rmsprop`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from torch import Tensor
 
 from raycurv.objective import Batch
 from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, check_batch, parameters_of
-from raycurv.optim.baselines.schedules import Schedule, ScheduledRate
+from raycurv.optim.baselines.schedules import COSINE, Schedule, ScheduledRate
 from raycurv.optim.gradient_clipping import clip_gradient_, require_clip_gradient
-from raycurv.optim.registry import register
+from raycurv.optim.registry import register, register_variant
 
 
 class FirstOrder(StepOptimizer):
@@ -122,7 +123,8 @@ def baseline(
     """Register a function ``(parameters, *, **its own settings)`` that makes an optimizer which reads ``.grad``.
 
     The registered function also takes the settings that all such methods share: ``horizon``, ``clip_gradient`` and, if
-    `scheduled`, those of :class:`raycurv.optim.baselines.schedules.Schedule`. Its signature shows all of them.
+    `scheduled`, those of :class:`raycurv.optim.baselines.schedules.Schedule`. Its signature shows all of them. A
+    function with a keyword ``horizon`` gets the horizon, and its method follows it.
 
     Args:
         name: name in the registry.
@@ -132,17 +134,22 @@ def baseline(
 
     def add(make: Callable[..., torch.optim.Optimizer]) -> Callable[..., FirstOrder]:
         own = list(inspect.signature(make, eval_str=True).parameters.values())[1:]
+        follows = any(p.name == "horizon" for p in own)
         numbers = list(inspect.signature(Schedule, eval_str=True).parameters.values()) if scheduled else []
 
         def build(model_or_params: Params, *, horizon: Horizon | None = None, **given: Any) -> FirstOrder:
             clip_gradient = given.pop("clip_gradient", None)
             schedule = Schedule(**{p.name: given.pop(p.name) for p in numbers if p.name in given})
-            inner = make(parameters_of(model_or_params), **given)
-            return wrap(inner, clip_gradient, schedule.on(inner, horizon))
+            inner = make(parameters_of(model_or_params), **given, **({"horizon": horizon} if follows else {}))
+            method = wrap(inner, clip_gradient, schedule.on(inner, horizon))
+            method.follows_horizon |= follows and horizon is not None
+            return method
 
         shared = list(inspect.signature(build, eval_str=True).parameters.values())[:2]
         clip = inspect.Parameter("clip_gradient", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=float | None)
-        keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *numbers, clip)]
+        keywords = [
+            p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *numbers, clip) if p.name != "horizon"
+        ]
         functools.update_wrapper(build, make)
         vars(build)["__signature__"] = inspect.Signature([*shared, *keywords], return_annotation=FirstOrder)
         return register(name)(build)
@@ -174,6 +181,22 @@ def adam(
 ) -> torch.optim.Optimizer:
     """Adam (Kingma and Ba 2014)."""
     return torch.optim.Adam(parameters, lr=learning_rate, betas=(beta1, beta2))
+
+
+@baseline("adamw")
+def adamw(
+    parameters: list[Any],
+    *,
+    learning_rate: float = 1e-3,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    weight_decay: float = 0.01,
+) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2017)."""
+    return torch.optim.AdamW(parameters, lr=learning_rate, betas=(beta1, beta2), weight_decay=weight_decay)
+
+
+register_variant("adamw_cosine", adamw, "AdamW with a warm-up and a cosine over the run.", fixed=COSINE)
 
 
 @baseline("rmsprop")

@@ -1,22 +1,26 @@
 """Schedules of the learning rate for methods that have one, on `torch.optim.lr_scheduler` where torch has them.
 
-With k the steps taken so far, T the steps of the run, n those of an epoch and τ the given learning rate:
+With k the steps taken so far, T the steps of the run, n those of an epoch, W = warmup·T and τ the given learning rate:
 
 | schedule | rate of the next step | settings |
 |---|---|---|
 | `constant` | τ | |
 | `exponential` | τ·d^⌊k/n⌋, once an epoch as RED's baselines have it | d `schedule_decay`, 0.99 |
 | `multi_step` | τ·d^(milestones passed), which are shares of T | `milestones` (0.5, 0.75), d `schedule_decay`, 0.1 |
-| `one_cycle` | τ/25 up to τ, then down to τ/250,000, both along a cosine | `warmup` 0.3, the share of T that goes up |
+| `cosine` | up to τ along a line, then τ·(1 + cos(π(k − W)/(T − W)))/2 | `warmup` 0.05, the share of T that goes up |
+| `linear` | up to τ along a line, then τ·(T − k)/(T − W) | `warmup` 0.05 |
+| `one_cycle` | τ/25 up to τ, then down to τ/250,000, both along a cosine | `warmup` 0.3 |
 | `robbins_monro` | τ/(1 + k/k₀) | k₀ `half_life` times n, 1 epoch: after it the rate has halved |
 
 The defaults of `multi_step` are those of NTLR's SGD baseline, the ends of `one_cycle` torch's own; the momentum is not
-cycled, so that every method can have the schedule. All but `constant` depend on the length of the run. After its
-last step the rate stays constant.
+cycled, so that every method can have the schedule. In `cosine` and `linear` the rate is τ·(k + 1)/(W + 1) while k < W,
+so that it is 0 in no step. All but `constant` depend on the length of the run. After its last step the rate stays
+constant.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +42,7 @@ class Schedule:
         schedule: name of the schedule, from the table above.
         schedule_decay: d, in (0, 1]; for `exponential` and `multi_step`.
         milestones: increasing shares of the run, in (0, 1); for `multi_step`.
-        warmup: share of the run in which the rate grows, in (0, 1); for `one_cycle`.
+        warmup: share of the run in which the rate grows, in [0, 1); for `cosine`, `linear` and `one_cycle`.
         half_life: epochs after which the rate has halved; for `robbins_monro`.
 
     Raises:
@@ -60,7 +64,7 @@ class Schedule:
         found = {"schedule_decay": 1.0, "milestones": (), "warmup": 0.5, "half_life": 1.0, **self.numbers}
         decay, warmup, points = found["schedule_decay"], found["warmup"], found["milestones"]
         require(f"{self.schedule}: schedule_decay", decay, 0 < decay <= 1, "in (0, 1]")
-        require(f"{self.schedule}: warmup", warmup, 0 < warmup < 1, "in (0, 1)")
+        require(f"{self.schedule}: warmup", warmup, 0 <= warmup < 1, "in [0, 1)")
         rising = sorted(set(points)) == list(points) and all(0 < share < 1 for share in points)
         require(f"{self.schedule}: milestones", points, rising, "increasing shares of the run, each in (0, 1)")
         require_positive(f"{self.schedule}: half_life", found["half_life"])
@@ -142,6 +146,43 @@ class _Hyperbola:
         return 1 / (1 + step / self.half)
 
 
+@dataclass(frozen=True)
+class _WarmupAndDecay:
+    """k ↦ (k + 1)/(W + 1) while k < W, then the decay at (k − W)/(T − W)."""
+
+    warmup: int  # W, in steps
+    steps: int  # T
+    decay: Callable[[float], float]
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        return self.decay((step - self.warmup) / (self.steps - self.warmup))
+
+    @classmethod
+    def on(
+        cls, inner: Optimizer, horizon: Horizon, numbers: dict[str, Any], decay: Callable[[float], float]
+    ) -> LambdaLR:
+        warmup = min(round(numbers["warmup"] * horizon.steps), horizon.steps - 1)
+        return LambdaLR(inner, cls(warmup, horizon.steps, decay))
+
+
+def _half_cosine(progress: float) -> float:
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+def _line(progress: float) -> float:
+    return 1 - progress
+
+
+def _cosine(inner: Optimizer, horizon: Horizon, numbers: dict[str, Any]) -> LRScheduler:
+    return _WarmupAndDecay.on(inner, horizon, numbers, _half_cosine)
+
+
+def _linear(inner: Optimizer, horizon: Horizon, numbers: dict[str, Any]) -> LRScheduler:
+    return _WarmupAndDecay.on(inner, horizon, numbers, _line)
+
+
 def _exponential(inner: Optimizer, horizon: Horizon, numbers: dict[str, Any]) -> LRScheduler:
     return ExponentialLR(inner, numbers["schedule_decay"])
 
@@ -164,10 +205,15 @@ _KINDS = {
     "constant": _Kind(None, {}),
     "exponential": _Kind(_exponential, {"schedule_decay": 0.99}, by_epoch=True),
     "multi_step": _Kind(_multi_step, {"milestones": (0.5, 0.75), "schedule_decay": 0.1}),
+    "cosine": _Kind(_cosine, {"warmup": 0.05}),
+    "linear": _Kind(_linear, {"warmup": 0.05}),
     "one_cycle": _Kind(_one_cycle, {"warmup": 0.3}),
     "robbins_monro": _Kind(_robbins_monro, {"half_life": 1.0}),
 }
 
+
+# Settings of a variant whose schedule is `cosine`; `warmup` stays free.
+COSINE: dict[str, Any] = {"schedule": "cosine", "schedule_decay": None, "milestones": None, "half_life": None}
 
 STEPS_PER_EPOCH = 500  # without a horizon, as in the published code of SPS and SLS
 

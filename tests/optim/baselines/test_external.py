@@ -18,11 +18,18 @@ from tests.train.problems import Kept, blobs, config, network
 PACKAGES = {
     "schedule_free_sgd": ("schedulefree", lambda m, p: m.SGDScheduleFree(p)),
     "schedule_free_adamw": ("schedulefree", lambda m, p: m.AdamWScheduleFree(p)),
+    "schedule_free_adamw_algoperf": (
+        "schedulefree",
+        lambda m, p: m.AdamWScheduleFree(
+            p, 0.0025, (0.9, 0.9955159689799007), weight_decay=0.08121616522670176, warmup_steps=4, r=0.75
+        ),
+    ),
     "prodigy": ("prodigyopt", lambda m, p: m.Prodigy(p)),
     "dadapt_adam": ("dadaptation", lambda m, p: m.DAdaptAdam(p)),
     "dog": ("dog", lambda m, p: m.DoG(p)),
 }
 CASE = BY_NAME["convolution"]
+HORIZON = optim.Horizon(epochs=20, steps_per_epoch=10, training_samples=240)
 
 
 def flat(model):
@@ -31,7 +38,7 @@ def flat(model):
 
 def made(name, **settings):
     model = CASE.model()
-    return model, raycurv.Objective(model, CASE.loss), optim.create(name, model, **settings)
+    return model, raycurv.Objective(model, CASE.loss), optim.create(name, model, horizon=HORIZON, **settings)
 
 
 @pytest.mark.parametrize("name", PACKAGES)

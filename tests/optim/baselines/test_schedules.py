@@ -14,6 +14,15 @@ CASE = BY_NAME["mlp"]
 HORIZON = optim.Horizon(epochs=4, steps_per_epoch=5, training_samples=120)
 STEPS = 20
 BASELINES = ("sgd", "momentum", "nesterov", "rmsprop", "rmsprop_bias_corrected", "adam", "adagrad")
+BASELINES += ("adamw", "nadamw", "prodigy")
+# Names with a schedule of their own, and the share of the run in which their rate grows.
+SCHEDULED = {"adamw_cosine": 0.05, "nadamw_algoperf": 0.02, "prodigy_cosine": 0.0}
+ALGOPERF = {
+    "learning_rate": 0.0017486387539278373,
+    "beta1": 1 - 0.06733926164,
+    "beta2": 0.9955159689799007,
+    "weight_decay": 0.08121616522670176,
+}
 
 
 def one_cycle(k, warmup=0.3):
@@ -21,6 +30,19 @@ def one_cycle(k, warmup=0.3):
     top, last = warmup * STEPS - 1, STEPS - 1
     start, end, share = (1 / 25, 1, k / top) if k <= top else (1, 1 / 250_000, (k - top) / (last - top))
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def warmed(decay, warmup=1):
+    """(k + 1)/(W + 1) up to step W, then `decay` of the share of what is left."""
+    return lambda k: (k + 1) / (warmup + 1) if k < warmup else decay((k - warmup) / (STEPS - warmup))
+
+
+def half_cosine(share):
+    return math.cos(math.pi * share / 2) ** 2
+
+
+def line(share):
+    return 1 - share
 
 
 FACTORS = [
@@ -31,6 +53,12 @@ FACTORS = [
     ("multi_step", {"milestones": (0.25,), "schedule_decay": 0.3}, lambda k: 0.3 ** (k >= 5)),
     ("one_cycle", {}, one_cycle),
     ("one_cycle", {"warmup": 0.5}, lambda k: one_cycle(k, 0.5)),
+    ("one_cycle", {"warmup": 0.0}, lambda k: one_cycle(k, 0.0)),
+    ("cosine", {}, warmed(half_cosine)),
+    ("cosine", {"warmup": 0.3}, warmed(half_cosine, 6)),
+    ("cosine", {"warmup": 0.0}, warmed(half_cosine, 0)),
+    ("linear", {}, warmed(line)),
+    ("linear", {"warmup": 0.5}, warmed(line, 10)),
     ("robbins_monro", {}, lambda k: 1 / (1 + k / 5)),
     ("robbins_monro", {"half_life": 2.0}, lambda k: 1 / (1 + k / 10)),
 ]
@@ -118,10 +146,12 @@ def test_the_shortest_runs_have_finite_rates(schedule, length):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"schedule": "cosine"}, "one of constant, exponential"),
+        ({"schedule": "cosin"}, "one of constant, exponential"),
         ({"schedule": "exponential", "schedule_decay": 1.5}, "schedule_decay is 1.5"),
         ({"schedule": "multi_step", "milestones": (0.7, 0.5)}, "increasing shares"),
         ({"schedule": "one_cycle", "warmup": 1.0}, "warmup is 1.0"),
+        ({"schedule": "cosine", "warmup": -0.1}, "warmup is -0.1"),
+        ({"schedule": "linear", "milestones": (0.5,)}, "left out: the numbers of this schedule are warmup"),
         ({"schedule": "robbins_monro", "half_life": 0.0}, "half_life is 0.0"),
         ({"schedule": "one_cycle", "schedule_decay": 0.9}, "left out: the numbers of this schedule are warmup"),
         ({"warmup": 0.1}, "left out: the numbers of this schedule are none"),
@@ -136,6 +166,26 @@ def test_bad_settings_are_refused(settings, message):
 def test_a_schedule_without_a_horizon_is_refused(schedule):
     with pytest.raises(ValueError, match="length of the run"):
         made(schedule=schedule, horizon=None)
+
+
+@pytest.mark.parametrize(("name", "warmup"), SCHEDULED.items())
+def test_a_name_with_a_schedule_is_the_plain_method_with_a_cosine(name, warmup):
+    horizon = optim.Horizon(epochs=10, steps_per_epoch=10, training_samples=240)
+    plain = name.rpartition("_")[0]
+    settings = ALGOPERF if plain == "nadamw" else {}
+    model, objective, optimizer = made(name, horizon=horizon)
+    other, others, same = made(plain, horizon=horizon, schedule="cosine", warmup=warmup, **settings)
+    assert rates(objective, optimizer, 12) == rates(others, same, 12)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+    assert optimizer.follows_horizon
+    with pytest.raises(ValueError, match="schedule"):
+        made(name, horizon=horizon, schedule="linear")
+
+
+@pytest.mark.parametrize("name", [*SCHEDULED, "schedule_free_adamw_algoperf"])
+def test_a_name_with_a_schedule_needs_the_length_of_the_run(name):
+    with pytest.raises(ValueError, match=r"horizon=Horizon\(epochs"):
+        made(name, horizon=None)
 
 
 def test_a_state_of_another_schedule_is_refused():
