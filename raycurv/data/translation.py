@@ -1,4 +1,4 @@
-"""Sentence pairs out of two text files, one sentence a line, as word numbers: Multi30k and what is laid out like it.
+"""Sentences out of text files, one a line, as word numbers, in pairs or alone: Multi30k and what is laid out like it.
 
 Words are maximal runs of letters and digits, or single other signs. The vocabularies come from the training set alone:
 words by falling frequency, equals in alphabetical order, behind four special ones. So they are the same on every
@@ -87,10 +87,9 @@ def multi30k(
     Raises:
         DataError: an argument out of bounds, a file that is missing or no text, or files of different lengths.
     """
-    for name, value, least in (("max_words", max_words, 5), ("min_frequency", min_frequency, 1),
-                               ("max_length", max_length, 1), ("max_rows", max_rows, 1)):  # fmt: skip
-        if value is not None and value < least:
-            raise DataError(f"{name} is {value}; it must be at least {least}")
+    _check_limits(
+        max_words=(max_words, 5), min_frequency=(min_frequency, 1), max_length=(max_length, 1), max_rows=(max_rows, 1)
+    )
     folder = locate(path)
     pairs = [_pairs(folder, split, (source, target), max_rows, max_length) for split in ("train", evaluation)]
     source_words, target_words = (vocabulary(side, max_words, min_frequency) for side in pairs[0])
@@ -100,6 +99,73 @@ def multi30k(
         for said, translated in pairs
     )
     return Data(train, held_out)
+
+
+class Texts(TensorSource):
+    """Texts as numbers, for a network that says each word from those before it; a batch is as long as its longest text.
+
+    Inputs are (B, T): the words behind the start symbol. Targets are (B, T): the words with the end symbol. 0 is
+    padding.
+
+    Args:
+        texts: texts as word numbers.
+        classes: the vocabulary.
+        length: T of the longest texts, the size in `input_shape`.
+    """
+
+    def __init__(self, texts: Sequence[Sequence[int]], classes: Sequence[str], length: int) -> None:
+        begun, ended = ([[*before, *text, *after] for text in texts] for before, after in (([START], []), ([], [END])))
+        super().__init__(_padded(begun, length), _padded(ended, length), classes)
+
+    def read(self, rows: Rows, *, seed: int, epoch: int, training: bool) -> tuple[Tensor, Tensor]:
+        """The texts `rows`, without the columns that hold padding alone."""
+        inputs, targets = super().read(rows, seed=seed, epoch=epoch, training=training)
+        length = max(1, int((targets != PADDING).any(0).sum()))
+        return inputs[:, :length].contiguous(), targets[:, :length].contiguous()
+
+
+def multi30k_text(
+    path: str | os.PathLike[str],
+    *,
+    language: str = "en",
+    evaluation: str = "val",
+    max_words: int | None = None,
+    max_length: int = 64,
+    max_rows: int | None = None,
+) -> Data:
+    """The sentences of one language of :func:`multi30k`, for a language model.
+
+    Args:
+        path: a folder, ``s3://bucket/folder`` or ``gs://bucket/folder``, or a name in the folder RAYCURV_DATA.
+        language: end of the files' names.
+        evaluation: split to evaluate on: val, or test_2016_flickr.
+        max_words: size of the vocabulary, the four special words included; None takes all.
+        max_length: words of a sentence at most; what goes beyond is cut off.
+        max_rows: keep the first so many sentences of each split.
+
+    Raises:
+        DataError: an argument out of bounds, or a file that is missing or no text.
+    """
+    _check_limits(max_words=(max_words, 5), max_length=(max_length, 1), max_rows=(max_rows, 1))
+    folder = locate(path)
+    texts = [
+        [_WORD.findall(line)[:max_length] for line in _lines(folder, split, language)[:max_rows]]
+        for split in ("train", evaluation)
+    ]
+    words = vocabulary(texts[0], max_words, 1)
+    length = 1 + max(len(text) for split in texts for text in split)
+    return Data(*(Texts(_numbered(split, words), words, length) for split in texts))
+
+
+def _check_limits(**limits: tuple[int | None, int]) -> None:
+    """Refuse a number below its smallest value.
+
+    Raises:
+        DataError: there is one.
+    """
+    for name, (value, least) in limits.items():
+        if value is not None and value < least:
+            raise DataError(f"{name} is {value}; it must be at least {least}")
 
 
 def _pairs(
@@ -164,4 +230,15 @@ def _lines(folder: str, split: str, language: str) -> list[str]:
     raise DataError(f"{folder} has neither {split}.{language}.gz nor {split}.{language}: one sentence a line is wanted")
 
 
-__all__ = ["END", "PADDING", "SPECIAL", "START", "UNKNOWN", "Sentences", "multi30k", "vocabulary"]
+__all__ = [
+    "END",
+    "PADDING",
+    "SPECIAL",
+    "START",
+    "UNKNOWN",
+    "Sentences",
+    "Texts",
+    "multi30k",
+    "multi30k_text",
+    "vocabulary",
+]

@@ -30,8 +30,8 @@ class Attention(nn.Module):
         self.heads, self.dropout = heads, dropout
         self.query, self.key, self.value, self.out = (nn.Linear(size, size) for _ in range(4))
 
-    def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """(B, T, D); `mask` is added to the logits and broadcasts to (B, heads, T, S)."""
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, T, D); `mask`, if there is one, is added to the logits and broadcasts to (B, heads, T, S)."""
         q, k, v = (
             layer(y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer, y in ((self.query, x), (self.key, memory), (self.value, memory))
@@ -105,8 +105,8 @@ class Transformer(nn.Module):
         source, target = (words.long() for words in (inputs.unbind(1) if isinstance(inputs, Tensor) else inputs))
         dtype = self.out.weight.dtype
         source_mask = _padding_mask(source, dtype)
-        later = torch.ones(target.shape[1], target.shape[1], dtype=torch.bool, device=target.device).triu(1)
-        target_mask = torch.clamp(_padding_mask(target, dtype) + _MASKED * later.to(dtype), min=_MASKED)
+        later = causal_mask(target.shape[1], dtype, target.device)
+        target_mask = torch.clamp(_padding_mask(target, dtype) + later, min=_MASKED)
         memory = self.embedded(self.source, source)
         for layer in self.encoder:
             memory = layer(memory, source_mask)
@@ -120,6 +120,12 @@ class Transformer(nn.Module):
         """(B, T) word numbers to (B, T, D) vectors with positional encodings."""
         x = embedding(words) * math.sqrt(self.size)
         return self.drop(x + positions(words.shape[1], self.size, words.device).to(x.dtype))
+
+
+def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(length, length): 0 for a position and those before it, a large negative number for later ones."""
+    later = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+    return _MASKED * later.to(dtype)
 
 
 def positions(length: int, size: int, device: torch.device) -> Tensor:

@@ -14,6 +14,7 @@ from raycurv.recipes.registry import (
     registered_recipes,
 )
 from raycurv.recipes.scale import Scale, Scaling
+from raycurv.recipes.suite import cifar10_airbench, mnist_algoperf, multi30k_gpt
 
 __all__ = [
     "Recipe",
@@ -21,6 +22,7 @@ __all__ = [
     "Scale",
     "Scaling",
     "build",
+    "cifar10_airbench",
     "cifar10_basic_cnn",
     "cifar10_resnet18",
     "digits",
@@ -28,6 +30,8 @@ __all__ = [
     "get",
     "imagenet_curveball",
     "listing",
+    "mnist_algoperf",
+    "multi30k_gpt",
     "names",
     "registered_recipes",
 ]

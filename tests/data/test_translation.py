@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from raycurv.data import DataError, Loader, multi30k
+from raycurv.data import DataError, Loader, multi30k, multi30k_text
 from raycurv.data.translation import END, START, UNKNOWN, vocabulary
 
 GERMAN = ["Ein Hund läuft.", "Ein Hund und ein Hund.", "Zwei Katzen"]
@@ -63,6 +63,22 @@ def test_words_that_are_rare_or_not_in_the_training_set_are_unknown(tmp_path: Pa
     assert data.evaluation is not None
     assert data.evaluation.classes == data.train.classes
     assert data.evaluation.read(np.array([1]), seed=0, epoch=0, training=False)[1].tolist() == [[UNKNOWN, END]]
+
+
+def test_a_language_model_says_each_word_from_those_before_it(tmp_path: Path) -> None:
+    data = multi30k_text(write(tmp_path))
+    assert data.train.classes == multi30k(write(tmp_path)).train.classes
+    assert data.train.input_shape == (7,)
+    inputs, targets = data.train.read(np.array([0, 2]), seed=0, epoch=0, training=True)
+    assert [[data.train.classes[word] for word in row] for row in targets.tolist()] == [
+        ["A", "dog", "runs", ".", "<end>"],
+        ["Two", "cats", "<end>", "<pad>", "<pad>"],
+    ]
+    for said, begun in zip(targets.tolist(), inputs.tolist(), strict=True):
+        length = said.index(END)
+        assert begun[: length + 1] == [START, *said[:length]]
+    with pytest.raises(DataError, match="max_words is 4"):
+        multi30k_text(write(tmp_path), max_words=4)
 
 
 def test_only_the_rows_kept_make_the_vocabulary(tmp_path: Path) -> None:

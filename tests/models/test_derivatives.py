@@ -45,6 +45,8 @@ NETWORKS = {
     "wide_resnet": Network(lambda: models.wide_resnet(3, SMALL, depth=10, widen=2, width=0.2), SMALL),
     "resnet18 dropout": Network(lambda: models.resnet18(3, SMALL, dropout=0.3, width=0.07), SMALL),
     "resnet50": Network(lambda: models.resnet50(3, SMALL, stem="small", width=0.04), SMALL),
+    "airbench": Network(lambda: models.airbench(3, width=0.06)),
+    "vision transformer": Network(lambda: models.vision_transformer(3, SMALL, 4, size=8, heads=2, layers=2), SMALL),
     "m0": Network(lambda: models.m0(3, SMALL), SMALL),
     "m2": Network(lambda: models.m2(3, SMALL, width=0.05), SMALL),
     "m2b": Network(lambda: models.m2b(3, SMALL, width=0.05), SMALL),
@@ -67,6 +69,13 @@ def translation(pair: bool = False) -> Any:
     inputs, targets = sentences()
     objective = Objective(model, losses.word_cross_entropy, 1e-3, weights=losses.word_counts)
     return objective.batch((inputs[:, 0], inputs[:, 1]) if pair else inputs, targets)
+
+
+def language_model() -> Any:
+    torch.manual_seed(1)
+    model = models.gpt(13, (6,), size=8, heads=2, hidden=16, dropout=0.1).double()
+    inputs, targets = sentences()
+    return Objective(model, losses.word_cross_entropy, 1e-3, weights=losses.word_counts).batch(inputs[:, 1], targets)
 
 
 def assert_derivatives(batch: Any) -> None:
@@ -95,6 +104,18 @@ def test_gradient_and_second_derivative_equal_the_differences(name: str) -> None
 @pytest.mark.parametrize("pair", [False, True])
 def test_a_transformer_with_padding_and_dropout_has_them_too(pair: bool) -> None:
     assert_derivatives(translation(pair))
+
+
+def test_a_language_model_has_them_too() -> None:
+    assert_derivatives(language_model())
+
+
+def test_a_word_of_a_language_model_does_not_depend_on_later_ones() -> None:
+    model = language_model().objective.model.eval()
+    words = torch.randint(1, 13, (4, 6), generator=torch.Generator().manual_seed(1))
+    changed = words.clone()
+    changed[:, 3:] = 1
+    torch.testing.assert_close(model(words)[:, :3], model(changed)[:, :3], rtol=1e-12, atol=0)
 
 
 def test_the_objective_of_sentences_is_the_mean_over_their_words() -> None:

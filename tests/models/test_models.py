@@ -64,6 +64,18 @@ COUNTS = {
         + 4097 * 4096
         + 4097 * 1000,
     ),
+    "airbench": (
+        models.airbench,
+        13 * 24 + 9 * (24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256) + 4 * (64 + 256 + 256) + 256 * 10,
+    ),
+    "vision_transformer": (
+        models.vision_transformer,
+        (48 + 1) * 64 + 64 * 64 + 4 * (4 * 65 * 64 + 65 * 128 + 129 * 64 + 4 * 64) + 2 * 64 + 65 * 10,
+    ),
+    "gpt": (
+        lambda: models.gpt(1000, (17,)),
+        1017 * 64 + 2 * (4 * 65 * 64 + 65 * 256 + 257 * 64 + 4 * 64) + 2 * 64 + 64 * 1000,
+    ),
     "resnet18, small stem": (models.resnet18, 11_173_962),  # as in every CIFAR port with projection shortcuts
     "resnet18, large stem": (
         lambda: models.resnet18(num_classes=1000, input_shape=(3, 224, 224), stem="large"),
@@ -99,6 +111,7 @@ FORWARD = {
     "m2, narrow": (models.m2, CIFAR, {"width": 0.01}),
     "m2b": (models.m2b, MNIST, {"width": 0.1}),
     "m4b": (models.m4b, CIFAR, {"width": 0.1}),
+    "vision_transformer": (models.vision_transformer, (1, 8, 12), {"layers": 1, "dropout": 0.1}),
     "random_cnn, digits": (models.random_cnn, DIGITS, {"seed": 3}),
 }
 
@@ -138,6 +151,15 @@ def test_resnet18_has_one_layer_of_dropout_or_the_two_of_llr():
     assert models.resnet18(width=0.1, dropout_layers=2).layer3[-1]._get_name() == "BasicBlock"
     with pytest.raises(ValueError, match="dropout_layers is 3; it must be 1 or 2"):
         models.resnet18(dropout_layers=3)
+
+
+def test_sizes_that_make_no_transformer_are_refused():
+    with pytest.raises(ValueError, match="patch is 5; it must divide the image of 32 × 32"):
+        models.vision_transformer(patch=5)
+    with pytest.raises(ValueError, match="size is 10; it must be a multiple of the 4 heads"):
+        models.gpt(100, size=10)
+    with pytest.raises(ValueError, match="gpt takes texts"):
+        models.gpt(100, (3, 32, 32))
 
 
 def test_vgg_f_gives_its_classifier_six_by_six_maps_at_224_pixels():

@@ -18,6 +18,7 @@ STANDS_FOR = {
     "ImageNet": "imagenet_sample",
     "ImageNet-100": "imagenet_sample",
     "Multi30k de-en": "multi30k",
+    "Multi30k en": "multi30k",
     "Boston housing": "boston_housing.csv",
 }
 # Shape of one sample and number of classes of the whole set.
@@ -29,6 +30,7 @@ SHAPES = {
     "ImageNet-100": ((3, 224, 224), 100),
     "digits": ((1, 8, 8), 10),
     "Multi30k de-en": ((2, 16), 10_829),
+    "Multi30k en": ((17,), 1000),
     "Boston housing": ((13,), 1),
     "Rahimi-Recht": ((6,), 10),
 }
