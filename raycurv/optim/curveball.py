@@ -18,6 +18,11 @@ Deviations from the paper:
 - The 2×2 system is solved in float64 by a pseudo-inverse after scaling its diagonal to one. At z = 0 (the first step),
   and where z and Δz are collinear, it is singular, and the minimum of least norm is taken.
 - A step whose loss, system or Δz is not finite leaves z and w unchanged and is reported.
+- A step that leads to a non-finite loss counts as γ < ½: λ grows, unless it is fixed, and the step is taken back. The
+  first step and the steps that check λ evaluate the loss after the step. There z and w are restored and the step is
+  reported as not taken. After any other step the next mini-batches show it. If two in a row fail, w goes back to where
+  it was before the step and z to 0. One failure changes nothing, because the mini-batch itself may be the cause, such
+  as one with a NaN. This takes a copy of w.
 - An L2 term belongs to the objective: its Hessian l2·I is added to Ĥ and its gradient l2·w to J.
 - With ``curvature_fraction`` below 1, J_φ H_L J_φᵀ is taken from the first samples of each worker's share, and J from
   all: 1.33 times the operations of an SGD step at ¼. The slopes Jᵀz and JᵀΔz of eq. 18 are those of all samples, as
@@ -138,17 +143,25 @@ class CurveBall(StepOptimizer):
         x = self._coefficients(matrix, right, torch.finfo(z.flat.dtype).eps)
         finite = torch.isfinite(torch.cat([loss.view(1), matrix.flatten(), right, x])).all()
         del linear  # frees the activations
-        _move(objective, z, step_direction, x, finite)
-
         scalars = {"learning_rate": -x[0], "momentum": x[1], "damping": damping}
-        self.shared["steps"] = steps + 1
-        if self.damping_interval is not None and (steps + 1) % self.damping_interval == 0:
-            ratio = (batch.value() - loss) / quadratic(matrix, right, x)
-            scalars["reduction_ratio"] = ratio
-            factor = self.damping_factor**self.damping_interval
-            adapted = rescaled_damping(damping, ratio, factor)
-            self.shared["damping"] = torch.where(finite, adapted, damping)
-        return StepReport(loss, scalars, finite)
+
+        revoked = ~finite & (self.shared["failures"] == 1)  # the second failure in a row: the last step led here
+        new = _next_direction(z, step_direction, x, finite)
+        moved = self._move(objective, new, finite, revoked)
+        taken, ratio = finite, torch.where(revoked, 0.0, math.nan)  # γ; NaN leaves λ as it is
+        adapts = self.damping_interval is not None and (steps + 1) % self.damping_interval == 0
+        if adapts or steps == 0:
+            after = batch.value()
+            taken = finite & torch.isfinite(after)
+            undone = finite & ~taken
+            _set_parameters(objective, torch.where(undone, self.shared["previous_parameters"], moved))
+            if adapts:
+                scalars["reduction_ratio"] = (after - loss) / quadratic(matrix, right, x)
+                ratio = torch.where(taken, scalars["reduction_ratio"], ratio)
+            ratio = torch.where(undone, 0.0, ratio)
+        torch.where(taken | revoked, new, z.flat, out=z.flat)
+        self._finish(steps, damping, finite, ratio)
+        return StepReport(loss, scalars, taken)
 
     def _start(self, objective: Objective) -> tuple[Direction, Tensor, int]:
         """z, λ and the number of steps taken; at the first step z₀ = 0 and λ₀."""
@@ -160,6 +173,9 @@ class CurveBall(StepOptimizer):
             )
             state["damping"] = torch.tensor(chosen, dtype=torch.float64, device=objective.device)
             state["steps"] = 0
+        if "failures" not in state:  # also in states of earlier versions
+            state["failures"] = torch.zeros((), dtype=torch.int64, device=objective.device)
+            state["previous_parameters"] = _get_parameters(objective)
         return Direction(state["direction"], objective.parameters), state["damping"], state["steps"]
 
     def _system(
@@ -204,6 +220,21 @@ class CurveBall(StepOptimizer):
                 right = right + torch.stack([l2_delta.dot(at), l2_z.dot(at)])
         return data_loss + objective.l2_value(objective.parameters), matrix, right
 
+    def _move(self, objective: Objective, new: Tensor, finite: Tensor, revoked: Tensor) -> Tensor:
+        """w ← w + z; or w from before the last step if that is revoked. Returns the new w; decided on the device."""
+        w, previous = _get_parameters(objective), self.shared["previous_parameters"]
+        moved = torch.where(revoked, previous, w)
+        torch.where(finite, w, previous, out=previous)
+        _set_parameters(objective, moved.add_(new))
+        return moved
+
+    def _finish(self, steps: int, damping: Tensor, finite: Tensor, ratio: Tensor) -> None:
+        """Count the step, and adapt λ to γ where γ is known."""
+        state = self.shared
+        state["steps"], state["failures"] = steps + 1, torch.where(finite, 0, state["failures"] + 1)
+        if self.damping_interval is not None:
+            state["damping"] = rescaled_damping(damping, ratio, self.damping_factor**self.damping_interval)
+
     def _coefficients(self, matrix: Tensor, right: Tensor, eps: float) -> Tensor:
         """x = (−β, ρ), minimising f̂ over what is not fixed."""
         if self.momentum is None and self.learning_rate is None:
@@ -230,12 +261,19 @@ def _add_regularisers(delta: Tensor, objective: Objective, z: Direction, damping
         delta.add_(objective.l2_gradient(objective.parameters).flat).add_(objective.l2_gradient(z).flat)
 
 
-def _move(objective: Objective, z: Direction, delta: Direction, x: Tensor, finite: Tensor) -> None:
-    """z ← ρz − βΔz and w ← w + z, or no change if a number is not finite: decided on the device."""
+def _next_direction(z: Direction, delta: Direction, x: Tensor, finite: Tensor) -> Tensor:
+    """ρz − βΔz, or 0 if a number is not finite; in the memory of Δz."""
     minus_beta, rho = x.to(z.flat.dtype)
-    new = delta.flat.mul_(minus_beta).addcmul_(z.flat, rho)
-    torch.where(finite, new, z.flat, out=z.flat)
-    torch._foreach_add_(objective.parameters, Direction(new.masked_fill_(~finite, 0.0), objective.parameters))
+    return delta.flat.mul_(minus_beta).addcmul_(z.flat, rho).masked_fill_(~finite, 0.0)
+
+
+def _get_parameters(objective: Objective) -> Tensor:
+    """A copy of w, (number of parameters,)."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in objective.parameters])
+
+
+def _set_parameters(objective: Objective, flat: Tensor) -> None:
+    torch._foreach_copy_(objective.parameters, Direction(flat, objective.parameters))
 
 
 def _default_damping(model: nn.Module) -> float:

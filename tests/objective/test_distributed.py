@@ -97,6 +97,30 @@ def switching(rank: int, workers: int) -> Tensors:
     return {"gradient": objective.batch(case.inputs[rows], case.targets[rows]).gradient().flat}
 
 
+class Root(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.5, 0.25], dtype=torch.float64))
+
+    def forward(self, x):
+        return (x @ self.w).sqrt().unsqueeze(1)
+
+
+def taken_back(rank: int, workers: int) -> Tensors:
+    """Steps that lead some samples, of some workers, to a loss without a real value."""
+    model = Root()
+    objective = raycurv.Objective(model, "squared_error", collectives=collectives(workers))
+    optimizer = optim.create("curveball", model, damping=1e-2, damping_factor=0.5, damping_interval=3)
+    inputs = torch.rand(24, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+    taken, points = [], []
+    for step in range(STEPS):
+        rows = torch.randperm(24, generator=torch.Generator().manual_seed(step))[: 9 if step % 7 == 6 else 12]
+        x = inputs[rows.tensor_split(workers)[rank]]
+        taken.append(optimizer.step(objective.batch(x, torch.full((len(x), 1), 0.3, dtype=x.dtype))).finite)
+        points.append(model.w.detach().clone())
+    return {"taken": torch.stack(taken), "points": torch.stack(points), "damping": optimizer.shared["damping"]}
+
+
 def two_at_once(rank: int, workers: int) -> Tensors:
     """Two forward passes are kept before the first is pulled, and other questions asked in between."""
     case = BY_NAME["batch-norm"]
@@ -119,6 +143,7 @@ def everything(rank: int, workers: int) -> dict[str, Tensors]:
         "answers": answers(rank, workers),
         "unused": unused(rank, workers),
         "switching": switching(rank, workers),
+        "taken back": taken_back(rank, workers),
         "two at once": two_at_once(rank, workers),
     }
 
@@ -216,6 +241,10 @@ def check_equal(found: dict[str, Tensors], expected: dict[str, Tensors]) -> None
 def test_two_workers_are_one_process(single, two):
     for found in two:
         check_equal(found, single)
+
+
+def test_steps_that_are_taken_back_are_among_those_compared(single):
+    assert set(single["taken back"]["taken"].tolist()) == {True, False}
 
 
 def test_four_workers_are_one_process(single):

@@ -31,7 +31,7 @@ def steps(case: Case, number: int, **settings):
         torch.manual_seed(t)
         report = optimizer.step(objective.batch(case.inputs[rows], case.targets[rows]))
         expected = reference.step(case.inputs[rows], case.targets[rows], seed=t)
-        yield {"loss": report.loss, **report.scalars}, expected
+        yield {"loss": report.loss, **report.scalars, "taken": report.finite}, expected
     flat = torch.cat([p.detach().flatten() for p in ours.parameters()])
     torch.testing.assert_close(flat, reference.w, rtol=1e-10, atol=1e-10)
 
@@ -196,6 +196,118 @@ def test_nan_loss_skips_the_step_and_says_so():
     assert not bool(report.finite)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
     assert bool(optimizer.step(objective.batch(case.inputs, case.targets)).finite)
+
+
+class Root(nn.Module):
+    """φ(w) = √(x·w): without damping the first step of Gauss-Newton goes to −w, where there is no real value."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.5, 0.25], dtype=torch.float64))
+
+    def forward(self, x):
+        return (x @ self.w).sqrt().unsqueeze(1)
+
+
+ROOT_INPUTS = torch.rand(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+
+
+def root(name="curveball", **settings):
+    """A model, a batch and an optimizer whose steps leave the real numbers while λ is small."""
+    model = Root()
+    batch = raycurv.Objective(model, "squared_error").batch(ROOT_INPUTS, torch.full((8, 1), 0.3, dtype=torch.float64))
+    return model, batch, optim.create(name, model, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("curveball", {"damping": 1e-3}), ("curveball_free", {"start": 1e-3})], ids=str
+)
+def test_a_first_step_that_leads_to_a_non_finite_loss_is_taken_back(name, settings):
+    model, batch, optimizer = root(name, **settings)
+    before = model.w.detach().clone()
+    report = optimizer.step(batch)
+    assert not bool(report.finite)
+    assert torch.equal(model.w, before)
+    assert float(optimizer.shared["damping"]) > 1e-3
+    assert not optimizer.shared["direction"].any()
+
+
+@pytest.mark.parametrize("name", ["curveball", "curveball_free"])
+def test_a_step_that_a_check_finds_non_finite_is_taken_back(name):
+    model, batch, optimizer = root(name, **{"start" if name.endswith("free") else "damping": 100.0})
+    for _ in range(4):
+        assert bool(optimizer.step(batch).finite)
+    before, direction = model.w.detach().clone(), optimizer.shared["direction"].clone()
+    optimizer.shared["damping"].fill_(1e-6)
+    report = optimizer.step(batch)  # the fifth, which checks λ
+    assert not bool(report.finite)
+    assert torch.equal(model.w, before)
+    assert torch.equal(optimizer.shared["direction"], direction)
+    assert float(optimizer.shared["damping"]) > 1e-6
+
+
+@pytest.mark.parametrize("interval", [5, None])
+def test_between_checks_two_failures_in_a_row_take_the_last_step_back(interval):
+    model, batch, optimizer = root(damping=100.0, damping_interval=interval)
+    optimizer.step(batch)
+    before = model.w.detach().clone()
+    optimizer.shared["damping"].fill_(1e-6)
+    assert bool(optimizer.step(batch).finite)  # leads away
+    assert not bool(torch.isfinite(batch.value()))
+    assert [bool(optimizer.step(batch).finite) for _ in range(2)] == [False, False]
+    assert torch.equal(model.w, before)
+    assert not optimizer.shared["direction"].any()
+    assert (float(optimizer.shared["damping"]) > 1e-6) == (interval is not None)
+
+
+def test_two_failures_after_a_check_find_nothing_to_take_back():
+    model, batch, optimizer = root(damping=100.0)
+    for _ in range(5):
+        optimizer.step(batch)
+    before = model.w.detach().clone()
+    broken = batch.objective.batch(ROOT_INPUTS * math.nan, batch.targets)
+    assert not bool(optimizer.step(broken).finite)
+    assert torch.equal(model.w, before)
+    assert bool(optimizer.step(batch).finite)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"damping_factor": 0.5, "damping_interval": 3}, {"damping_interval": 1, "damping_factor": 0.3}]
+)
+def test_steps_taken_back_equal_the_dense_reference(settings):
+    model, reference_model = Root(), Root()
+    targets = torch.full((8, 1), 0.3, dtype=torch.float64)
+    objective = raycurv.Objective(model, "squared_error")
+    optimizer = optim.create("curveball", model, damping=1e-3, **settings)
+    names = {"damping_factor": "factor", "damping_interval": "interval"}
+    reference = DenseCurveBall(
+        reference_model, LOSSES["squared_error"], 0.0, 1e-3, **{names[k]: v for k, v in settings.items()}
+    )
+    taken = []
+    for t in range(40):
+        rows = torch.randperm(8, generator=torch.Generator().manual_seed(t))[:4]
+        report = optimizer.step(objective.batch(ROOT_INPUTS[rows], targets[rows]))
+        expected = reference.step(ROOT_INPUTS[rows], targets[rows], seed=t)
+        torch.testing.assert_close(model.w.detach(), reference.w, rtol=1e-9, atol=1e-12)
+        assert float(optimizer.shared["damping"]) == pytest.approx(reference.damping, rel=1e-12)
+        assert bool(report.finite) == expected["taken"]
+        taken.append(expected["taken"])
+    assert {True, False} == set(taken)
+    assert float(objective.batch(ROOT_INPUTS, targets).value()) < 0.01
+
+
+def test_a_state_of_an_earlier_version_goes_on():
+    case = BY_NAME["mlp"]
+    model = case.model()
+    objective, optimizer = raycurv.Objective(model, case.loss), optim.create("curveball", model)
+    batch = objective.batch(case.inputs, case.targets)
+    optimizer.step(batch)
+    state = optimizer.state_dict()
+    for key in ("failures", "previous_parameters"):
+        del state["state"]["global"][key]
+    other = optim.create("curveball", model)
+    other.load_state_dict(state)
+    assert bool(other.step(batch).finite)
 
 
 def test_default_damping_is_the_papers():

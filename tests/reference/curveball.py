@@ -32,6 +32,7 @@ class DenseCurveBall:
         self.w = torch.cat([p.detach().flatten() for p in model.parameters()])
         self.z = torch.zeros_like(self.w)
         self.t = 0
+        self.before, self.failures = self.w, 0
         self.fraction = fraction
 
     def phi(self, w: Tensor, x: Tensor, seed: int) -> Tensor:
@@ -50,6 +51,9 @@ class DenseCurveBall:
 
     def step(self, x: Tensor, y: Tensor, seed: int) -> dict[str, float]:
         w, z = self.w, self.z
+        before = float(self.objective(w, x, y, seed))
+        if not math.isfinite(before):
+            return self.failed(before)
         outputs = self.phi(w, x, seed)
         jacobian = torch.autograd.functional.jacobian(lambda v: self.phi(v, x, seed), w)  # (B, o, p)
         hessian = torch.zeros(len(w), len(w), dtype=w.dtype)
@@ -76,17 +80,35 @@ class DenseCurveBall:
         if self.fixed_beta is not None:
             beta = self.fixed_beta
         rho = -minus_rho
-        before = float(self.objective(w, x, y, seed))
+        self.before, self.failures = w, 0
         self.z = rho * z - beta * delta
         self.w = w + self.z
         predicted = float(gradient @ self.z + 0.5 * self.z @ hessian @ self.z)
         report = {"loss": before, "learning_rate": float(beta), "momentum": float(rho), "damping": self.damping}
         self.t += 1
-        if self.interval is not None and self.t % self.interval == 0:
-            gamma = (float(self.objective(self.w, x, y, seed)) - before) / predicted
+        checked = self.interval is not None and self.t % self.interval == 0
+        after = float(self.objective(self.w, x, y, seed))
+        report["taken"] = float(math.isfinite(after) or not (checked or self.t == 1))
+        if not report["taken"]:
+            self.w, self.z = w, z
+            self.grow()
+        elif checked:
+            gamma = (after - before) / predicted
             report["reduction_ratio"] = gamma
             if gamma > 1.5:
                 self.damping *= self.factor**self.interval
             if gamma < 0.5:
                 self.damping /= self.factor**self.interval
         return report
+
+    def failed(self, loss: float) -> dict[str, float]:
+        """A step that is not taken; the second in a row takes back the one before."""
+        self.t, self.failures = self.t + 1, self.failures + 1
+        if self.failures == 2:
+            self.w, self.z = self.before, torch.zeros_like(self.z)
+            self.grow()
+        return {"loss": loss, "taken": 0.0}
+
+    def grow(self) -> None:
+        if self.interval is not None:
+            self.damping /= self.factor**self.interval
