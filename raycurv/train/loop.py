@@ -160,12 +160,34 @@ class _Trainer:
         self.emit(interval.records)
         if interval.non_finite_step is not None:
             raise NonFiniteLoss(self.non_finite_message(interval.non_finite_step, interval.records))
+        self.check_losses(interval.records)
         progress = self.run.progress
         seconds = time.perf_counter() - self.interval_start
         progress.training_seconds += seconds
         self.emit_record("progress", {"throughput/images_per_second": self.interval_samples / seconds})
         self.start_interval()
         return interval.stop
+
+    def check_losses(self, records: list[Record]) -> None:
+        """Look into losses that are not finite although the optimizer goes on, as SALERA does after an explosion.
+
+        Raises:
+            NonFiniteLoss: samples of the first such batch are NaN or infinite.
+        """
+        lost = [record for record in records if not math.isfinite(record.values["train/loss"])]
+        if not lost:
+            return
+        run, step = self.run, lost[0].step
+        if samples := run.non_finite_samples(step):
+            raise NonFiniteLoss(
+                f"step {step} of {run.config.name!r} was not finite (loss {lost[0].values['train/loss']:g}), since "
+                f"{samples} of its samples have a NaN or infinite input or target: repair them or leave them out"
+            )
+        self.emit_record(
+            "event",
+            message=f"{len(lost)} steps had a loss that is not finite, the first of them step {step}; "
+            f"{run.config.optimizer!r} went on, and the epoch's training loss leaves them out",
+        )
 
     def start_interval(self) -> None:
         """Start the clock of a log interval; time since the last start counts as work of the run."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from raycurv import Objective, optim
 from raycurv.data import Data, Loader, Source
@@ -129,6 +132,22 @@ class TrainingRun:
         """Samples of the global batch of a step of an epoch."""
         return self._samples_before(step_in_epoch + 1) - self._samples_before(step_in_epoch)
 
+    def non_finite_samples(self, step: int) -> int:
+        """Number of samples with a NaN or infinite input or target in the global batch of a step of this epoch.
+
+        The batch is read again; all workers call this together.
+
+        Args:
+            step: number of a step that has been taken, from 1.
+        """
+        progress = self.progress
+        with closing(self.loader.epoch(progress.epoch, progress.step_in_epoch - progress.step + step - 1)) as batches:
+            inputs, targets = next(batches)
+        found = torch.zeros(len(targets), dtype=torch.bool, device=self.device)
+        for leaf in (*tree_leaves(inputs), targets):
+            found |= ~leaf.isfinite().reshape(len(leaf), math.prod(leaf.shape[1:])).all(1)
+        return int(self.collectives.sum(found.sum(dtype=torch.float64)))
+
     def validation_batch(self) -> Batch | None:
         """The validation batch of the next step; None for an optimizer that uses none."""
         if self.validation is None or not self.optimizer.needs_validation:
@@ -136,13 +155,13 @@ class TrainingRun:
         return self.objective.batch(*self.validation.batch(self.progress.step))
 
     def add_loss(self, loss: Tensor, weight: Tensor) -> None:
-        """Add the loss of a step to the sums of the epoch.
+        """Add the loss of a step to the sums of the epoch; one that is not finite is left out.
 
         Args:
             loss: mean over the global batch, 0-d.
             weight: sum of the weights of this worker's samples, 0-d float64.
         """
-        self.epoch_sums += torch.stack([loss.double() * weight, weight])
+        self.epoch_sums += torch.where(torch.isfinite(loss), torch.stack([loss.double() * weight, weight]), 0.0)
 
     def global_sums(self) -> Tensor:
         """Sum of :attr:`epoch_sums` over all workers, which call this together."""

@@ -161,6 +161,28 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
 
 
+SALERA = {"optimizer": "salera", "optimizer_settings": {"learning_rate": 0.1}, "batch_size": 4}
+
+
+@pytest.mark.parametrize("log_every", [1, 3, 100])
+def test_salera_does_not_take_a_sample_that_is_nan_for_an_explosion(tmp_path: Path, log_every: int) -> None:
+    records = Kept()
+    with pytest.raises(NonFiniteLoss, match=r"step \d+ of 'test' was not finite \(loss nan\), since 1 of its samples"):
+        go(tmp_path, config(broken_row=30, log_every=log_every, **SALERA), emit=records)
+    broken = next(r.step for r in records.of("step") if math.isnan(r.values["train/loss"]))
+    assert broken > 1
+
+
+def test_an_explosion_that_salera_recovers_from_is_an_event_and_no_nan_in_the_epochs_loss(tmp_path: Path) -> None:
+    records = Kept()
+    explosive = {**SALERA, "optimizer_settings": {"learning_rate": 1e156}}
+    result = go(tmp_path, config(epochs=4, l2=0.01, **explosive), emit=records)  # ‖Θ‖² overflows
+    lost = [r.step for r in records.of("step") if not math.isfinite(r.values["train/loss"])]
+    assert lost
+    assert any(f"the first of them step {lost[0]};" in record.message for record in records.of("event"))
+    assert all(math.isfinite(r.values["train/epoch_loss"]) for r in result.evaluations)
+
+
 def test_full_disk_stops_the_run_and_leaves_it_resumable(tmp_path: Path) -> None:
     wanted = config(samples=1600, epochs=1, checkpoint_every=20, precision="fp32")
     store = CheckpointStore(str(tmp_path))

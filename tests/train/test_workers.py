@@ -9,7 +9,16 @@ import torch
 
 from raycurv.models import transformer
 from raycurv.objective.collectives import Local, ProcessGroup
-from raycurv.train import CheckpointStore, Component, ResumeError, RunConfig, WorkersDisagree, load_trained_model, train
+from raycurv.train import (
+    CheckpointStore,
+    Component,
+    NonFiniteLoss,
+    ResumeError,
+    RunConfig,
+    WorkersDisagree,
+    load_trained_model,
+    train,
+)
 from raycurv.train.resume import open_run
 from tests.objective import distributed
 from tests.train import threads
@@ -67,6 +76,10 @@ def everything(rank: int, folder: str) -> dict[str, Any]:
     with pytest.raises(WorkersDisagree) as caught:
         go(folder, RunConfig("astray", Component.of(drifting), dropped.data), collectives)
     found["astray"] = str(caught.value)
+    broken = config(name="broken", broken_row=30, optimizer="salera", optimizer_settings={"learning_rate": 0.1})
+    with pytest.raises(NonFiniteLoss) as raised:
+        go(folder, broken, collectives)
+    found["broken"] = str(raised.value)
     return found
 
 
@@ -119,6 +132,11 @@ def test_asking_one_worker_stops_all_and_they_go_on_bit_by_bit(together: tuple[P
 def test_worker_that_went_astray_stops_all(together: tuple[Path, list[dict[str, Any]]]) -> None:
     _, found = together
     assert all("the parameters of worker 1 differ" in one["astray"] for one in found)
+
+
+def test_all_workers_stop_at_a_sample_of_one_that_is_nan(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    _, found = together
+    assert all("since 1 of its samples have a NaN" in one["broken"] for one in found)
 
 
 def test_workers_that_see_other_checkpoints_do_not_start(tmp_path: Path) -> None:
