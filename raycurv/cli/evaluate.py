@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from raycurv.tracking.settings import default_runs, default_tracking_uri
-from raycurv.train.configuration import Precision
+from raycurv.train.configuration import Precision, metric_components
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Evaluate:
 
     averaged: bool = False
     """Average of the weights, of a checkpoint of a run that kept one."""
+
+    metrics: tuple[str, ...] = field(default=(), metadata={"values": "NAME …"})
+    """Metrics beside loss and accuracy, as those of raycurv train. By default those of the run."""
 
     batch_size: int = 256
     """Samples at a time."""
@@ -48,5 +52,8 @@ class Evaluate:
         from raycurv.service.model_evaluation import load, measure
 
         trained = load(self.model, averaged=self.averaged, tracking_uri=self.tracking_uri, runs=self.runs)
+        if self.metrics:
+            config = dataclasses.replace(trained.config, metrics=metric_components(self.metrics))
+            trained = dataclasses.replace(trained, config=config)
         values = measure(trained, self.data, batch_size=self.batch_size, device=self.device, precision=self.precision)
         print(json.dumps({"model": self.model, "step": trained.step, **values}))

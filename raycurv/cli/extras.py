@@ -14,6 +14,7 @@ MODULES = {
     "figures": ("matplotlib",),
     "modern": ("schedulefree", "prodigyopt", "dadaptation", "dog"),
     "kfac": ("curvlinops",),
+    "metrics": ("torchmetrics",),
 }
 _INCLUDED = {"cluster": ("data",), "demo": ("cluster", "data")}
 

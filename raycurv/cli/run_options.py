@@ -12,7 +12,7 @@ from raycurv.arguments import format_setting
 from raycurv.train.configuration import RunConfig, Setting
 
 T = TypeVar("T")
-_PARTS = ("name", "model", "data", "optimizer_settings")  # of a recipe alone, or settings
+_PARTS = ("name", "model", "data", "optimizer_settings", "metrics")  # of a recipe alone, or settings
 
 
 def _with_fields_of_a_run(kind: type[T]) -> type[T]:
@@ -37,6 +37,10 @@ class RunOptions:
 
     setting: tuple[str, ...] = dataclasses.field(default=(), metadata={"values": "NAME=VALUE …"})
     """Settings of the optimizer; without any, its defaults, which need no tuning."""
+
+    metrics: tuple[str, ...] = dataclasses.field(default=(), metadata={"values": "NAME …"})
+    """Metrics that evaluations measure beside loss and accuracy: top5, f1, mse, perplexity, or package.module:function
+    of your own or of torchmetrics."""
 
     @property
     def changes(self) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def page(
     parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(_summary(outcomes))}{_places(about.places)}</p>"]
     parts += [f"<p><strong>{html.escape(line)}</strong></p>" for line in comparison.conclusions(rows)]
     parts += _notes([*about.notes, *list_caveats(outcomes)])
-    parts += ["<h2>The table that decides</h2>", _table(comparison.header(), comparison.cells(rows))]
+    parts += ["<h2>The table that decides</h2>", _table(comparison.header(rows), comparison.cells(rows))]
     for number, recipe in enumerate(dict.fromkeys(o.recipe for o in outcomes)):
         parts.append(f"<h2>{html.escape(recipe)}</h2>")
         figures = _figures(f"recipe{number}", [o for o in outcomes if o.recipe == recipe])
@@ -128,7 +128,8 @@ def _notes(notes: Sequence[str]) -> list[str]:
 
 def _figures(name: str, outcomes: Sequence[Outcome]) -> list[str]:
     parts = []
-    for number, (metric, axis) in enumerate(METRICS):
+    further = comparison.further_metrics(outcomes)
+    for number, (metric, axis) in enumerate((*METRICS, *((name, "epoch") for name in further))):
         lines = curves.method_curves(outcomes, metric, axis)
         drawn = [line for line in lines if line.x]
         if drawn:

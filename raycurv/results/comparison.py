@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 from raycurv.results import table_formats
 from raycurv.results.outcomes import Outcome
@@ -32,6 +32,7 @@ class MethodRow:
         searched: number of trials of the search.
         failed: number of runs that failed, diverged or ran out of time, the search included.
         runs: number of all runs, the search included.
+        metrics: further metrics of the test set at the end by name, means over the seeds.
     """
 
     recipe: str
@@ -48,6 +49,7 @@ class MethodRow:
     searched: int
     failed: int
     runs: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def compare_methods(outcomes: Sequence[Outcome]) -> list[MethodRow]:
@@ -120,18 +122,35 @@ def write_comparison(rows: Sequence[MethodRow], artifact: Callable[[str, str], N
     """Write the table as CSV, Markdown and LaTeX artifacts, and return it with its conclusions as text."""
     text = "\n".join([*conclusions(rows), "", markdown(rows)])
     artifact("decision.md", text)
-    artifact("decision.csv", table_formats.comma_separated_fields(MethodRow, rows))
-    artifact("decision.tex", table_formats.latex(header(), cells(rows)))
+    artifact("decision.csv", _comma_separated(rows))
+    artifact("decision.tex", table_formats.latex(header(rows), cells(rows)))
     return text
 
 
 def markdown(rows: Sequence[MethodRow]) -> str:
     """The table in Markdown, best loss first within each recipe."""
-    return table_formats.markdown(header(), cells(rows))
+    return table_formats.markdown(header(rows), cells(rows))
 
 
-def header() -> list[str]:
-    """Titles of the columns."""
+def further_metrics(outcomes: Sequence[Outcome]) -> list[str]:
+    """Metrics of the test set that runs measured beside loss and accuracy, in their order."""
+    found = dict.fromkeys(name for o in outcomes for point in o.points for name in point.values)
+    return [name for name in found if name.startswith("test/") and name not in ("test/loss", ACCURACY)]
+
+
+def _metric_columns(rows: Sequence[MethodRow]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row.metrics))
+
+
+def _comma_separated(rows: Sequence[MethodRow]) -> str:
+    names = [f.name for f in fields(MethodRow) if f.name != "metrics"]
+    further = _metric_columns(rows)
+    lines = ([*(getattr(row, n) for n in names), *(row.metrics.get(n, math.nan) for n in further)] for row in rows)
+    return table_formats.comma_separated((*names, *further), lines)
+
+
+def header(rows: Sequence[MethodRow] = ()) -> list[str]:
+    """Titles of the columns; further metrics follow the accuracy."""
     return [
         "recipe",
         "optimizer",
@@ -139,6 +158,7 @@ def header() -> list[str]:
         "weights",
         "training loss",
         "test accuracy",
+        *(name.removeprefix("test/") for name in _metric_columns(rows)),
         "epochs to target",
         "seconds to target",
         "total seconds",
@@ -151,10 +171,10 @@ def cells(rows: Sequence[MethodRow]) -> list[list[str]]:
     """The table as text, best loss first within each recipe."""
     order = {recipe: i for i, recipe in enumerate(dict.fromkeys(row.recipe for row in rows))}
     ranked = sorted(rows, key=lambda r: (order[r.recipe], r.loss if math.isfinite(r.loss) else math.inf))
-    return [_cells(row) for row in ranked]
+    return [_cells(row, _metric_columns(rows)) for row in ranked]
 
 
-def _cells(row: MethodRow) -> list[str]:
+def _cells(row: MethodRow, metrics: Sequence[str]) -> list[str]:
     spread = f" ± {row.spread:.2g}" if math.isfinite(row.spread) else ""
     found = f"{row.setting or 'defaults'} ({row.searched} trials)" if row.searched else row.setting or "nothing"
     return [
@@ -164,6 +184,7 @@ def _cells(row: MethodRow) -> list[str]:
         row.weights,
         f"{_number(row.loss)}{spread}",
         _number(row.accuracy, "{:.2%}"),
+        *(_number(row.metrics.get(name, math.nan)) for name in metrics),
         _number(row.epochs_to_target),
         _number(row.seconds_to_target),
         _number(row.seconds),
@@ -184,7 +205,7 @@ def _row(runs: Sequence[Outcome], search: Sequence[Outcome], target: float, pref
         weights="averaged" if prefix else "raw",
         loss=_mean(losses),
         spread=statistics.stdev(losses) if len(losses) > 1 else math.nan,
-        accuracy=_mean([v for o in finished if math.isfinite(v := _loss(o, prefix + ACCURACY))]),
+        accuracy=_mean_of_last(finished, prefix + ACCURACY),
         epochs_to_target=_mean([epoch for epoch, _ in reached]),
         seconds_to_target=_mean([seconds for _, seconds in reached]),
         seconds=_mean([o.seconds for o in runs]) + sum(o.seconds for o in search),
@@ -192,7 +213,12 @@ def _row(runs: Sequence[Outcome], search: Sequence[Outcome], target: float, pref
         searched=len(search),
         failed=sum(o.status in ("failed", "diverged", "out of time") for o in everything),
         runs=len(everything),
+        metrics={name: _mean_of_last(finished, prefix + name) for name in further_metrics(finished)},
     )
+
+
+def _mean_of_last(outcomes: Sequence[Outcome], metric: str) -> float:
+    return _mean([value for o in outcomes if math.isfinite(value := _loss(o, metric))])
 
 
 def _loss(outcome: Outcome, metric: str) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from raycurv.data import locate
 from raycurv.train import CheckpointStore, Precision, TrainedModel, evaluate, load_trained_model
-from raycurv.train.build import data_shape, resolve_loss, resolve_weights
+from raycurv.train.build import build_metrics, data_shape, resolve_loss, resolve_weights
 
 
 def load(model: str, *, averaged: bool, tracking_uri: str | None, runs: str) -> TrainedModel:
@@ -67,6 +67,7 @@ def measure(
         found.evaluation,
         loss=resolve_loss(config.loss),
         weights=resolve_weights(config.weights),
+        metrics=build_metrics(config.metrics, shape),
         batch_size=batch_size,
         device=device,
         precision=precision or config.precision,

@@ -96,19 +96,22 @@ def _described(values: Mapping[str, float]) -> str:
 
 
 def table(results: Sequence[tuple[str, str, Result]]) -> str:
-    """Table of the runs of a launch.
+    """Table of the runs of a launch, with a column for every metric of their own.
 
     Args:
         results: label, optimizer and result of every run.
     """
-    head = ("run", "optimizer", "steps", "train loss", "test loss", "test accuracy", "images/s", "seconds")
+    found = dict.fromkeys(name for _, _, result in results for name in result.values if name.startswith("test/"))
+    own = [name for name in found if name not in ("test/loss", "test/accuracy")]
+    head = ("run", "optimizer", "steps", "train loss", "test loss", "test accuracy", *own, "images/s", "seconds")
     rows = []
     for label, optimizer, result in results:
         values = result.values
         numbers = [_number(values.get(name), "{:.4f}") for name in ("train/epoch_loss", "test/loss")]
         accuracy = _number(values.get("test/accuracy"), "{:.2%}")
+        further = [_number(values.get(name), "{:.4g}") for name in own]
         speed, seconds = f"{result.images_per_second:,.0f}", f"{result.seconds:.1f}"
-        rows.append((label, optimizer, f"{result.steps:,}", *numbers, accuracy, speed, seconds))
+        rows.append((label, optimizer, f"{result.steps:,}", *numbers, accuracy, *further, speed, seconds))
     return table_formats.aligned(head, rows, left=2, rule=True)
 
 

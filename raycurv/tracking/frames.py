@@ -19,6 +19,7 @@ from raycurv.tracking.stored_runs import (
     tags_of,
 )
 from raycurv.tracking.stores import StoredRun, Values
+from raycurv.train.metric_names import larger_is_better
 
 _STATUS = {"KILLED": "stopped", "SCHEDULED": "waiting"}
 _RESULTS = {"operations": "result/operations", "images_per_second": "result/images_per_second"}
@@ -35,11 +36,11 @@ def runs(tracked: ExperimentRuns) -> pd.DataFrame:
     - identity and result: ``run_id``, ``name``, ``recipe``, ``optimizer``, ``setting``, ``seed``, ``stage``,
       ``status``, ``reason``, ``started``, ``seconds``, ``steps``, ``epochs``, ``operations``, ``images_per_second``;
     - origin of the run: ``network``, ``sweep``, ``launch``, ``workers``, ``device``, ``commit``, ``dirty``;
-    - the last value of every metric that is measured once an epoch, and the best of all epochs as
-      ``best test/accuracy``;
+    - the last value of every metric of evaluations, and the best of all epochs as ``best test/accuracy``, except of
+      metrics of one's own, whose best is not known;
     - every field of the configuration, as ``config.batch_size``, ``config.optimizer_settings.learning_rate``, ….
     """
-    values = tracked.values(PER_EPOCH)
+    values = tracked.values(tracked.per_epoch)
     where = values.of_run()
     rows = [_row(run, values, where[run.id]) for run in tracked.runs]
     table = pd.DataFrame(rows, columns=list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)])))
@@ -112,7 +113,9 @@ def _row(run: StoredRun, values: Values, mine: slice) -> dict[str, Any]:
     names, found, steps = values.name[mine], values.value[mine], values.step[mine]
     for index, metric in enumerate(values.names):
         if (of_metric := found[names == index]).size:
-            row[metric], row[f"best {metric}"] = of_metric[-1], _best(metric, of_metric)
+            row[metric] = of_metric[-1]
+            if (larger := larger_is_better(metric)) is not None:
+                row[f"best {metric}"] = _best(of_metric, larger)
     if len(ends := steps[names == values.names.index(EPOCH_LOSS)]):
         row["epochs"] = epochs_at(run, ends, ends[-1:])[0]
     return row | {f"config.{name}": value for name, value in run.params.items()}
@@ -132,11 +135,11 @@ def _identity(run: StoredRun) -> dict[str, Any]:
     }
 
 
-def _best(metric: str, values: np.ndarray) -> float:
+def _best(values: np.ndarray, larger: bool) -> float:
     known = values[np.isfinite(values)]
     if not len(known):
         return float("nan")
-    return float(known.max() if metric.endswith("accuracy") else known.min())
+    return float(known.max() if larger else known.min())
 
 
 def _as_numbers(column: pd.Series) -> pd.Series:

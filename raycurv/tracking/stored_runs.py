@@ -19,7 +19,7 @@ from raycurv.tracking.settings import default_runs, default_tracking_uri, resolv
 from raycurv.tracking.stores import StoredRun, Values, store_at
 
 EPOCH_LOSS = "train/epoch_loss"
-# Metrics measured once an epoch, of the raw and of the averaged weights.
+# Metrics that every evaluation measures, of the raw and of the averaged weights.
 PER_EPOCH = (EPOCH_LOSS, "test/loss", "test/accuracy", "averaged/test/loss", "averaged/test/accuracy")
 SECONDS, OPERATIONS = "result/seconds", "result/operations"
 _STATUS: dict[str, Status] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "failed"}
@@ -49,6 +49,12 @@ class ExperimentRuns:
         self._all = self._store.runs(self.id)
         self.runs = [run for run in self._all if TAG + "optimizer" in run.tags]
         """Every run that trains or trained, oldest first; parents of launches and sweeps are not among them."""
+
+    @property
+    def per_epoch(self) -> tuple[str, ...]:
+        """Metrics of evaluations: loss and accuracy, then those that runs measure beside them."""
+        found = {name for run in self.runs for name in run.latest if name.startswith(("test/", "averaged/test/"))}
+        return (*PER_EPOCH, *sorted(found.difference(PER_EPOCH)))
 
     @property
     def ended(self) -> list[StoredRun]:
@@ -86,7 +92,7 @@ class ExperimentRuns:
     def outcomes(self) -> list[Outcome]:
         """Outcomes of all runs that have ended."""
         ended = self.ended
-        values = self.values(PER_EPOCH, ended)
+        values = self.values(self.per_epoch, ended)
         where = values.of_run()
         return [outcome_of(run, list(_points(run, values, where[run.id], self.began[run.id]))) for run in ended]
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from raycurv.train.configuration import Component, Precision, RunConfig
     from raycurv.train.distributed import WorkersDisagree
     from raycurv.train.evaluation import evaluate
+    from raycurv.train.evaluation_metrics import Metric, SummedMetric
     from raycurv.train.export import TrainedModel, load_trained_model
     from raycurv.train.loop import train
     from raycurv.train.metrics import NonFiniteLoss
@@ -27,6 +28,7 @@ else:
                 "build": ("check",),
                 "distributed": ("WorkersDisagree",),
                 "evaluation": ("evaluate",),
+                "evaluation_metrics": ("Metric", "SummedMetric"),
                 "export": ("TrainedModel", "load_trained_model"),
                 "loop": ("train",),
                 "metrics": ("NonFiniteLoss",),
@@ -40,6 +42,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointStore",
     "Component",
+    "Metric",
     "NonFiniteLoss",
     "Precision",
     "Record",
@@ -47,6 +50,7 @@ __all__ = [
     "Resume",
     "ResumeError",
     "RunConfig",
+    "SummedMetric",
     "TrainedModel",
     "WorkersDisagree",
     "check",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,8 +12,9 @@ from torch import Tensor, nn
 from raycurv import optim
 from raycurv.data import Data
 from raycurv.train.configuration import Component, RunConfig
+from raycurv.train.evaluation_metrics import Metric, require_metric
 
-# Arguments that a model may leave to the run, which fills them in from the data.
+# Arguments that a model or a metric may leave to the run, which fills them in from the data.
 FILLED_IN = ("num_classes", "input_shape")
 
 
@@ -26,6 +29,8 @@ def check(config: RunConfig) -> None:
     config.data.check()
     resolve_loss(config.loss)
     resolve_weights(config.weights)
+    for name, component in config.metrics.items():
+        _check_metric(name, component)
     # On a network of one weight, so that the optimizer checks its own settings.
     horizon = optim.Horizon(epochs=config.epochs, steps_per_epoch=1, training_samples=config.batch_size)
     model = nn.Linear(1, 1)
@@ -49,10 +54,7 @@ def build_model(config: RunConfig, shape: dict[str, Any]) -> nn.Module:
         ValueError: a setting of the model is unknown or missing.
         TypeError: the component does not build a module.
     """
-    offered: dict[str, Any] = {"input_shape": tuple(shape["input_shape"])}
-    if shape["num_classes"] is not None:
-        offered["num_classes"] = shape["num_classes"]
-    model = config.model.build(**offered)
+    model = config.model.build(**_offered(shape))
     if not isinstance(model, nn.Module):
         raise TypeError(f"{config.model.target!r} built a {type(model).__name__}; a model must be a torch.nn.Module")
     return model.double() if config.precision == "fp64" else model
@@ -92,3 +94,66 @@ def resolve_weights(name: str | None) -> Callable[[Tensor], Tensor] | None:
         ValueError: there is no such function.
     """
     return None if name is None else Component(name).resolve()
+
+
+def build_metrics(metrics: Mapping[str, Component], shape: Mapping[str, Any]) -> dict[str, Metric]:
+    """The metrics of a configuration by name.
+
+    A function of (outputs, targets) is a metric itself, with its settings. A class, or a function that can be called
+    without outputs and targets, makes the metric; ``num_classes`` and ``input_shape`` come from the data unless set.
+
+    Raises:
+        ValueError: there is no such function, it does not take a setting, or it makes no metric.
+    """
+    found = {}
+    for name, component in metrics.items():
+        offered = _offered(shape)
+        found[name] = component.build(**offered) if _makes_metric(component, offered) else _with_settings(component)
+        require_metric(name, found[name])
+    return found
+
+
+def _check_metric(name: str, component: Component) -> None:
+    """Refuse a metric that could not be built.
+
+    Raises:
+        ValueError: there is no such function, or it takes neither outputs and targets nor its settings alone.
+    """
+    try:
+        if _makes_metric(component, FILLED_IN):
+            component.check(*FILLED_IN)
+            if _makes_metric(component, ()):  # without data, so that its settings can be checked now
+                require_metric(name, component.build())
+            return
+        parameters = inspect.signature(component.resolve())
+    except (ValueError, ModuleNotFoundError) as error:
+        hint = "; the extra `metrics` brings torchmetrics" if component.target.startswith("torchmetrics") else ""
+        raise ValueError(f"metric {name!r}: {error}{hint}") from error
+    try:
+        parameters.bind(None, None, **component.settings)
+    except TypeError as error:
+        raise ValueError(
+            f"metric {name!r}: {component.target!r} takes {parameters}; with its settings "
+            f"{dict(component.settings)} it must take (outputs, targets), or nothing more and make the metric"
+        ) from error
+
+
+def _makes_metric(component: Component, offered: Collection[str]) -> bool:
+    if isinstance(component.resolve(), type) and offered:
+        return True
+    try:
+        component.check(*offered)
+    except ValueError:
+        return False
+    return True
+
+
+def _with_settings(component: Component) -> Callable[[Tensor, Tensor], Any]:
+    function = component.resolve()
+    return partial(function, **component.settings) if component.settings else function
+
+
+def _offered(shape: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that the data fill in."""
+    offered: dict[str, Any] = {"input_shape": tuple(shape["input_shape"])}
+    return offered if shape["num_classes"] is None else offered | {"num_classes": shape["num_classes"]}

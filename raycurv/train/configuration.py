@@ -12,12 +12,14 @@ import importlib
 import inspect
 import json
 import math
+import re
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from raycurv.arguments import require, require_whole
+from raycurv.arguments import require, require_whole, unknown
+from raycurv.train.metric_names import NAMED_METRICS
 from raycurv.train.moved_paths import current_path, former_path
 
 Precision = Literal["fp32", "fp64", "bf16"]
@@ -27,7 +29,7 @@ _NO_EFFECT = (
     "change_horizon",
 )  # fmt: skip
 # Fields of later versions. At their defaults they are not part of the digest, which stored runs carry.
-_LATER = {"evaluate_every_steps": None, "evaluate_training_samples": None}
+_LATER: dict[str, Any] = {"evaluate_every_steps": None, "evaluate_training_samples": None, "metrics": {}}
 Setting = bool | int | float | str | None | tuple[Any, ...]
 
 
@@ -134,6 +136,37 @@ def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: frozen(value) for name, value in settings.items()}
 
 
+def metric_components(metrics: Mapping[str, str | Component] | Sequence[str]) -> dict[str, Component]:
+    """Components of metrics by name, from a mapping or from names and import paths.
+
+    Raises:
+        ValueError: a name is unknown, given twice, or cannot be a part of a metric's name.
+    """
+    if isinstance(metrics, str):
+        raise ValueError(f"RunConfig.metrics is {metrics!r}; it must be a tuple such as ({metrics!r},), or a mapping")
+    pairs = [*metrics.items()] if isinstance(metrics, Mapping) else [(_metric_name(text), text) for text in metrics]
+    found: dict[str, Component] = {}
+    for name, given in pairs:
+        holds = bool(re.fullmatch(r"[A-Za-z0-9_.-]+", name)) and name not in ("loss", "accuracy")
+        require("the name of a metric", name, holds, "letters, digits, '_', '-' or '.', and not loss or accuracy")
+        if name in found:
+            raise ValueError(f"RunConfig.metrics has {name!r} twice; give each metric a name of its own in a mapping")
+        found[name] = given if isinstance(given, Component) else _metric_component(given)
+    return found
+
+
+def _metric_name(text: str) -> str:
+    return text.rpartition(":")[2].rpartition(".")[2] if ":" in text else text
+
+
+def _metric_component(text: str) -> Component:
+    if ":" in text:
+        return Component(text)
+    if text not in NAMED_METRICS:
+        raise ValueError(f"{unknown('metric', text, NAMED_METRICS)}; your own is package.module:function")
+    return Component(*NAMED_METRICS[text])
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """The configuration of one training run.
@@ -147,6 +180,9 @@ class RunConfig:
         loss: ``"cross_entropy"``, ``"squared_error"``, or ``"package.module:function"`` returning one value per sample.
         weights: ``"package.module:function"`` of the targets, returning the weight of each sample in the objective and
             in evaluation (:func:`raycurv.objective.losses.word_counts` for sentences); None weights all equally.
+        metrics: metrics that evaluations measure beside loss and accuracy: a mapping of names to components, or a
+            sequence of ``"top5"``, ``"f1"``, ``"mse"``, ``"perplexity"`` and ``"package.module:function"``, which is
+            named after its function. They change no update.
         l2: factor of ½‖Θ‖² in the objective.
         batch_size: samples per step, over all workers.
         epochs: passes over the training set.
@@ -180,6 +216,7 @@ class RunConfig:
     optimizer_settings: Mapping[str, Setting] = field(default_factory=dict)
     loss: str = "cross_entropy"
     weights: str | None = None
+    metrics: Mapping[str, Component] = field(default_factory=dict)
     l2: float = 0.0
     batch_size: int = 128
     epochs: int = 10
@@ -203,6 +240,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "optimizer_settings", _tuples(self.optimizer_settings))
+        object.__setattr__(self, "metrics", metric_components(self.metrics))
         self._check_name()
         for name in ("batch_size", "epochs", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every"):
             require_whole(f"RunConfig.{name}", getattr(self, name), 1)
@@ -264,4 +302,6 @@ class RunConfig:
             raise ValueError(f"RunConfig has no field {', '.join(extra)}; its fields are {', '.join(sorted(fields))}")
         for name in ("model", "data"):
             values[name] = Component(**values[name])
+        metrics = values.get("metrics", {})
+        values["metrics"] = {name: Component(**component) for name, component in metrics.items()}
         return cls(**values)

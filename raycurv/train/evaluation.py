@@ -1,8 +1,8 @@
-"""Mean loss, and for classification accuracy, over a whole set; and what a run evaluates at the end of an epoch."""
+"""Mean loss, accuracy for classification and further metrics of a whole set; the evaluation of a run after an epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from raycurv.objective.loss_derivatives import LossFunction
 from raycurv.objective.losses import Loss
 from raycurv.train.averaging import copies, overwrite
 from raycurv.train.configuration import Precision
+from raycurv.train.evaluation_metrics import Metric, MetricSums
 from raycurv.train.precision import autocast, dtype_of
 from raycurv.train.random_state import preserved
 from raycurv.train.training_run import TrainingRun
@@ -30,19 +31,21 @@ def evaluate(
     *,
     loss: str | LossFunction,
     weights: Callable[[Tensor], Tensor] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
     batch_size: int = 256,
     collectives: Collectives | None = None,
     device: torch.device | str = "cpu",
     precision: Precision = "fp32",
     prefix: str = "test/",
 ) -> dict[str, float]:
-    """Mean loss and accuracy over `source`; every sample counts once for any number of workers.
+    """Mean loss, accuracy and further metrics over `source`; every sample counts once for any number of workers.
 
     Args:
         model: the model, on `device`; it is evaluated in evaluation mode, and its modes are restored.
         source: the set, which is not augmented.
         loss: ``"cross_entropy"``, ``"squared_error"``, or a function of (outputs, targets) returning (B,).
         weights: ``weights(targets)`` (B,), the weights of the samples in the mean loss; None weights all equally.
+        metrics: further metrics by name (:mod:`raycurv.train.evaluation_metrics` lists the kinds).
         batch_size: samples of a batch, over all workers.
         collectives: the workers, which all call this together; by default one process.
         device: device of the computation.
@@ -50,10 +53,10 @@ def evaluate(
         prefix: prefix of the names.
 
     Returns:
-        ``loss``, and ``accuracy`` where targets are class indices of outputs of shape (B, classes).
+        ``loss``, ``accuracy`` where targets are class indices of outputs of shape (B, classes), and `metrics`.
 
     Raises:
-        ValueError: no sample could be read.
+        ValueError: no sample could be read, or a metric does not fit outputs and targets.
     """
     per_sample = Loss(loss)
     workers = Local() if collectives is None else collectives
@@ -69,17 +72,20 @@ def evaluate(
         dtype=dtype_of(precision),
     )
     sums = torch.zeros(4, dtype=torch.float64, device=device)
+    further = MetricSums(metrics or {}, device)
     with evaluation_mode(model), autocast(precision, device), closing(loader.epoch(0)) as batches:
         for inputs, targets in batches:
             if len(targets):
-                sums += _sums(model(inputs), targets, per_sample, weights)
+                outputs = model(inputs)
+                sums += _sums(outputs, targets, per_sample, weights)
+                further.add(outputs, targets)
     total, weight, correct, classified = workers.sum(sums).tolist()
     if not weight:
         raise ValueError("the evaluation set gave no sample: it is empty, or every one of its images was skipped")
     values = {f"{prefix}loss": total / weight}
     if classified:
         values[f"{prefix}accuracy"] = correct / classified
-    return values
+    return values | {f"{prefix}{name}": value for name, value in further.values(workers).items()}
 
 
 def _sums(outputs: Tensor, targets: Tensor, loss: Loss, weights: Callable[[Tensor], Tensor] | None) -> Tensor:
@@ -105,6 +111,7 @@ def evaluate_run(run: TrainingRun) -> dict[str, float]:
     options: dict[str, Any] = {
         "loss": run.loss,
         "weights": run.weights,
+        "metrics": run.metrics,
         "batch_size": config.batch_size,
         "collectives": run.collectives,
         "device": run.device,

@@ -30,6 +30,7 @@ FREE_TO_CHANGE = frozenset(
         "keep_checkpoints",
         "evaluate_every",
         "evaluate_every_steps",
+        "metrics",
         "gradient_norm",
         "batch_error",
     )
@@ -116,7 +117,7 @@ def differences(stored: RunConfig, asked: RunConfig) -> list[str]:
     found = []
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name, missing), new.get(name, missing)
-        if before != after and name not in FREE_TO_CHANGE:
+        if before != after and name.partition(".")[0] not in FREE_TO_CHANGE:
             texts = ["unset" if value is missing else repr(value) for value in (before, after)]
             found.append(f"{name}: {texts[0]} → {texts[1]}")
     return found

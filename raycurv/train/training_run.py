@@ -17,7 +17,14 @@ from raycurv.objective import Batch
 from raycurv.objective.collectives import Collectives
 from raycurv.train import random_state
 from raycurv.train.averaging import AveragedWeights
-from raycurv.train.build import build_model, build_optimizer, data_shape, resolve_loss, resolve_weights
+from raycurv.train.build import (
+    build_metrics,
+    build_model,
+    build_optimizer,
+    data_shape,
+    resolve_loss,
+    resolve_weights,
+)
 from raycurv.train.checkpoint import CheckpointError
 from raycurv.train.configuration import RunConfig
 from raycurv.train.precision import dtype_of
@@ -75,8 +82,9 @@ class TrainingRun:
         self.data: Data = config.data.build() if data is None else data
         self.training, self.held_out = split_validation(self.data.train, config.validation, config.seed)
         self.measured_training = first_samples(self.training, config.evaluate_training_samples)
-        torch.manual_seed(config.seed)
         self.shape = data_shape(self.data)
+        self.metrics = build_metrics(config.metrics, self.shape)
+        torch.manual_seed(config.seed)
         self.model = build_model(config, self.shape).to(device)
         self.loss, self.weights = resolve_loss(config.loss), resolve_weights(config.weights)
         self.loader = self._loader(self.training)

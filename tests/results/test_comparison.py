@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import math
 
@@ -109,3 +110,15 @@ def test_networks_are_summed_up_by_median_and_quartiles_with_failures():
         [sgd, curveball], kept.__setitem__
     )
     assert set(kept) == {"networks.md", "networks.csv"}
+
+
+def test_further_metrics_of_the_test_set_are_columns_of_the_comparison():
+    points = (EvaluationPoint(1.0, 4, 1.0, {"train/epoch_loss": 0.5, "test/accuracy": 0.75, "test/f1": 0.5}),)
+    measured = dataclasses.replace(run("sgd", [0.5]), points=points)
+    rows = comparison.compare_methods([measured, run("adam", [0.25])])
+    files: dict[str, str] = {}
+    comparison.write_comparison(rows, files.__setitem__)
+    found = {row["optimizer"]: row for row in csv.DictReader(io.StringIO(files["decision.csv"]))}
+    assert (found["sgd"]["test/f1"], found["adam"]["test/f1"]) == ("0.5", "nan")
+    head, _, adam, sgd = (line.split("|")[7].strip() for line in comparison.markdown(rows).splitlines())
+    assert (head, adam, sgd) == ("f1", "–", "0.5")

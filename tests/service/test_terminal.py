@@ -48,3 +48,12 @@ def test_the_table_has_a_row_for_every_run_and_a_dash_for_what_was_not_measured(
     assert len(lines) == 4
     assert lines[0].split("  ")[0] == "run"
     assert lines[2].split() == ["a", "curveball", "1,234", "0.5000", "–", "87.50%", "568", "12.3"]
+
+
+def test_the_table_has_a_column_for_every_further_metric() -> None:
+    one = Result("a", 12, 2.0, {"test/accuracy": 0.875, "test/f1": 0.75}, (), 12.34, 567.8)
+    other = Result("b", 12, 2.0, {"test/accuracy": 0.5}, (), 12.34, 567.8)
+    lines = table([("a", "curveball", one), ("b", "sgd", other)]).splitlines()
+    assert "test accuracy  test/f1  images/s" in lines[0]
+    assert lines[2].split() == ["a", "curveball", "12", "–", "–", "87.50%", "0.75", "568", "12.3"]
+    assert lines[3].split() == ["b", "sgd", "12", "–", "–", "50.00%", "–", "568", "12.3"]

@@ -128,7 +128,12 @@ def test_one_table_has_a_row_for_every_run_and_another_one_for_every_value(runs:
     run = tracking.open(mine(optimizer_settings={"damping": 3.0}), TAGS | {"commit": "abc"}, None, resume=False)
     run.log([Record("step", step, step / 4, time.time(), {"train/loss": 1 / step}) for step in range(1, 11)])
     losses = {4: 0.5, 8: 0.25, 10: 0.3}
-    run.log([evaluation(step / 4, step, train__epoch_loss=v, test__accuracy=1 - v) for step, v in losses.items()])
+    run.log(
+        [
+            evaluation(step / 4, step, train__epoch_loss=v, test__accuracy=1 - v, test__f1=v, test__margin=v)
+            for step, v in losses.items()
+        ]
+    )
     run.metrics({"result/seconds": 3.0, "result/operations": 1e9}, 10, time.time())
     run.close("FINISHED")
     lost = tracking.open(replace(mine(seed=3), name="lost"), TAGS | {"seed": "3"}, None, resume=False)
@@ -141,6 +146,8 @@ def test_one_table_has_a_row_for_every_run_and_another_one_for_every_value(runs:
     assert (row.recipe, row.optimizer, row.setting, row.seed) == ("points", "curveball", "damping=3", 0)
     assert (row.status, row.seconds, row.steps, row.epochs, row.operations) == ("finished", 3.0, 10, 2.5, 1e9)
     assert (row["train/epoch_loss"], row["best train/epoch_loss"], row["best test/accuracy"]) == (0.3, 0.25, 0.75)
+    assert (row["test/f1"], row["best test/f1"], row["test/margin"]) == (0.3, 0.5, 0.3)
+    assert "best test/margin" not in table
     assert (row["config.batch_size"], row["config.optimizer_settings.damping"], row.commit) == (16, 3.0, "abc")
     assert tuple(table.loc["lost"][["status", "reason", "seed"]]) == ("diverged", "the loss was infinite", 3)
 
