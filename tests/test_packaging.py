@@ -8,12 +8,13 @@ import sys
 absent = ["ray", "mlflow", "pyarrow", "torchvision", "pandas", "matplotlib", "tyro", "sklearn", "PIL", "simplejpeg"]
 absent += ["lightning", "pytorch_lightning", "transformers", "accelerate", "datasets", "torchmetrics"]
 absent += ["schedulefree", "prodigyopt", "dadaptation", "dog", "curvlinops"]
+absent += ["momo", "mechanic_pytorch", "pytorch_optimizer"]
 for name in absent:
     sys.modules[name] = None  # importing it raises ModuleNotFoundError
 import torch, raycurv
 from raycurv import optim
 extra = {"schedule_free_sgd", "schedule_free_adamw", "schedule_free_adamw_algoperf"}
-extra |= {"prodigy", "prodigy_cosine", "dadapt_adam", "dog", "kfac"}
+extra |= {"prodigy", "prodigy_cosine", "dadapt_adam", "dog", "kfac", "momo_adam", "mechanic_adam", "soap", "ademamix"}
 scheduled = {"adamw_cosine", "nadamw_algoperf"}
 model = torch.nn.Linear(3, 2)
 assert raycurv.__version__

@@ -12,7 +12,7 @@ MODULES = {
     "cluster": ("ray", "mlflow", "pandas", "sqlalchemy", "psutil", "tyro"),
     "demo": ("sklearn",),
     "figures": ("matplotlib",),
-    "modern": ("schedulefree", "prodigyopt", "dadaptation", "dog"),
+    "modern": ("schedulefree", "prodigyopt", "dadaptation", "dog", "momo", "mechanic_pytorch", "pytorch_optimizer"),
     "kfac": ("curvlinops",),
     "metrics": ("torchmetrics",),
 }

@@ -25,6 +25,10 @@
 | `schedule_free_sgd`, `schedule_free_adamw` | :class:`ScheduleFree` around one of schedulefree |
 | `schedule_free_adamw_algoperf` | the same, with the values of AlgoPerf |
 | `prodigy`, `prodigy_cosine`, `dadapt_adam` | :class:`EstimatedRate` around one of prodigyopt or dadaptation |
+| `muon` | :class:`FirstOrder` around ``torch.optim.Muon`` for matrices and ``torch.optim.AdamW`` for the rest |
+| `soap`, `ademamix` | :class:`FirstOrder` around one of pytorch_optimizer |
+| `momo_adam` | :class:`MoMo` around one of momo-opt |
+| `mechanic_adam` | :class:`Mechanic` around one of mechanic-pytorch |
 | `dog` | :class:`DoG` around the one of dog |
 
 ``create("red_adam", model)`` and ``RED(model, beta1=0.9, beta2=0.999)`` are the same optimizer.
@@ -33,13 +37,16 @@
 from raycurv.optim.ag_adam import AgAdam
 from raycurv.optim.auto import Auto
 from raycurv.optim.base import Horizon, StepOptimizer, StepReport, parameters_of
-from raycurv.optim.baselines import nadamw as _nadamw  # noqa: F401  for its names in the registry
+from raycurv.optim.baselines import muon as _muon  # noqa: F401  for its name in the registry
+from raycurv.optim.baselines import nadamw as _nadamw  # noqa: F401
 from raycurv.optim.baselines.bfgs import BFGS
 from raycurv.optim.baselines.external import DoG, EstimatedRate, ScheduleFree
 from raycurv.optim.baselines.first_order import FirstOrder
 from raycurv.optim.baselines.hessian_free import HessianFree
 from raycurv.optim.baselines.kfac import KFAC
 from raycurv.optim.baselines.levenberg_marquardt import LevenbergMarquardt
+from raycurv.optim.baselines.mechanic import Mechanic
+from raycurv.optim.baselines.momo import MoMo
 from raycurv.optim.baselines.newton import Newton
 from raycurv.optim.baselines.sls import SLS
 from raycurv.optim.baselines.sps import SPS
@@ -74,6 +81,8 @@ __all__ = [
     "LLRFirstOrder",
     "LLRSecondOrder",
     "LevenbergMarquardt",
+    "Mechanic",
+    "MoMo",
     "NTLRAdam",
     "Newton",
     "RAn",

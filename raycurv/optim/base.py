@@ -34,6 +34,7 @@ class Horizon:
     | `ntlr_*`, `hypergradient_*` | window of `portion` times the steps of an epoch | window of 100 steps |
     | `salera`, `spalera` | `batch_ratio` is one over the steps of an epoch | `batch_ratio` is 0.01 |
     | `sps`, `sls` | growth per epoch | an epoch is 500 steps |
+    | `ademamix` | the slow average grows over the run | it is constant |
     | schedules other than `constant`, `*_cosine`, `*_algoperf` | length of the schedule | refused |
 
     All other methods ignore it.

@@ -209,7 +209,7 @@ def test_a_missing_package_is_explained_by_the_line_that_brings_it() -> None:
 def test_the_extras_name_the_modules_of_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     modules = {"PIL": "pillow", "sklearn": "scikit-learn", "prodigyopt": "prodigyopt", "dog": "dog-optimizer"}
-    modules["curvlinops"] = "curvlinops-for-pytorch"
+    modules |= {"curvlinops": "curvlinops-for-pytorch", "momo": "momo-opt", "mechanic_pytorch": "mechanic-pytorch"}
     for extra, names in extras.MODULES.items():
         for name in names:
             package = modules.get(name, name)

@@ -5,9 +5,12 @@
 | `schedule_free_*` | *The Road Less Scheduled*, Defazio et al. 2024 | schedulefree |
 | `prodigy`, `prodigy_cosine` | *Prodigy*, Mishchenko and Defazio 2023 | prodigyopt |
 | `dadapt_adam` | *Learning-Rate-Free Learning by D-Adaptation*, Defazio and Mishchenko 2023 | dadaptation |
+| `soap` | *SOAP: Improving and Stabilizing Shampoo using Adam*, Vyas et al. 2024 | pytorch_optimizer |
+| `ademamix` | *The AdEMAMix Optimizer: Better, Faster, Older*, Pagliardini et al. 2024 | pytorch_optimizer |
 | `dog` | *DoG is SGD's Best Friend*, Ivgi, Hinder and Carmon 2023 | dog-optimizer |
 
-Updates and defaults are those of the packages. Advice of the authors:
+`momo_adam` and `mechanic_adam`, whose packages keep a state of their own, are in files beside this one. Updates and
+defaults are those of the packages. Advice of the authors:
 
 - Schedule-Free SGD needs 10 to 50 times the rate of plain SGD, found by trial.
 - `schedule_free_adamw_algoperf` has the values of Schedule-Free's winning submission to AlgoPerf's self-tuning track:
@@ -19,6 +22,9 @@ Updates and defaults are those of the packages. Advice of the authors:
   compute them anew before an evaluation of a network that has them.
 - DoG evaluates its averaged iterate (polynomial decay, from the package). Networks with batch normalisation need
   ``initial_movement=1e-4``.
+- AdEMAMix raises the weight and the memory of its slow average over the whole run. Without a horizon both are constant.
+- SOAP only collects curvature in its first step, which moves nothing. Its basis of directions without curvature is
+  arbitrary: rounding decides it, so a run on two workers is not the one on a single worker. Workers agree bit by bit.
 - Prodigy's authors advise a cosine without warm-up: `prodigy_cosine`.
 - Prodigy, D-Adaptation and DoG read numbers from the device in every step, and start with a rate of about 1e-6 that
   grows within some tens of steps.
@@ -226,6 +232,54 @@ def dog(parameters: list[Any], *, initial_movement: float = 1e-6) -> torch.optim
     with extra("modern"):
         from dog import DoG as Inner
     return Inner(parameters, reps_rel=initial_movement)
+
+
+@baseline("soap")
+def soap(
+    parameters: list[Any],
+    *,
+    learning_rate: float = 3e-3,
+    beta1: float = 0.95,
+    beta2: float = 0.95,
+    weight_decay: float = 0.01,
+    precondition_interval: int = 10,
+) -> torch.optim.Optimizer:
+    """Adam in the eigenbasis of Shampoo's factors, which is renewed every `precondition_interval` steps."""
+    with extra("modern"):
+        from pytorch_optimizer import SOAP
+    return SOAP(
+        parameters,
+        learning_rate,
+        (beta1, beta2),
+        weight_decay=weight_decay,
+        precondition_frequency=precondition_interval,
+    )
+
+
+@baseline("ademamix")
+def ademamix(
+    parameters: list[Any],
+    *,
+    horizon: Horizon | None = None,
+    learning_rate: float = 1e-3,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    beta3: float = 0.9999,
+    slow_weight: float = 5.0,
+    weight_decay: float = 0.0,
+) -> torch.optim.Optimizer:
+    """Adam with a second, slow average of the gradient; its memory is β₃ `beta3`, its weight α `slow_weight`."""
+    with extra("modern"):
+        from pytorch_optimizer import AdEMAMix
+    return AdEMAMix(
+        parameters,
+        learning_rate,
+        (beta1, beta2, beta3),
+        weight_decay=weight_decay,
+        weight_decouple=True,
+        alpha=slow_weight,
+        t_alpha_beta3=None if horizon is None else horizon.steps,
+    )
 
 
 @contextlib.contextmanager

@@ -80,13 +80,16 @@ class FirstOrder(StepOptimizer):
         clip_gradient_(gradient, self.clip_gradient)
         for parameter, grad in zip(batch.objective.parameters, gradient.keep_if(finite), strict=True):
             parameter.grad = grad
-        self.inner.step()
+        self._take_step(loss, finite)
         for parameter in batch.objective.parameters:
             parameter.grad = None
         report = StepReport(loss, self._scalars(loss), finite)
         if self.schedule is not None:
             self.schedule.advance()
         return report
+
+    def _take_step(self, loss: Tensor, finite: Tensor) -> None:
+        self.inner.step()
 
     def _scalars(self, like: Tensor) -> dict[str, Tensor]:
         rate = self._rate()

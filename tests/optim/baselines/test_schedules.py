@@ -14,7 +14,7 @@ CASE = BY_NAME["mlp"]
 HORIZON = optim.Horizon(epochs=4, steps_per_epoch=5, training_samples=120)
 STEPS = 20
 BASELINES = ("sgd", "momentum", "nesterov", "rmsprop", "rmsprop_bias_corrected", "adam", "adagrad")
-BASELINES += ("adamw", "nadamw", "prodigy")
+BASELINES += ("adamw", "nadamw", "prodigy", "muon", "ademamix")
 # Names with a schedule of their own, and the share of the run in which their rate grows.
 SCHEDULED = {"adamw_cosine": 0.05, "nadamw_algoperf": 0.02, "prodigy_cosine": 0.0}
 ALGOPERF = {
