@@ -29,6 +29,9 @@ class Evaluate:
     averaged: bool = False
     """Average of the weights, of a checkpoint of a run that kept one."""
 
+    best: bool = False
+    """Best checkpoint in place of the newest, of a run with --best-metric."""
+
     metrics: tuple[str, ...] = field(default=(), metadata={"values": "NAME …"})
     """Metrics beside loss and accuracy, as those of raycurv train. By default those of the run."""
 
@@ -51,7 +54,9 @@ class Evaluate:
         """Load, evaluate, print."""
         from raycurv.service.model_evaluation import load, measure
 
-        trained = load(self.model, averaged=self.averaged, tracking_uri=self.tracking_uri, runs=self.runs)
+        trained = load(
+            self.model, averaged=self.averaged, best=self.best, tracking_uri=self.tracking_uri, runs=self.runs
+        )
         if self.metrics:
             config = dataclasses.replace(trained.config, metrics=metric_components(self.metrics))
             trained = dataclasses.replace(trained, config=config)

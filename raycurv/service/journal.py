@@ -48,10 +48,10 @@ class JournaledCheckpoints(CheckpointStore):
         self._recent.extend(new)
         self._sink.send(new)
 
-    def save(self, state: Mapping[str, Any]) -> str:
+    def save(self, state: Mapping[str, Any], *, best: bool = False) -> str:
         """Write a checkpoint, once the records before it have arrived."""
         self._sink.flush()
-        return super().save({**state, KEY: [dataclasses.asdict(record) for record in self._recent]})
+        return super().save({**state, KEY: [dataclasses.asdict(record) for record in self._recent]}, best=best)
 
     def load(self) -> dict[str, Any] | None:
         """The newest checkpoint; its records are sent again."""

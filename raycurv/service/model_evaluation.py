@@ -10,22 +10,24 @@ from raycurv.train import CheckpointStore, Precision, TrainedModel, evaluate, lo
 from raycurv.train.build import build_metrics, data_shape, resolve_loss, resolve_weights
 
 
-def load(model: str, *, averaged: bool, tracking_uri: str | None, runs: str) -> TrainedModel:
+def load(model: str, *, averaged: bool, best: bool = False, tracking_uri: str | None, runs: str) -> TrainedModel:
     """Load a trained network.
 
     Args:
         model: folder or address of its checkpoints, or ``runs:/ID/model`` or ``models:/NAME/VERSION`` in MLflow.
         averaged: load the average of its weights.
+        best: load its best checkpoint, not its newest.
         tracking_uri: MLflow's server or data base; None is the file in `runs`.
         runs: folder of all runs.
 
     Raises:
-        ValueError: `averaged` is set for a logged model, which has one set of weights.
+        ValueError: `averaged` or `best` is set for a logged model, which has one set of weights.
     """
     if not model.startswith(("runs:/", "models:/")):
-        return load_trained_model(CheckpointStore(model), averaged=averaged)
-    if averaged:
-        raise ValueError("--averaged needs a folder of checkpoints: a logged model holds one set of weights")
+        return load_trained_model(CheckpointStore(model), averaged=averaged, best=best)
+    if averaged or best:
+        flag = "--averaged" if averaged else "--best"
+        raise ValueError(f"{flag} needs a folder of checkpoints: a logged model holds one set of weights")
     from raycurv.tracking.logged_model import fetch
 
     return fetch(model, tracking_uri, runs)

@@ -32,12 +32,12 @@ PYFUNC_CODE = Path(__file__).with_name("pyfunc_model.py")
 
 
 def log(run: str, checkpoints: str) -> None:
-    """Log the network of the newest checkpoint as the model of a run.
+    """Log the network of the newest checkpoint as the model of a run, or of the best one if the run chooses it.
 
     Raises:
         CheckpointError: there is no checkpoint that can be read from here.
     """
-    trained = load_trained_model(CheckpointStore(checkpoints))
+    trained = _trained(CheckpointStore(checkpoints))
     if trained.classes is not None:
         MlflowClient().log_dict(run, {"classes": trained.classes}, "classes.json")  # such as the draw of ImageNet-100
     config = trained.config
@@ -51,6 +51,14 @@ def log(run: str, checkpoints: str) -> None:
             code_paths=_code(config),
             metadata={"raycurv": importlib.metadata.version("raycurv"), "optimizer": config.optimizer},
         )
+
+
+def _trained(store: CheckpointStore) -> TrainedModel:
+    if store.best() is None:
+        return load_trained_model(store)
+    config = store.config()
+    averaged = config is not None and (config.best_metric or "").startswith("averaged/")
+    return load_trained_model(store, averaged=averaged, best=True)
 
 
 def fetch(uri: str, server: str | None, runs: str) -> TrainedModel:

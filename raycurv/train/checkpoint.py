@@ -1,8 +1,8 @@
 """The checkpoints of one run on a disk or in an object store.
 
 A folder holds ``config.json``, the checkpoints such as ``step-000000017.pt``, ``manifest.json`` with size and SHA-256
-sum of every complete checkpoint, and at the end ``result.json``. The manifest is written after the checkpoint. No
-pickled object is loaded from it.
+sum of every complete checkpoint, and at the end ``result.json``. The manifest is written after the checkpoint. It also
+names the best checkpoint, if the run chooses one. No pickled object is loaded from the folder.
 """
 
 from __future__ import annotations
@@ -75,11 +75,17 @@ class CheckpointStore:
         entries = self._entries()
         return self._folder.uri(entries[-1].file) if entries else None
 
-    def save(self, state: Mapping[str, Any]) -> str:
+    def best(self) -> str | None:
+        """Address of the best checkpoint; None if the run has not chosen one."""
+        entry = self._best_entry()
+        return None if entry is None else self._folder.uri(entry.file)
+
+    def save(self, state: Mapping[str, Any], *, best: bool = False) -> str:
         """Write a checkpoint, list it in the manifest, and remove the oldest ones.
 
         Args:
             state: tensors, numbers and strings in mappings and lists; ``state["step"]`` names the checkpoint.
+            best: whether it is the best one so far, which is kept until there is a better one.
 
         Returns:
             The address of the checkpoint.
@@ -92,13 +98,17 @@ class CheckpointStore:
         self._damaged.discard(file)
         entries = [e for e in self._entries() if e.step < entry.step and e.file not in self._damaged]
         entries = [*entries, entry][-self.keep :]
-        manifest = {"version": 1, "checkpoints": [asdict(e) for e in entries]}
+        chosen = entry if best else self._best_entry()
+        if chosen is not None and chosen.step > entry.step:
+            chosen = None  # of steps that are done again
+        manifest: dict[str, Any] = {"version": 1, "checkpoints": [asdict(e) for e in entries]}
+        manifest |= {} if chosen is None else {"best": asdict(chosen)}
         try:
             self._write(MANIFEST, json.dumps(manifest, indent=2))
         except CheckpointError:
             self._folder.remove(file)
             raise
-        self._prune({e.file for e in entries})
+        self._prune({e.file for e in (*entries, chosen) if e is not None})
         return self._folder.uri(file)
 
     def load(self) -> dict[str, Any] | None:
@@ -129,6 +139,20 @@ class CheckpointStore:
                 "Start again under another --run-name, or put back the files from a copy"
             )
         return None
+
+    def load_best(self) -> dict[str, Any]:
+        """The best checkpoint, on the CPU.
+
+        Raises:
+            CheckpointError: the run has not chosen one, or it cannot be read.
+        """
+        entry = self._best_entry()
+        if entry is None:
+            raise CheckpointError(
+                f"{self.uri} names no best checkpoint: train with best_metric (--best-metric test/accuracy), or load "
+                "the newest one"
+            )
+        return self._load(entry)
 
     def config(self) -> RunConfig | None:
         """The configuration of the run; None if the folder holds no run.
@@ -202,14 +226,27 @@ class CheckpointStore:
         return ManifestEntry(int(state["step"]), file, writers[0].size, writers[0].sha256.hexdigest())
 
     def _entries(self) -> list[ManifestEntry]:
+        return self._manifest()[0]
+
+    def _best_entry(self) -> ManifestEntry | None:
+        return self._manifest()[1]
+
+    def _manifest(self) -> tuple[list[ManifestEntry], ManifestEntry | None]:
+        """The checkpoints in the manifest, oldest first, and the best one if there is one.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
         content = self._read(MANIFEST)
         if content is None:
-            return []
+            return [], None
         try:
-            entries = [ManifestEntry(**entry) for entry in json.loads(content)["checkpoints"]]
+            values = json.loads(content)
+            entries = [ManifestEntry(**entry) for entry in values["checkpoints"]]
+            best = ManifestEntry(**values["best"]) if "best" in values else None
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{self._folder.uri(MANIFEST)} is not a manifest of checkpoints: {error}") from error
-        return sorted(entries, key=lambda entry: entry.step)
+        return sorted(entries, key=lambda entry: entry.step), best
 
     def _load(self, entry: ManifestEntry) -> dict[str, Any]:
         where = self._folder.uri(entry.file)

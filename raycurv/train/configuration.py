@@ -19,14 +19,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from raycurv.arguments import require, require_whole, unknown
-from raycurv.train.metric_names import NAMED_METRICS
+from raycurv.train.metric_names import NAMED_METRICS, larger_is_better
 from raycurv.train.moved_paths import current_path, former_path
 
 Precision = Literal["fp32", "fp64", "bf16"]
+BestMode = Literal["max", "min"]
 # Fields that change no measured number.
 _NO_EFFECT = (
     "name", "log_every", "checkpoint_every", "keep_checkpoints", "gradient_norm", "batch_error", "stop_after",
-    "change_horizon",
+    "change_horizon", "best_metric", "best_mode",
 )  # fmt: skip
 # Fields of later versions. At their defaults they are not part of the digest, which stored runs carry.
 _LATER: dict[str, Any] = {"evaluate_every_steps": None, "evaluate_training_samples": None, "metrics": {}}
@@ -196,6 +197,10 @@ class RunConfig:
         log_every: steps between two transfers of scalars from the device to the log.
         checkpoint_every: steps between checkpoints; one is also written at the end of every epoch.
         keep_checkpoints: number of checkpoints to keep.
+        best_metric: metric of evaluations, such as ``test/f1``, whose best checkpoint is kept too; the logged model is
+            then the one of that checkpoint. None keeps the newest ones alone.
+        best_mode: ``max`` or ``min``, whether the largest or the smallest value is the best; None for metrics that come
+            along, such as accuracy, f1 and loss.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         evaluate_every_steps: steps between evaluations, in place of `evaluate_every`; the last step is always
             evaluated.
@@ -230,6 +235,8 @@ class RunConfig:
     log_every: int = 50
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    best_metric: str | None = None
+    best_mode: BestMode | None = None
     evaluate_every: int = 1
     evaluate_every_steps: int | None = None
     validation: float = 0.0
@@ -251,6 +258,7 @@ class RunConfig:
             ("stop_after", self.stop_after is None or self.stop_after >= 1, "None or at least 1"),
             ("evaluate_every_steps", steps is None or steps >= 1, "None or at least 1"),
             ("evaluate_training_samples", measured is None or measured >= 1, "None or at least 1"),
+            ("best_mode", self.best_mode in (None, *get_args(BestMode)), "None, 'max' or 'min'"),
             ("seed", 0 <= self.seed < 2**63, "a whole number from 0 to 2⁶³−1"),
             ("l2", 0 <= self.l2 < math.inf, "a finite number of at least 0"),
             ("precision", self.precision in get_args(Precision), "one of fp32, fp64, bf16"),
@@ -263,6 +271,31 @@ class RunConfig:
             object.__setattr__(self, "loss", Component(self.loss).target)
         if self.weights is not None:
             object.__setattr__(self, "weights", Component(self.weights).target)
+
+        self._check_best()
+
+    @property
+    def largest_is_best(self) -> bool:
+        """Whether the best value of ``best_metric`` is the largest one."""
+        if self.best_mode is not None:
+            return self.best_mode == "max"
+        return bool(larger_is_better(self.best_metric or ""))
+
+    def _check_best(self) -> None:
+        metric = self.best_metric
+        if metric is None:
+            require("RunConfig.best_mode", self.best_mode, self.best_mode is None, "None without a best_metric")
+            return
+        sets = ["test", *(["training_set"] if self.evaluate_training else [])]
+        sets += [] if self.average_weights is None else [f"averaged/{name}" for name in sets]
+        known = ["train/epoch_loss", *(f"{s}/{m}" for s in sets for m in ("loss", "accuracy", *self.metrics))]
+        if not any(metric == name or metric.startswith(f"{name}/") for name in known):
+            raise ValueError(f"RunConfig.best_metric: {unknown('metric', metric, known)}")
+        if self.best_mode is None and larger_is_better(metric) is None:
+            raise ValueError(
+                f"RunConfig.best_metric is {metric!r}, whose better values are not known: "
+                "give best_mode, 'max' or 'min' (--best-mode)"
+            )
 
     def _check_name(self) -> None:
         name, allowed = self.name, set(string.ascii_letters + string.digits + "-_.")

@@ -36,18 +36,19 @@ class TrainedModel:
     classes: tuple[str, ...] | None = None
 
 
-def load_trained_model(store: CheckpointStore, *, averaged: bool = False) -> TrainedModel:
-    """Build the network of a run with the weights of its newest checkpoint.
+def load_trained_model(store: CheckpointStore, *, averaged: bool = False, best: bool = False) -> TrainedModel:
+    """Build the network of a run with the weights of its newest, or of its best checkpoint.
 
     Args:
         store: the checkpoints of the run.
         averaged: take the exponential average of the weights, with its running statistics of the last evaluation.
+        best: take the checkpoint with the best value of the run's ``best_metric``.
 
     Raises:
-        CheckpointError: there is no checkpoint, none can be read, or it holds no average.
+        CheckpointError: there is no such checkpoint, it cannot be read, or it holds no average.
         ValueError: the model's component cannot be built.
     """
-    state = store.load()
+    state = store.load_best() if best else store.load()
     if state is None:
         raise CheckpointError(f"there is no checkpoint in {store.uri}")
     config = RunConfig.from_json(state["config"])

@@ -20,7 +20,7 @@ from raycurv.train.distributed import require_equal, require_equal_parameters
 from raycurv.train.evaluation import evaluate_run
 from raycurv.train.metrics import MetricBuffer, NonFiniteLoss
 from raycurv.train.precision import autocast
-from raycurv.train.records import Kind, Record, Result
+from raycurv.train.records import Kind, Record, Result, newest_is_best
 from raycurv.train.resume import Resume, open_run
 from raycurv.train.training_run import TrainingRun
 
@@ -121,8 +121,8 @@ class _Trainer:
                 if due or asked:
                     stopped = self.end_interval(asked)
                     if evaluate:
-                        self.record_evaluation(evaluate_run(run))
-                    if save or (stopped and not last):
+                        self.record_evaluation(self.evaluate())
+                    if save or (evaluate and self.at_best) or (stopped and not last):
                         self.save()
                     if stopped or last:
                         return stopped
@@ -217,7 +217,7 @@ class _Trainer:
         total, weight = run.global_sums().tolist()
         values = {"train/epoch_loss": total / weight if weight else math.nan}
         if finished or self.evaluation_due():
-            values |= evaluate_run(run)
+            values |= self.evaluate()
         if whole:
             progress.epoch += 1
             progress.step_in_epoch = 0
@@ -237,6 +237,26 @@ class _Trainer:
         if config.evaluate_every_steps is not None:
             return self.at_evaluation_step
         return (self.run.progress.epoch + 1) % config.evaluate_every == 0
+
+    def evaluate(self) -> dict[str, float]:
+        """Evaluate the run.
+
+        Raises:
+            ValueError: the metric of the best checkpoint is not among the metrics.
+        """
+        values, metric = evaluate_run(self.run), self.run.config.best_metric
+        if metric is not None and metric not in (*values, "train/epoch_loss"):
+            known = ", ".join(("train/epoch_loss", *values))
+            raise ValueError(f"RunConfig.best_metric is {metric!r}, which is not measured; it may be: {known}")
+        return values
+
+    @property
+    def at_best(self) -> bool:
+        """Whether the run was evaluated at this step, with the best value so far of the metric of best checkpoints."""
+        config, progress = self.run.config, self.run.progress
+        if config.best_metric is None or not progress.evaluations or progress.evaluations[-1].step != progress.step:
+            return False
+        return newest_is_best(progress.evaluations, config.best_metric, largest=config.largest_is_best)
 
     def record_evaluation(self, values: Mapping[str, float], epoch: float | None = None) -> None:
         """Keep and emit metrics of whole sets.
@@ -260,7 +280,7 @@ class _Trainer:
         self.start_interval()
         state = run.state()
         if run.collectives.rank == 0:
-            address = self.store.save(state)
+            address = self.store.save(state, best=self.at_best)
             self.emit_record("event", message=f"wrote {address}")
         self.saved_at = run.progress.step
         self.start_interval()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,6 +32,18 @@ class Record:
     time: float
     values: Mapping[str, float] = field(default_factory=dict)
     message: str = ""
+
+
+def newest_is_best(evaluations: Sequence[Record], metric: str, *, largest: bool) -> bool:
+    """Whether the newest evaluation has a finite value of a metric, better than that of every earlier one.
+
+    Args:
+        evaluations: records of evaluations, oldest first.
+        metric: name of the metric.
+        largest: whether the largest value is the best; otherwise the smallest.
+    """
+    *earlier, newest = [record.values.get(metric, math.nan) * (1 if largest else -1) for record in evaluations]
+    return math.isfinite(newest) and all(newest > value for value in earlier if math.isfinite(value))
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ FREE_TO_CHANGE = frozenset(
         "evaluate_every",
         "evaluate_every_steps",
         "metrics",
+        "best_metric",
+        "best_mode",
         "gradient_norm",
         "batch_error",
     )

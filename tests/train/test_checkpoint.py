@@ -208,3 +208,27 @@ def test_missing_bucket_is_named(s3_server: Callable[[], str]) -> None:
     s3_server()
     with pytest.raises(CheckpointError, match=r"cannot write s3://no-such-bucket/run/step-000000001.pt"):
         CheckpointStore("s3://no-such-bucket/run").save(state(1))
+
+
+def test_the_best_checkpoint_stays_until_there_is_a_better_one(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    assert store.best() is None
+    for step in (1, 2, 3, 4, 5):
+        store.save(state(step), best=step in (2, 4))
+        kept = {1: {1}, 2: {2}, 3: {2, 3}, 4: {4}, 5: {4, 5}}[step]
+        assert {int(file.stem[5:]) for file in tmp_path.glob("*.pt")} == kept
+    assert store.best() == str(tmp_path / "step-000000004.pt")
+    assert store.load_best()["step"] == 4
+    loaded = store.load()
+    assert loaded is not None
+    assert loaded["step"] == 5
+
+
+def test_a_best_checkpoint_of_steps_that_are_done_again_is_forgotten(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        store.save(state(step), best=step == 3)
+    store.save(state(2))
+    assert store.best() is None
+    with pytest.raises(CheckpointError, match="names no best checkpoint: train with best_metric"):
+        store.load_best()

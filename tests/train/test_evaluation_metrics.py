@@ -15,10 +15,21 @@ from torchmetrics.classification import MulticlassAUROC, MulticlassConfusionMatr
 
 from raycurv.data import TensorSource
 from raycurv.objective.collectives import Local
-from raycurv.train import CheckpointStore, Component, RunConfig, SummedMetric, check, evaluate, train
+from raycurv.train import (
+    CheckpointStore,
+    Component,
+    Record,
+    RunConfig,
+    SummedMetric,
+    check,
+    evaluate,
+    load_trained_model,
+    train,
+)
 from raycurv.train.build import build_metrics
 from raycurv.train.evaluation_metrics import Metric, f1_score, perplexity, top_k_correct
-from tests.train import threads
+from raycurv.train.records import newest_is_best
+from tests.train import problems, threads
 from tests.train.problems import Kept, config
 
 NAMED = ("top5", "f1", "mse", "perplexity")
@@ -258,3 +269,69 @@ def test_a_resumed_run_may_measure_other_metrics(tmp_path: Path) -> None:
     result, _ = run(tmp_path, dataclasses.replace(wanted, metrics={"margin": Component.of(margin)}), resume="must")
     assert "test/margin" in result.values
     assert "test/f1" not in result.values
+
+
+def best_of(folder: Path, wanted: RunConfig, metric: str, choose: Any) -> tuple[int, float]:
+    """Step of the best checkpoint, and its value of a metric, measured anew."""
+    result, _ = run(folder, wanted)
+    trained = load_trained_model(CheckpointStore(folder), best=True, averaged=metric.startswith("averaged/"))
+    data = problems.blobs(held_out=13)
+    assert data.evaluation is not None
+    values = evaluate(
+        trained.model, data.evaluation, loss="cross_entropy", metrics=build_metrics(wanted.metrics, SHAPE),
+        batch_size=wanted.batch_size, precision="fp64",
+    )  # fmt: skip
+    values_of_run = [(record.values[metric], record.step) for record in result.evaluations if metric in record.values]
+    best, step = choose(values_of_run, key=lambda pair: pair[0])
+    assert (trained.step, values[metric.removeprefix("averaged/")]) == (step, pytest.approx(best, rel=1e-12))
+    return step, best
+
+
+@pytest.mark.parametrize("changes", [{}, {"evaluate_every_steps": 3}])
+def test_the_checkpoint_with_the_best_value_of_a_metric_is_kept(tmp_path: Path, changes: dict[str, Any]) -> None:
+    settings = {"optimizer": "sgd", "optimizer_settings": {"learning_rate": 3.0}, "average_weights": 0.5, "norm": True}
+    metrics = {"f1": "f1", "margin": Component.of(margin)}
+    wanted = config(name="best", metrics=metrics, epochs=6, keep_checkpoints=1, **settings, **changes)
+    for metric, mode, choose in (
+        ("test/f1", None, max),
+        ("test/loss", None, min),
+        ("test/margin", "min", min),
+        ("averaged/test/f1", None, max),
+    ):
+        chosen = dataclasses.replace(wanted, best_metric=metric, best_mode=mode)
+        assert chosen.digest == wanted.digest
+        step, _ = best_of(tmp_path / metric, chosen, metric, choose)
+        run(tmp_path / "halves" / metric, dataclasses.replace(chosen, stop_after=13))
+        run(tmp_path / "halves" / metric, chosen, resume="must")
+        assert CheckpointStore(tmp_path / "halves" / metric).load_best()["step"] == step
+
+
+def test_evaluations_without_a_finite_value_are_never_the_best() -> None:
+    def records(*values: float) -> list[Record]:
+        return [Record("evaluation", step, 1.0, 0.0, {"test/f1": value}) for step, value in enumerate(values)]
+
+    assert newest_is_best(records(math.nan, 0.5), "test/f1", largest=True)
+    assert newest_is_best(records(0.7, 0.5), "test/f1", largest=False)
+    for values in ((0.5, math.nan), (0.5, 0.5), (math.inf,), (0.7, 0.5)):
+        assert not newest_is_best(records(*values), "test/f1", largest=True)
+    assert not newest_is_best(records(0.5), "test/loss", largest=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"best_metric": "test/f2"}, "RunConfig.best_metric: metric 'test/f2' is unknown; .*test/accuracy"),
+        ({"best_metric": "training_set/loss"}, "is unknown"),
+        ({"best_metric": "test/margin", "metrics": (f"{OWN}:margin",)}, "give best_mode, 'max' or 'min'"),
+        ({"best_metric": "test/loss", "best_mode": "most"}, "best_mode is 'most'; it must be None, 'max' or 'min'"),
+        ({"best_mode": "max"}, "it must be None without a best_metric"),
+    ],
+)
+def test_a_best_metric_that_is_not_measured_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
+
+
+def test_a_best_metric_that_the_data_do_not_allow_is_refused_at_the_first_evaluation(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'test/accuracy', which is not measured; it may be: train/epoch_loss"):
+        run(tmp_path, config(best_metric="test/accuracy", held_out=0))
