@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from raycurv.figures.rendered_figure import RenderedFigure
 
 
+ComputedFigure = Literal["convergence", "trajectories", "memory", "alarm_factor"]
+
+
 @dataclass(frozen=True)
 class PaperTable:
     """Make a table or figure of a paper: train what is missing, and print ours beside the paper's numbers."""
@@ -26,7 +29,7 @@ class PaperTable:
         *("table", "scale", "option", "recipes", "optimizers", "axis", "seeds", "tracked"),
         *("time_limit", "workers", "use_gpu", "resume"),
     )
-    EXAMPLE: ClassVar = "raycurv papers table salera_table2 --scale 0.1 --seeds 2"
+    EXAMPLE: ClassVar = "raycurv papers table salera_table2_printed --scale 0.1 --seeds 2"
 
     table: str | None = None
     """Name of the table, such as ntlr_table1; `papers list` shows all."""
@@ -98,8 +101,8 @@ class Figures:
     EXAMPLE: ClassVar = "raycurv papers figures --figures convergence --output figures"
     LOADS: ClassVar = "torch and matplotlib"
 
-    figures: tuple[Literal["convergence", "trajectories", "memory"], ...] = ("convergence", "trajectories", "memory")
-    """Figures to draw: CurveBall's Fig. 4, its Fig. 1, and RED's Fig. 5."""
+    figures: tuple[ComputedFigure, ...] = ("convergence", "trajectories", "memory", "alarm_factor")
+    """Figures to draw: CurveBall's Fig. 4, its Fig. 1, RED's Fig. 5, and SALERA's Fig. 3."""
 
     output: Path = Path("figures")
     """Folder that gets each of them as PNG, SVG and CSV."""
@@ -121,9 +124,14 @@ class Figures:
 
     def run(self) -> None:
         """Compute, draw, write."""
-        from raycurv.figures import convergence
+        from raycurv.figures import alarm_factor, convergence
 
-        draw = {"convergence": convergence.draw, "trajectories": self._trajectories, "memory": self._memory}
+        draw = {
+            "convergence": convergence.draw,
+            "trajectories": self._trajectories,
+            "memory": self._memory,
+            "alarm_factor": alarm_factor.draw,
+        }
         for name in self.figures:
             drawn = draw[name]()
             print(f"{', '.join(str(path) for path in drawn.save(self.output))}\n  {drawn.caption}", flush=True)

@@ -150,6 +150,18 @@ FIGURES = (
         hint="runs that measure the training set (evaluate_training), as the recipes of LLR do",
     ),
     FigureSpec(
+        "batch_error",
+        "SALERA, Fig. 2",
+        "Test error, test loss and mini-batch error",
+        (
+            MetricPanel("test/accuracy", error=True, title="test error"),
+            MetricPanel("test/loss"),
+            MetricPanel("train/batch_error", reduction="epoch mean", share=True),
+        ),
+        needs=("train/batch_error",),
+        hint="runs with --batch-error, as the recipes of SALERA have it",
+    ),
+    FigureSpec(
         "alarms",
         "SALERA, Fig. 1",
         "Catastrophic episodes: test error, mini-batch loss and error, learning rates",

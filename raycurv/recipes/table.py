@@ -16,11 +16,12 @@ from typing import Any
 from raycurv.arguments import format_setting
 from raycurv.recipes.study import Axes, Study, StudyRun
 from raycurv.results.outcomes import Outcome
-from raycurv.results.statistics import Statistic
+from raycurv.results.statistics import Statistic, lowest_rank_sum
 from raycurv.train.configuration import Setting
 
 STATISTIC = "statistic"  # key of the statistic in rows or columns
 Outcomes = Mapping[str, Outcome]  # digest of a configuration → outcome of its run
+Groups = dict[tuple[str, str], tuple[Statistic, list[StudyRun]]]  # row and column → what fills the entry
 Train = Callable[[Sequence[StudyRun]], Sequence[Outcome]]
 
 
@@ -38,7 +39,8 @@ class TableEntry:
         failed: number of the tried runs that did not finish.
         tried: number of all runs behind the entry, those of settings that were not the best included.
         missing: number of runs that have not been trained.
-        chosen: best setting, where one was chosen; otherwise empty.
+        chosen: best setting of this entry, where one was chosen; otherwise empty.
+        robust: setting chosen for the whole column by the lowest sum of ranks, where one was; otherwise empty.
         printed: the paper's entry; empty if it prints none.
         form: format string of the numbers.
         quartiles: whether `low` and `high` are quartiles.
@@ -57,6 +59,7 @@ class TableEntry:
     printed: str = ""
     form: str = "{:.3g}"
     quartiles: bool = False
+    robust: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,9 @@ class Table:
         statistics: statistics of the runs that the table shows.
         rows: keys of a run that label its row; ``statistic`` for the statistic.
         columns: keys of a run that label its column; ``statistic`` for the statistic.
-        best_of: keys over which the best mean is taken.
+        best_of: keys over which the best mean is taken, for each entry.
+        robust: keys of which one setting is chosen for all rows of a column: the one with the lowest sum of ranks over
+            the rows (SALERA, section 3.2).
         printed: row → column → the paper's entry.
         names: recipe, optimizer or ``setting=value`` → its name in the paper.
         note: note for the reader of the table.
@@ -85,6 +90,7 @@ class Table:
     rows: tuple[str, ...]
     columns: tuple[str, ...] = (STATISTIC,)
     best_of: tuple[str, ...] = ()
+    robust: tuple[str, ...] = ()
     printed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
@@ -161,7 +167,7 @@ class Table:
         Raises:
             ValueError: a recipe refuses an option.
         """
-        groups: dict[tuple[str, str], tuple[Statistic, list[StudyRun]]] = {}
+        groups: Groups = {}
         for study in self.studies:
             for member in (*study.members(**options), *study.winners(outcomes, **options)):
                 for statistic in self.statistics:
@@ -170,8 +176,9 @@ class Table:
         rows = dict.fromkeys(row for row, _ in groups)
         known = dict.fromkeys(column for _, column in groups)
         ordered = dict.fromkeys(column for cells in self.printed.values() for column in cells if column in known)
+        robust = {column: self._robust(column, groups, outcomes) for column in known}
         places = [(row, column) for row in rows for column in ordered | known if (row, column) in groups]
-        return [self._entry(place, *groups[place], outcomes) for place in places]
+        return [self._entry(place, *groups[place], outcomes, robust[place[1]]) for place in places]
 
     def label(self, keys: Sequence[str], member: StudyRun, statistic: Statistic) -> str:
         """The text that names a row or a column."""
@@ -186,16 +193,44 @@ class Table:
         text = shown if key in ("recipe", "optimizer") else f"{key}={shown}"
         return self.names.get(text, text)
 
+    def _setting(self, keys: Sequence[str], member: StudyRun) -> str:
+        return " ".join(self._text(key, member.keys[key]) for key in keys if key in member.keys)
+
+    def _points(
+        self, members: Sequence[StudyRun], outcomes: Outcomes
+    ) -> tuple[dict[str, dict[str, list[Outcome]]], list[Outcome]]:
+        """The runs that have ended, by their setting of `robust` and of `best_of`; and all of them."""
+        points: dict[str, dict[str, list[Outcome]]] = {}
+        known = []
+        for member in members:
+            ended = outcomes.get(member.config.digest)
+            found = [] if ended is None else [ended]
+            of_robust = points.setdefault(self._setting(self.robust, member), {})
+            of_robust.setdefault(self._setting(self.best_of, member), []).extend(found)
+            known += found
+        return points, known
+
+    def _robust(self, column: str, groups: Groups, outcomes: Outcomes) -> str:
+        """The setting of `robust` for a column; empty where there is none to choose."""
+        problems = []
+        for (_, place), (statistic, members) in groups.items():
+            if place == column and self.robust:
+                points, _ = self._points(members, outcomes)
+                best = {robust: statistic.summary(of.get(_best(of, statistic), []))[0] for robust, of in points.items()}
+                problems.append({robust: -value if statistic.larger else value for robust, value in best.items()})
+        return lowest_rank_sum(problems)
+
     def _entry(
-        self, place: tuple[str, str], statistic: Statistic, members: Sequence[StudyRun], outcomes: Outcomes
+        self,
+        place: tuple[str, str],
+        statistic: Statistic,
+        members: Sequence[StudyRun],
+        outcomes: Outcomes,
+        robust: str,
     ) -> TableEntry:
         row, column = place
-        points: dict[str, list[Outcome]] = {}
-        for member in members:
-            chosen = " ".join(self._text(key, member.keys[key]) for key in self.best_of if key in member.keys)
-            ended = outcomes.get(member.config.digest)
-            points.setdefault(chosen, []).extend([] if ended is None else [ended])
-        known = [outcome for found in points.values() for outcome in found]
+        every, known = self._points(members, outcomes)
+        points = every.get(robust, {})
         chosen = _best(points, statistic)
         value, low, high = statistic.summary(points.get(chosen, []))
         return TableEntry(
@@ -212,6 +247,7 @@ class Table:
             printed=self.printed.get(row, {}).get(column, ""),
             form=statistic.form,
             quartiles=statistic.gather == "median",
+            robust=robust,
         )
 
 

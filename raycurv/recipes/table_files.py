@@ -52,6 +52,9 @@ def cells(entries: Sequence[TableEntry]) -> tuple[list[str], list[list[str]]]:
 def counts(entries: Sequence[TableEntry]) -> str:
     """What the brackets mean, and what the table lacks."""
     lines = ["Mean ± standard deviation or median (quartiles), runs behind it [the paper's entry]."]
+    if robust := {entry.column: entry.robust for entry in entries if entry.robust}:
+        chosen = "; ".join(f"{column}: {setting}" for column, setting in robust.items())
+        lines.append(f"Settings with the lowest sum of ranks over the rows: {chosen}.")
     if missing := sum(entry.missing > 0 for entry in entries):
         lines.append(f"{missing} of {len(entries)} entries lack runs that have not been trained.")
     return " ".join(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +49,27 @@ class Statistic:
             return middle, middle - spread, middle + spread
         lower, middle, upper = statistics.quantiles(values, n=4, method="inclusive")
         return middle, lower, upper
+
+
+def lowest_rank_sum(problems: Sequence[Mapping[str, float]]) -> str:
+    """The setting with the lowest sum of ranks over problems, as SALERA chooses its robust settings (section 3.2).
+
+    Args:
+        problems: for each problem, setting → value, the smaller the better. Equal values share the mean of their ranks;
+            settings without a finite value share those behind all others.
+
+    Returns:
+        The setting, the first of equal ones; empty where no setting has a finite value.
+    """
+    if not any(math.isfinite(value) for problem in problems for value in problem.values()):
+        return ""
+    sums: dict[str, float] = dict.fromkeys((setting for problem in problems for setting in problem), 0.0)
+    for problem in problems:
+        values = [value if math.isfinite(value := problem.get(setting, math.nan)) else math.inf for setting in sums]
+        for setting, value in zip(sums, values, strict=True):
+            better, equal = sum(v < value for v in values), values.count(value)
+            sums[setting] += better + (equal + 1) / 2
+    return min(sums, key=sums.__getitem__)
 
 
 def last(metric: str, share: float = 1.0) -> RunValue:

@@ -8,8 +8,9 @@ import pytest
 from torch import nn
 
 from raycurv.benchmarks import quadratic_convergence, rosenbrock_trajectories, step_cost, step_memory
+from raycurv.benchmarks.alarm_factor import COSTS, total_cost
 from raycurv.benchmarks.step_cost import MeasuredOptimizer, PeakMemory
-from raycurv.figures import convergence, memory, trajectories
+from raycurv.figures import alarm_factor, convergence, memory, trajectories
 from raycurv.models.small_problems import RosenbrockProblem
 
 
@@ -50,6 +51,18 @@ def test_the_region_is_drawn_with_its_numbers(tmp_path):
     assert len(rows(data.read_text())) == 41**2
     with pytest.raises(ValueError, match="points is 1"):
         convergence.draw(points=1)
+
+
+def test_the_cost_of_an_alarm_is_drawn_over_the_factor_for_every_constant(tmp_path):
+    drawn = alarm_factor.draw(points=19)
+    drawn.save(tmp_path)
+    found = rows(drawn.data)
+    assert {float(row["C"]) for row in found} == set(COSTS)
+    assert {float(row["factor"]) for row in found} == set(range(2, 21))
+    for row in found:
+        assert float(row["cost"]) == pytest.approx(total_cost(float(row["factor"]), float(row["C"])), rel=1e-5)
+    with pytest.raises(ValueError, match="points is 1"):
+        alarm_factor.draw(points=1)
 
 
 def test_ways_on_rosenbrock_end_at_the_minimum_or_say_that_they_do_not(tmp_path):

@@ -80,7 +80,8 @@ def test_trained_runs_give_every_figure_that_they_have_the_data_for(trained, tmp
     found = paper_figures.draw(trained)
     paths = paper_figures.write(found, tmp_path)
     drawn = {path.stem for path in paths if path.suffix == ".png"}
-    assert drawn == {"training", "quantiles", "annealing", "descent", "time", "hyperparameters", "gradient", "alarms"}
+    expected = {"training", "quantiles", "annealing", "descent", "time", "hyperparameters", "gradient", "alarms"}
+    assert drawn == expected | {"batch_error"}
     for name in drawn:
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         ids = {element.get("id") for element in xml.parse(tmp_path / f"{name}.svg").getroot().iter()}

@@ -132,6 +132,13 @@ def test_llr_offers_what_its_figures_are_of(tmp_path: Path) -> None:
     assert all(built(name).evaluate_training for name in classifiers)
 
 
+def test_recipes_of_salera_log_the_mini_batch_error_and_claim_the_figures_that_they_make(tmp_path: Path) -> None:
+    found = {e.name: e for e in recipes.registered_recipes() if e.paper == "SALERA"}
+    assert all(e.recipe(data=str(tmp_path)).batch_error for e in found.values())
+    figures = {name: e.shows.removeprefix("Table 1, 2, ") for name, e in found.items() if "Fig." in e.shows}
+    assert figures == {"salera_mnist_m2": "Fig. 1", "salera_cifar10_m4b": "Fig. 2"}
+
+
 def test_names_of_whole_runs_are_unique(tmp_path: Path) -> None:
     found = [e.recipe(**real.placeholder(e, tmp_path)).name for e in recipes.registered_recipes()]
     assert len(set(found)) == len(found)
