@@ -139,6 +139,16 @@ def test_recipes_of_salera_log_the_mini_batch_error_and_claim_the_figures_that_t
     assert figures == {"salera_mnist_m2": "Fig. 1", "salera_cifar10_m4b": "Fig. 2"}
 
 
+def test_only_the_cifar_10_classifier_claims_figures_2_and_4_of_red() -> None:
+    def figures(shows: str) -> set[int]:
+        spans = [[int(end) for end in part.split("-")] for part in shows.removeprefix("Fig. ").split(", ")]
+        return {number for span in spans for number in range(span[0], span[-1] + 1)}
+
+    found = {e.name: figures(e.shows) for e in recipes.registered_recipes() if e.paper == "RED" and "Fig." in e.shows}
+    assert {name for name, numbers in found.items() if numbers & {2, 4}} == {"red_cifar10_vgg11"}
+    assert {name for name, numbers in found.items() if 3 in numbers} == {"red_cifar10_vgg11", "red_cifar100_vgg19"}
+
+
 def test_names_of_whole_runs_are_unique(tmp_path: Path) -> None:
     found = [e.recipe(**real.placeholder(e, tmp_path)).name for e in recipes.registered_recipes()]
     assert len(set(found)) == len(found)

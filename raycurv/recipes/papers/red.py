@@ -39,9 +39,7 @@ def _l2_part(l2: float) -> str:
     return "" if l2 == L2 else f"l2-{l2:g}"
 
 
-@experiment(
-    PAPER, "Fig. 1, 2, 4, 6, 8", "MNIST", "dense LeNet 300-100, tanh", epochs=200, samples=MNIST, gflop=0.000532
-)
+@experiment(PAPER, "Fig. 1, 6-8", "MNIST", "dense LeNet 300-100, tanh", epochs=200, samples=MNIST, gflop=0.000532)
 def red_mnist_lenet(
     data: str = "mnist", scale: Scaling = 1.0, l2: float = L2, activation: str = "tanh", dense: bool = True
 ) -> RunConfig:
@@ -77,7 +75,7 @@ def red_mnist_lenet5(data: str = "mnist", scale: Scaling = 1.0) -> RunConfig:
     return red_mnist_lenet(data, scale, dense=False)
 
 
-@experiment(PAPER, "Fig. 1-4, 6, 8, 10-12", "CIFAR-10", "VGG11, Softplus β=5", epochs=500, samples=CIFAR, gflop=0.306)
+@experiment(PAPER, "Fig. 1-4, 6-8, 10-12", "CIFAR-10", "VGG11, Softplus β=5", epochs=500, samples=CIFAR, gflop=0.306)
 def red_cifar10_vgg11(
     data: str = "cifar10", scale: Scaling = 1.0, l2: float = L2, activation: str = SMOOTH
 ) -> RunConfig:
@@ -114,7 +112,7 @@ def red_cifar10_vgg11_l2(data: str = "cifar10", scale: Scaling = 1.0) -> RunConf
     return red_cifar10_vgg11(data, scale, l2=1e-4)
 
 
-@experiment(PAPER, "Fig. 1, 6", "CIFAR-100", "VGG19, Softplus β=5", epochs=500, samples=CIFAR, gflop=0.797)
+@experiment(PAPER, "Fig. 1, 3, 6, 7", "CIFAR-100", "VGG19, Softplus β=5", epochs=500, samples=CIFAR, gflop=0.797)
 def red_cifar100_vgg19(
     data: str = "cifar100",
     scale: Scaling = 1.0,
@@ -154,7 +152,7 @@ def red_cifar100_vgg19_relu(
     return red_cifar100_vgg19(data, scale, activation="relu", label_column=label_column)
 
 
-@experiment(PAPER, "Fig. 1, 4, 6, 8, 10-12", "MNIST", "autoencoder, ELU", epochs=500, samples=MNIST, gflop=0.00567)
+@experiment(PAPER, "Fig. 1, 6-8, 10-12", "MNIST", "autoencoder, ELU", epochs=500, samples=MNIST, gflop=0.00567)
 def red_mnist_autoencoder(
     data: str = "mnist",
     scale: Scaling = 1.0,
