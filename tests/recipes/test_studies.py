@@ -25,8 +25,9 @@ def test_every_run_of_a_study_passes_the_check_under_its_own_name(name: str) -> 
     runs = study.runs(scale=0.05)
     assert len(runs) == len(study)
     assert len({run.name for run in runs}) == len(runs)
+    networks = {tuple(run.model.settings.items()) for run in runs} if study.options else {()}
     points = {(run.optimizer, tuple(run.optimizer_settings.items()), run.batch_size, run.l2) for run in runs}
-    assert len(points) * len(study.recipes) * study.seeds >= len(runs)
+    assert len(points) * len(networks) * len(study.recipes) * study.seeds >= len(runs)
     for point in {run.optimizer: run for run in runs}.values():
         check(point)
     assert set(study.optimizers) <= set(optim.names())

@@ -279,6 +279,15 @@ def test_saleras_second_table_chooses_among_the_runs_of_the_first() -> None:
 
 
 @pytest.mark.usefixtures("empty_data")
+def test_ntlr_is_studied_on_wide_resnets_of_several_depths_and_widths() -> None:
+    table = papers.get("ntlr_wide_resnets")
+    assert isinstance(table, Table)
+    sizes = {(m.config.model.settings["depth"], m.config.model.settings["widen"]) for m in table.first(scale=0.05)}
+    assert sizes == {(depth, widen) for depth in (10, 16, 28) for widen in (1, 2, 4)}
+    assert "CIFAR-100, depth=28, widen=4, TLR, α₀ = 1e-2" in {entry.row for entry in table.entries({}, scale=0.05)}
+
+
+@pytest.mark.usefixtures("empty_data")
 def test_a_part_of_a_table_is_taken_by_name() -> None:
     whole = papers.get("salera_table2_printed")
     table = whole.restrict(("salera_mnist_m2",), ("alera", "salera"), {"portion": (0.01,)}, 2)
