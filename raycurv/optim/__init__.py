@@ -17,6 +17,9 @@
 | `ntlr_sgd_free`, `alera_free`, `salera_free`, `llr_free` | :class:`SwitchingOptimizer`, made by name |
 | `bfgs`, `hessian_free`, `kfac` | :class:`BFGS`, :class:`HessianFree`, :class:`KFAC` |
 | `levenberg_marquardt`, `newton` | :class:`LevenbergMarquardt`, :class:`Newton` |
+| `cdat_sgd`, `cdat_momentum`, `cdat_adam` | :class:`CDAT`; with ``beta1=0.9``; also with ``beta2=0.999`` |
+| `gen_sgd`, `gen_momentum` | :class:`GeN`; with ``beta1=0.9`` |
+| `gen_adam` | :class:`GeN` with ``beta1=0.9, beta2=0.999, learning_rate=1e-3`` |
 | `sls`, `sps`, `step_tuned_sgd` | :class:`SLS`, :class:`SPS`, :class:`StepTunedSGD` |
 | `sgd`, `momentum`, `nesterov`, `adam`, `rmsprop`, `adagrad` | :class:`FirstOrder` around one of ``torch.optim`` |
 | `rmsprop_bias_corrected` | :class:`FirstOrder` around ``torch.optim.Adam`` with β₁ = 0, RED's RMSProp baseline |
@@ -40,8 +43,10 @@ from raycurv.optim.base import Horizon, StepOptimizer, StepReport, parameters_of
 from raycurv.optim.baselines import muon as _muon  # noqa: F401  for its name in the registry
 from raycurv.optim.baselines import nadamw as _nadamw  # noqa: F401
 from raycurv.optim.baselines.bfgs import BFGS
+from raycurv.optim.baselines.cdat import CDAT
 from raycurv.optim.baselines.external import DoG, EstimatedRate, ScheduleFree
 from raycurv.optim.baselines.first_order import FirstOrder
+from raycurv.optim.baselines.gen import GeN
 from raycurv.optim.baselines.hessian_free import HessianFree
 from raycurv.optim.baselines.kfac import KFAC
 from raycurv.optim.baselines.levenberg_marquardt import LevenbergMarquardt
@@ -62,6 +67,7 @@ from raycurv.optim.tuning_free import SwitchingOptimizer
 __all__ = [
     "ALERA",
     "BFGS",
+    "CDAT",
     "KFAC",
     "NTLR",
     "RED",
@@ -75,6 +81,7 @@ __all__ = [
     "DoG",
     "EstimatedRate",
     "FirstOrder",
+    "GeN",
     "HessianFree",
     "Horizon",
     "Hypergradient",

@@ -48,6 +48,12 @@ BY_CLASS = {
     "sls": (optim.SLS, {}),
     "sps": (optim.SPS, {}),
     "step_tuned_sgd": (optim.StepTunedSGD, {}),
+    "cdat_sgd": (optim.CDAT, {}),
+    "cdat_momentum": (optim.CDAT, {"beta1": 0.9}),
+    "cdat_adam": (optim.CDAT, {"beta1": 0.9, "beta2": 0.999}),
+    "gen_sgd": (optim.GeN, {}),
+    "gen_momentum": (optim.GeN, {"beta1": 0.9}),
+    "gen_adam": (optim.GeN, {"beta1": 0.9, "beta2": 0.999, "learning_rate": 1e-3}),
 }
 
 

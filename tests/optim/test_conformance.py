@@ -19,7 +19,7 @@ NAMES = optim.names()
 # Where the paper's own rule diverges at its defaults; the method's file says so, and the tests here hold it to that.
 DIVERGES = {
     "classifier": {"ntlr_adam"},
-    "parabola": {"hypergradient_additive", "llr_first_order", "ntlr_adam"},
+    "parabola": {"cdat_sgd", "hypergradient_additive", "llr_first_order", "ntlr_adam"},
 }
 # Where a step is no continuous function of the gradient, so that rounding, and thus the number of workers, shows. The
 # method's file says so.

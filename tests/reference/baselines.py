@@ -199,3 +199,78 @@ class Nesterov(Problem):
             w[i] -= eta * decay * w[i]
             w[i] -= eta * ahead / (math.sqrt(self.v[i] / (1 - beta2**self.t)) + 1e-8)
         self.w = torch.tensor(w, dtype=torch.float64)
+
+
+class Directional(Problem):
+    """Gradient, direction and dense Hessian of one step; Adam's direction has b1 and b2, the gradient neither."""
+
+    t = 0
+
+    def derivatives(self, b1: float, b2: float | None) -> tuple[float, float, Tensor]:
+        """⟨g, d⟩, ⟨d, Hd⟩ and the direction d."""
+        g, h = self.gradient(self.w), torch.autograd.functional.hessian(self.f, self.w)
+        if self.t == 0:
+            self.m, self.v = torch.zeros_like(g), torch.zeros_like(g)
+        self.t += 1
+        self.m = b1 * self.m + (1 - b1) * g
+        d = self.m / (1 - b1**self.t)
+        if b2 is not None:
+            self.v = b2 * self.v + (1 - b2) * g * g
+            d = d / ((self.v / (1 - b2**self.t)) ** 0.5 + 1e-8)
+        return float(g @ d), float(d @ h @ d), d
+
+
+class GeneralizedNewton(Directional):
+    def step(self, eta=0.01, gamma=0.9, phi=4, b1=0.0, b2=None) -> dict[str, float]:
+        loss, self.eta = self.value(self.w), getattr(self, "eta", eta)
+        slope, curvature, d = self.derivatives(b1, b2)
+        if (self.t - 1) % phi == 0 and slope > 0 and curvature > 0:
+            best = slope / curvature
+            best = self.eta / 2 if best < self.eta / 2 else 2 * self.eta if best > 2 * self.eta else best
+            self.eta = gamma * self.eta + (1 - gamma) * best
+        self.w = self.w - self.eta * d
+        return {"loss": loss, "learning_rate": self.eta}
+
+
+class CurvatureTuned(Directional):
+    n = d = 0.0
+
+    def step(self, sigma=2.0, beta=0.9, b1=0.0, b2=None) -> dict[str, float]:
+        loss = self.value(self.w)
+        slope, curvature, direction = self.derivatives(b1, b2)
+        self.n = beta * self.n + (1 - beta) * max(slope, 0.0)
+        self.d = beta * self.d + (1 - beta) * (abs(curvature) + 1e-12)
+        self.w = self.w - sigma * self.n / self.d * direction
+        return {"loss": loss, "learning_rate": sigma * self.n / self.d}
+
+
+class FreePlus(Problem):
+    t, e, largest, weights = 0, 0.0, 0.0, 0.0
+
+    def step(
+        self, gamma=1.0, b1=0.9, b2=0.95, beta=0.9, last=0.965, steps=0, bp=0.0, r=0.0, start=0, decay=0.0
+    ) -> dict[str, float]:
+        if self.t == 0:
+            self.x, self.z = self.w.clone(), self.w.clone()
+            self.m, self.v = torch.zeros_like(self.w), torch.zeros_like(self.w)
+        self.t += 1
+        f, g = self.value(self.w), self.gradient(self.w)
+        if steps:
+            p = min((self.t - 1) / steps, 1)
+            beta = 1 - math.exp((1 - p) * math.log(1 - beta) + p * math.log(1 - last))
+        self.e = bp * self.e + (1 - bp) * math.sqrt(math.pi / 2) * sum(abs(x) for x in g.tolist())
+        inner = sum(a * (b - c) for a, b, c in zip(g.tolist(), self.z.tolist(), self.x.tolist(), strict=True))
+        alpha = gamma * max(0.0, f + beta * inner) / (self.e / (1 - bp**self.t))
+        self.m = b1 * self.m + (1 - b1) * g
+        self.v = b2 * self.v + (1 - b2) * g * g
+        self.z = self.z - alpha**2 * decay * self.w
+        self.z = self.z - alpha * (self.m / (1 - b1**self.t)) / ((self.v / (1 - b2**self.t)) ** 0.5 + 1e-8)
+        self.largest = max(self.largest, alpha)
+        c = 1.0
+        if self.t > start:
+            weight = self.t**r * self.largest**2
+            self.weights += weight
+            c = weight / self.weights
+        self.x = (1 - c) * self.x + c * self.z
+        self.w = beta * self.x + (1 - beta) * self.z
+        return {"loss": f, "learning_rate": alpha}
