@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +23,7 @@ from raycurv.objective.micro_batches import (
     micro_batch_sizes,
     summed_gradient,
 )
+from raycurv.objective.operations import question
 from raycurv.objective.requirements import check_batch
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Batch:
             inputs = pytree.tree_map(lambda x: x.new_zeros((1, *x.shape[1:])), inputs)
             targets = targets.new_zeros((1, *targets.shape[1:]))
         self.inputs, self.targets = inputs, targets
+        self._shapes = tuple(leaf.shape for leaf in pytree.tree_leaves(inputs))
         blank = torch.zeros(1, dtype=torch.float64, device=targets.device)
         self.sample_weights = blank if self.empty else objective.sample_weights(targets)
         self._random_state: RandomState | None = None  # saved at the first question
@@ -221,9 +223,10 @@ class Batch:
             points: values in place of the parameters; None is the parameters themselves.
             tape: tape that records the forward pass.
         """
-        with self.forward_context(tape), recording(tape):
-            outputs = self.objective.outputs(self.inputs, points)
-        return finished(tape, outputs)
+        with self.counted("forward", type(tape).__name__):
+            with self.forward_context(tape), recording(tape):
+                outputs = self.objective.outputs(self.inputs, points)
+            return finished(tape, outputs)
 
     def local_linearisation(self, *, record: bool) -> Linearisation:
         """A linearisation of this worker's undivided share, which DDP takes no part in."""
@@ -286,6 +289,10 @@ class Batch:
                 # The fused attention kernels have no forward-mode rule.
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
+
+    def counted(self, *kind: Hashable) -> contextlib.AbstractContextManager[None]:
+        """Context whose operations count as a question of this kind about inputs of these shapes."""
+        return question(self.objective.operations, *kind, self._shapes)
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:

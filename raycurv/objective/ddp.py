@@ -50,7 +50,7 @@ class DataParallel:
     def forward(self, batch: Batch, tape: Tape | None) -> tuple[Tensor, Tensor]:
         """A forward pass through DDP, recorded on the tape: outputs, and the copy of `weight_carrier`."""
         ddp = self._module_for(batch)
-        with batch.forward_context(tape):
+        with batch.counted("forward", type(tape).__name__), batch.forward_context(tape):
             self.module.tape = tape
             try:
                 outputs, weight = ddp(batch.inputs)

@@ -94,7 +94,8 @@ class Linearisation:
             return self.pull_local(cotangent / sum_of_weights.to(cotangent.dtype), keep=keep)
         if data_parallel.reduces_next():
             graph = self._take_graph(keep)
-            return data_parallel.mean_gradient(graph, self._weight, cotangent, sum_of_weights, keep=keep)
+            with batch.counted("backward"):
+                return data_parallel.mean_gradient(graph, self._weight, cotangent, sum_of_weights, keep=keep)
         pulled = self.pull_local(cotangent, keep=keep)
         return Direction(batch.global_mean(pulled.flat), pulled)
 
@@ -105,9 +106,10 @@ class Linearisation:
             RuntimeError: the graph has been freed.
         """
         objective, graph = self.batch.objective, self._take_graph(keep)
-        gradients = torch.autograd.grad(
-            graph, objective.parameters, cotangent.to(graph.dtype), allow_unused=True, retain_graph=keep
-        )
+        with self.batch.counted("backward"):
+            gradients = torch.autograd.grad(
+                graph, objective.parameters, cotangent.to(graph.dtype), allow_unused=True, retain_graph=keep
+            )
         return objective.direction(gradients)
 
     def _take_graph(self, keep: bool) -> Tensor:
@@ -125,7 +127,8 @@ class Linearisation:
         Raises:
             RuntimeError: the forward pass was not recorded.
         """
-        with without_autocast(self.outputs):
+        known = tuple(tangent is not None for tangent in direction)
+        with without_autocast(self.outputs), self.batch.counted("tangent", known):
             pushed = self._recorded().push(list(direction))
         return torch.zeros_like(self._at.gradient) if pushed is None else pushed.to(self._at.gradient.dtype)
 
@@ -158,7 +161,7 @@ class Linearisation:
 
         The L2 term is left out, except inside the absolute value.
         """
-        with without_autocast(self.outputs), torch.no_grad():
+        with without_autocast(self.outputs), torch.no_grad(), self.batch.counted("second order"):
             return self.sums_along(direction, *self._recorded().second_order(list(direction)))
 
     def sums_along(self, direction: Sequence[Tensor], first: Tensor | None, second: Tensor | None) -> list[Tensor]:

@@ -17,6 +17,7 @@ from raycurv.objective.direction import Direction
 from raycurv.objective.forward import ModelCall
 from raycurv.objective.loss_derivatives import LossFunction
 from raycurv.objective.losses import Loss
+from raycurv.objective.operations import OperationCounter
 from raycurv.objective.requirements import Covers, in_l2_term, trainable
 
 
@@ -60,6 +61,7 @@ class Objective:
         names: names of the trainable parameters, in the same order.
         device: device of the parameters.
         dtype: dtype of the parameters.
+        operations: counter of the floating-point operations of all questions; None counts nothing.
 
     Raises:
         TypeError: `model` is not a module, a trainable parameter is not real and floating, or `loss` is neither a name
@@ -93,6 +95,7 @@ class Objective:
         self._in_l2_term = [in_l2_term(l2_covers, name, parameter) for name, parameter in named]
         self.collectives: Collectives = collectives if collectives is not None else Local()
         self.device, self.dtype = self.parameters[0].device, self.parameters[0].dtype
+        self.operations: OperationCounter | None = None
         self.model_call = ModelCall(model, call)
         self.data_parallel = DataParallel(self) if self.collectives.size > 1 else None
 
@@ -162,5 +165,5 @@ class Objective:
             micro_batch=self.micro_batch,
             call=self.model_call.call,
         )
-        twin._in_l2_term = self._in_l2_term
+        twin._in_l2_term, twin.operations = self._in_l2_term, self.operations
         return twin

@@ -221,6 +221,7 @@ class _Launch:
             return
         tracked, planned = self.tracked[name], self.planned[name]
         summary = {"result/seconds": result.seconds, "result/images_per_second": result.images_per_second}
+        summary |= {"result/operations": result.operations} if result.operations else {}
         tracked.metrics(summary, result.steps, time.time())
         if self.cluster.log_model:
             tracked.model(planned.checkpoints)

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from raycurv.results.outcomes import SCALARS, EvaluationPoint, Outcome, Status
 from raycurv.service.errors import describe
-from raycurv.tracking.messages import LogRecords, Message, OperationsCounted, RunFailed, RunFinished, RunStarted
-from raycurv.train.records import Record, Result
+from raycurv.tracking.messages import LogRecords, Message, RunFailed, RunFinished, RunStarted
+from raycurv.train.records import OPERATIONS, Record, Result
 
 MOST_STEPS = 200  # records of single steps that are kept for the curves of one run
 STATUS: dict[str, Status] = {"NonFiniteLoss": "diverged", "TimeLimitExceeded": "out of time"}  # by type of error
@@ -47,8 +47,6 @@ class RunState:
                 self._started = began if self._started is None else self._started
             case LogRecords(_, records):
                 self._add_records(records)
-            case OperationsCounted(_, operations):
-                self._operations = operations
             case RunFinished(_, result) if not result.stopped:
                 self.result = self.result or result
             case RunFailed():
@@ -64,7 +62,7 @@ class RunState:
             points=tuple(self._points()),
             steps=self._steps_made,
             seconds=self._seconds,
-            operations=self._operations * self._steps_made,
+            operations=self._operations if self.result is None else self.result.operations,
         )
 
     @property
@@ -94,6 +92,7 @@ class RunState:
 
     def _add_records(self, records: Iterable[Record]) -> None:
         for record in records:
+            self._operations = record.values.get(OPERATIONS, self._operations)
             if record.step <= self._last.get(record.kind, record.step):
                 continue  # of another kind, or sent again by a process that goes on from a checkpoint
             self._last[record.kind] = record.step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import threading
@@ -26,10 +25,8 @@ from raycurv.service.mailbox import MessageSender
 from raycurv.service.ray_metrics import RayMetrics
 from raycurv.service.ray_trainer import trainer
 from raycurv.service.worker import WorkerTask, train_and_send
-from raycurv.tracking.messages import OperationsCounted, RunFailed
+from raycurv.tracking.messages import RunFailed
 from raycurv.train import NonFiniteLoss
-from raycurv.train.configuration import RunConfig
-from raycurv.train.operations import operations_per_step
 from raycurv.train.records import Record
 
 METRIC = "train/epoch_loss"  # by which a scheduler compares trials
@@ -89,7 +86,7 @@ def run_trial(
     failure: BaseException | None
     try:
         with _time_limit(settings.seconds, Path(task.checkpoints) / "hung"):
-            failure = _train_and_count(task, sender, shared, settings)
+            failure = _train(task, sender, shared, settings)
     except Exception as error:
         failure = error
     if failure is not None:
@@ -99,20 +96,18 @@ def run_trial(
         shutil.rmtree(task.checkpoints, ignore_errors=True)  # a sweep of hundreds would fill the disk
 
 
-def _train_and_count(
+def _train(
     task: TrialTask, sender: MessageSender, shared: Mapping[str, Any], settings: TrialSettings
 ) -> Exception | None:
-    """Train, and count the operations of a step; returns why the trial did not finish, None if it did."""
-    failure: Exception | None = None
+    """Train; returns why the trial did not finish, None if it did."""
     try:
         if settings.cluster is not None:
             _train_on_workers(task, settings.mailbox, settings.cluster)
         else:
             _train_here(task, sender, _data(task, shared), settings)
     except (NonFiniteLoss, TimeLimitExceeded) as error:
-        failure = error
-    sender.put(OperationsCounted(task.run, _operations(task, shared)))
-    return failure
+        return error
+    return None
 
 
 def _train_here(task: TrialTask, sender: MessageSender, data: Data | None, settings: TrialSettings) -> None:
@@ -145,7 +140,6 @@ def _train_on_workers(task: TrialTask, mailbox: Any, cluster: Cluster) -> None:
             raise LaunchError(f"the workers ended without finishing: {error}") from error
 
 
-_COUNTED: dict[str, float] = {}  # operations of a step, by everything that they depend on; for the trials to come
 _BUILT: dict[str, Data] = {}  # data of this process
 
 
@@ -158,17 +152,6 @@ def _data(task: TrialTask, shared: Mapping[str, Any]) -> Data | None:
         _BUILT.clear()
         _BUILT[task.data] = ray.get(reference)
     return _BUILT[task.data]
-
-
-def _operations(task: TrialTask, shared: Mapping[str, Any]) -> float:
-    """Floating-point operations of one step."""
-    config = RunConfig.from_json(task.config)
-    same = {**json.loads(task.config), "name": "", "seed": 0, "epochs": 1, "max_steps": None}
-    same["optimizer_settings"] = sorted(config.optimizer_settings)
-    key = json.dumps(same, sort_keys=True)
-    if key not in _COUNTED:
-        _COUNTED[key] = operations_per_step(config, _data(task, shared))
-    return _COUNTED[key]
 
 
 @contextlib.contextmanager

@@ -61,19 +61,6 @@ class RunStarted:
 
 
 @dataclass(frozen=True)
-class OperationsCounted:
-    """The operations of a step were counted.
-
-    Attributes:
-        run: name of the run.
-        operations: floating-point operations of one step.
-    """
-
-    run: str
-    operations: float
-
-
-@dataclass(frozen=True)
 class RunFinished:
     """A run finished, or stopped on request.
 
@@ -192,7 +179,7 @@ class LogRun:
     ended: float
 
 
-RunMessage = WorkersStarted | RunStarted | LogRecords | OperationsCounted | RunFinished | RunFailed
+RunMessage = WorkersStarted | RunStarted | LogRecords | RunFinished | RunFailed
 TrackingMessage = LogRecords | SetTags | LogText | LogModel | SetStatus | LogRun
 Message = RunMessage | TrackingMessage
 KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}

@@ -17,6 +17,7 @@ from raycurv.results.outcomes import EvaluationPoint, Outcome, Status
 from raycurv.tracking.client import TAG, TrackingError
 from raycurv.tracking.settings import default_runs, default_tracking_uri, resolve_uri
 from raycurv.tracking.stores import StoredRun, Values, store_at
+from raycurv.train import records
 
 EPOCH_LOSS = "train/epoch_loss"
 # Metrics that every evaluation measures, of the raw and of the averaged weights.
@@ -227,7 +228,7 @@ def outcome_of(run: StoredRun, points: Sequence[EvaluationPoint]) -> Outcome:
         points=tuple(points),
         steps=max([*(run.last_step.get(name, 0) for name in (*PER_EPOCH, SECONDS)), *(p.step for p in points)]),
         seconds=seconds_of(run),
-        operations=run.latest.get(OPERATIONS, 0.0),
+        operations=run.latest.get(OPERATIONS, run.latest.get(records.OPERATIONS, 0.0)),
         labels={name: tags[name] for name in ("network", "sweep", "launch") if name in tags},
     )
 

@@ -20,7 +20,7 @@ from raycurv.train.distributed import require_equal, require_equal_parameters
 from raycurv.train.evaluation import evaluate_run
 from raycurv.train.metrics import MetricBuffer, NonFiniteLoss
 from raycurv.train.precision import autocast
-from raycurv.train.records import Kind, Record, Result, newest_is_best
+from raycurv.train.records import OPERATIONS, Kind, Record, Result, newest_is_best
 from raycurv.train.resume import Resume, open_run
 from raycurv.train.training_run import TrainingRun
 
@@ -138,7 +138,8 @@ class _Trainer:
             batch = run.objective.batch(inputs, targets)
             if (progress.step + 1) % config.log_every == 0:
                 scalars |= _batch_metrics(config, batch, run.optimizer.curvature_fraction)
-            report = run.optimizer.step(batch, validation=run.validation_batch())
+            with run.operations.step():
+                report = run.optimizer.step(batch, validation=run.validation_batch())
         if run.average is not None:
             run.average.update()
         samples = run.batch_samples(progress.step_in_epoch)
@@ -156,15 +157,19 @@ class _Trainer:
         Raises:
             NonFiniteLoss: a step of the interval was not finite.
         """
-        interval = self.metrics.fetch(stop=asked)
+        interval = self.metrics.fetch(stop=asked, operations=self.run.operations.take())
+        progress = self.run.progress
+        progress.operations += interval.operations
+        seconds = time.perf_counter() - self.interval_start
+        progress.training_seconds += seconds
+        values = {"throughput/images_per_second": self.interval_samples / seconds}
+        if not math.isnan(progress.operations):
+            values[OPERATIONS] = progress.operations
         self.emit(interval.records)
+        self.emit_record("progress", values)
         if interval.non_finite_step is not None:
             raise NonFiniteLoss(self.non_finite_message(interval.non_finite_step, interval.records))
         self.check_losses(interval.records)
-        progress = self.run.progress
-        seconds = time.perf_counter() - self.interval_start
-        progress.training_seconds += seconds
-        self.emit_record("progress", {"throughput/images_per_second": self.interval_samples / seconds})
         self.start_interval()
         return interval.stop
 
@@ -302,6 +307,7 @@ class _Trainer:
             seconds=progress.seconds,
             images_per_second=progress.samples / progress.training_seconds if progress.training_seconds else 0.0,
             stopped=stopped,
+            operations=0.0 if math.isnan(progress.operations) else float(round(progress.operations)),
         )
 
 

@@ -35,11 +35,13 @@ class LoggedInterval:
         records: one record per step.
         stop: whether any worker was asked to stop.
         non_finite_step: the first step that was not finite on any worker; None if all were finite.
+        operations: floating-point operations of the interval, over all workers.
     """
 
     records: list[Record]
     stop: bool
     non_finite_step: int | None
+    operations: float = 0.0
 
 
 class MetricBuffer:
@@ -75,26 +77,22 @@ class MetricBuffer:
         )
         self._rows.append(_StepScalars(step, epoch, time.time(), tuple(scalars), finite.detach().clone(), values))
 
-    def fetch(self, *, stop: bool) -> LoggedInterval:
+    def fetch(self, *, stop: bool, operations: float = 0.0) -> LoggedInterval:
         """Fetch the scalars since the last call; all workers call this together.
 
         Args:
             stop: whether this worker was asked to stop.
+            operations: floating-point operations of this worker since the last call.
         """
         rows, self._rows = self._rows, []
-        flags = [
-            torch.zeros((), dtype=torch.bool, device=self._device),
-            *(~row.finite.to(self._device) for row in rows),
-        ]
-        control = torch.stack(flags).to(torch.float64)
-        if stop:
-            control[0] = 1.0
+        own = torch.tensor([float(stop), operations], dtype=torch.float64, device=self._device)
+        control = torch.cat([own, *((~row.finite).to(own).view(1) for row in rows)])
         self._collectives.sum(control)
         numbers = torch.cat([control, *(row.values for row in rows)]).tolist()
-        non_finite, values = numbers[1 : len(rows) + 1], numbers[len(rows) + 1 :]
+        non_finite, values = numbers[2 : len(rows) + 2], numbers[len(rows) + 2 :]
         records = []
         for row in rows:
             mine, values = values[: len(row.names)], values[len(row.names) :]
             records.append(Record("step", row.step, row.epoch, row.time, dict(zip(row.names, mine, strict=True))))
         first = next((row.step for row, flag in zip(rows, non_finite, strict=True) if flag), None)
-        return LoggedInterval(records, numbers[0] > 0, first)
+        return LoggedInterval(records, numbers[0] > 0, first, numbers[1])

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+OPERATIONS = "progress/operations"  # metric of the floating-point operations so far
 Kind = Literal["step", "progress", "evaluation", "event"]
 
 
@@ -17,8 +18,8 @@ class Record:
     """Metrics at one step of a run, or an event.
 
     Attributes:
-        kind: ``step`` for the scalars of one update, ``progress`` for the throughput of a log interval, ``evaluation``
-            for metrics of whole sets, ``event`` for a message.
+        kind: ``step`` for the scalars of one update, ``progress`` for the throughput of a log interval and the
+            operations so far, ``evaluation`` for metrics of whole sets, ``event`` for a message.
         step: updates so far.
         epoch: epochs so far, with the fraction of the current one.
         time: seconds since 1970.
@@ -59,6 +60,8 @@ class Result:
         seconds: wall-clock time with evaluations and checkpoints, summed over all resumptions.
         images_per_second: training samples per second, without evaluations and checkpoints.
         stopped: whether the run was stopped before its end; then it can be resumed.
+        operations: floating-point operations of all steps and workers, without evaluation and without metrics of the
+            mini-batch that only the configuration asks for; 0 if unknown.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Result:
     seconds: float
     images_per_second: float
     stopped: bool = False
+    operations: float = 0.0
 
     def to_json(self) -> str:
         """The result as JSON, read back by :meth:`from_json`."""

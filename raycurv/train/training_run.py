@@ -15,6 +15,7 @@ from raycurv import Objective, optim
 from raycurv.data import Data, Loader, Source
 from raycurv.objective import Batch
 from raycurv.objective.collectives import Collectives
+from raycurv.objective.operations import OperationCounter
 from raycurv.train import random_state
 from raycurv.train.averaging import AveragedWeights
 from raycurv.train.build import (
@@ -45,6 +46,8 @@ class TrainingPosition:
         samples: training samples so far.
         training_seconds: time of the steps, without evaluations and checkpoints.
         seconds: time of the whole run.
+        operations: floating-point operations of the steps so far, over all workers; NaN if an earlier version, which
+            did not count them, began the run.
         evaluations: all evaluations so far.
     """
 
@@ -54,12 +57,14 @@ class TrainingPosition:
     samples: int = 0
     training_seconds: float = 0.0
     seconds: float = 0.0
+    operations: float = 0.0
     evaluations: list[Record] = field(default_factory=list)
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> TrainingPosition:
         """Restore the mapping of `dataclasses.asdict`."""
-        return cls(**{**values, "evaluations": [Record(**record) for record in values["evaluations"]]})
+        evaluations = [Record(**record) for record in values["evaluations"]]
+        return cls(**{"operations": math.nan, **values, "evaluations": evaluations})
 
 
 class TrainingRun:
@@ -96,6 +101,7 @@ class TrainingRun:
             max_steps=config.max_steps,
         )
         self.objective = Objective(self.model, self.loss, config.l2, weights=self.weights, collectives=collectives)
+        self.objective.operations = self.operations = OperationCounter()
         self.optimizer = build_optimizer(config, self.model, self.horizon)
         decay = config.average_weights
         self.average = None if decay is None else AveragedWeights(self.model, decay)

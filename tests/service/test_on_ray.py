@@ -110,6 +110,8 @@ def test_a_submitted_job_ends_with_its_runs_in_mlflow(uninterrupted: Driver) -> 
         assert steps_of(uninterrupted, run) == list(range(1, STEPS + 1))
         assert steps_of(uninterrupted, run, "test/accuracy") == [8, 16, 24, 32]
     assert {"optimizer/momentum", "optimizer/learning_rate", "optimizer/damping"} <= set(curveball.data.metrics)
+    cost = [run.data.metrics["result/operations"] for run in (curveball, sgd)]
+    assert 1.5 < cost[0] / cost[1] < 3
 
 
 def test_the_run_that_gathers_the_others_has_table_report_and_figures(uninterrupted: Driver) -> None:

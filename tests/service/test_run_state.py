@@ -6,7 +6,6 @@ from raycurv.results.outcomes import Outcome
 from raycurv.service.run_state import MOST_STEPS, RunState
 from raycurv.tracking.messages import (
     LogRecords,
-    OperationsCounted,
     RunFailed,
     RunFinished,
     RunStarted,
@@ -30,13 +29,12 @@ def state(*records: Record) -> RunState:
     run = RunState(Outcome("one", "points", "sgd", status="failed", reason="it did not begin"))
     run.add(RunStarted("one", 100.0))
     run.add(LogRecords("one", records))
-    run.add(OperationsCounted("one", 10.0))
     return run
 
 
 def test_a_finished_run_has_the_evaluations_of_its_result_and_the_scalars_of_their_steps() -> None:
     run = state(*map(step, range(1, 5)), evaluation(4))
-    run.add(RunFinished("one", Result("one", 4, 1.0, {}, (evaluation(4),), 3.0, 50.0)))
+    run.add(RunFinished("one", Result("one", 4, 1.0, {}, (evaluation(4),), 3.0, 50.0, operations=40.0)))
     outcome = run.outcome()
 
     assert (outcome.status, outcome.reason, outcome.steps, outcome.seconds) == ("finished", "", 4, 3.0)
@@ -51,11 +49,11 @@ def test_a_finished_run_has_the_evaluations_of_its_result_and_the_scalars_of_the
     [("NonFiniteLoss", "diverged"), ("TimeLimitExceeded", "out of time"), ("KeyError", "failed")],
 )
 def test_an_error_is_an_outcome(error: str, status: str) -> None:
-    run = state(step(1), evaluation(1), step(2))
+    run = state(step(1), evaluation(1), step(2), Record("progress", 2, 0.5, 102.0, {"progress/operations": 20.0}))
     run.add(RunFailed("one", error, "because", "Traceback", 0, 107.0))
     outcome = run.outcome()
 
-    assert (outcome.status, outcome.steps, outcome.seconds) == (status, 2, 7.0)
+    assert (outcome.status, outcome.steps, outcome.seconds, outcome.operations) == (status, 2, 7.0, 20.0)
     assert outcome.reason.endswith("because")
     assert [(point.step, point.seconds) for point in outcome.points] == [(1, 1.5)]
 

@@ -60,7 +60,9 @@ def everything(rank: int, folder: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for wanted in RUNS:
         records = Kept()
-        found[wanted.name] = dict(go(folder, wanted, collectives, emit=records).values)
+        result = go(folder, wanted, collectives, emit=records)
+        found[wanted.name] = dict(result.values)
+        found[f"{wanted.name} operations"] = result.operations
         found[f"{wanted.name} records"] = len(records)
     # Two of one worker's steps are followed by the rest on two.
     taken_over = dataclasses.replace(RUNS[0], name="taken-over")
@@ -102,6 +104,12 @@ def test_two_workers_equal_one(together: tuple[Path, list[dict[str, Any]]], want
         one = load_trained_model(CheckpointStore(str(tmp_path / wanted.name)), averaged=averaged).model.state_dict()
         two = load_trained_model(CheckpointStore(str(folder / wanted.name)), averaged=averaged).model.state_dict()
         torch.testing.assert_close(dict(two), dict(one), rtol=1e-8, atol=1e-10)
+
+
+def test_operations_are_those_of_all_workers(together: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    alone = go(str(tmp_path), RUNS[3], Local()).operations
+    # DDP's first batch takes one more forward pass.
+    assert alone < together[1][0]["adam operations"] < 1.02 * alone
 
 
 def test_only_the_first_worker_tells(together: tuple[Path, list[dict[str, Any]]]) -> None:
