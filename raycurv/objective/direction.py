@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+_PIECE = 1 << 18  # products that a CPU adds up in float32: right to 10⁻⁶, and calls enough to keep its speed
+
 
 class Direction(list[Tensor]):
     """Tensors in the shapes and the order of the parameters, all views of one contiguous vector.
@@ -66,5 +68,12 @@ class Direction(list[Tensor]):
         return self
 
     def dot(self, other: Direction) -> Tensor:
-        """The inner product, 0-d float64."""
-        return torch.dot(self.flat, other.flat).double()
+        """The inner product, 0-d float64.
+
+        On the CPU, float32 is summed in pieces, and their sums in float64. One float32 sum of 60 million products is
+        wrong by up to 3·10⁻³ there. On a GPU, cuBLAS adds in a tree and is right to 10⁻⁸ at that size.
+        """
+        if self.flat.device.type != "cpu" or self.flat.dtype == torch.float64:
+            return torch.dot(self.flat, other.flat).double()
+        pairs = zip(self.flat.split(_PIECE), other.flat.split(_PIECE), strict=True)
+        return torch.stack([torch.dot(x, y) for x, y in pairs]).double().sum()

@@ -204,7 +204,8 @@ class CurveBall(StepOptimizer):
             linear.inner(gradient, tangent_z),
         )
         matrix = torch.stack([k11, k12, k12, k22]).view(2, 2)
-        norms = torch.stack([delta.dot(delta), z.dot(delta), z.dot(delta), z.dot(z)]).view(2, 2)
+        z_delta = z.dot(delta)
+        norms = torch.stack([delta.dot(delta), z_delta, z_delta, z.dot(z)]).view(2, 2)
         right = torch.stack([b1, b2])
         if linear.partial:  # J = Δz − Ĥz, whose l2·z is subtracted below
             right = norms[0] - damping * norms[1] - torch.stack([k12, k22])

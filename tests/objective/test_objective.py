@@ -442,3 +442,23 @@ def test_outputs_that_are_no_tensor_are_refused_with_what_to_write() -> None:
     batch = objective.batch({"left": torch.ones(2, 3), "right": torch.ones(2, 3)}, torch.zeros(2).long())
     with pytest.raises(TypeError, match=r"SimpleNamespace; pick the outputs .* call=lambda"):
         batch.value()
+
+
+LARGE = 20_000_000  # a third of VGG-f
+
+
+def exact_square(x: torch.Tensor) -> float:
+    return sum(float(piece.double() @ piece.double()) for piece in x.flatten().split(1 << 20))
+
+
+def test_inner_products_of_large_directions_are_exact():
+    x = torch.rand(LARGE, generator=torch.Generator().manual_seed(0))
+    direction = Direction(x, [x])
+    assert float(direction.dot(direction)) == pytest.approx(exact_square(x), rel=1e-6)
+
+
+def test_the_l2_term_of_a_large_layer_is_exact():
+    model = nn.Linear(LARGE // 4, 4, bias=False)
+    objective = raycurv.Objective(model, "squared_error", l2=0.5)
+    value = float(objective.l2_value(objective.parameters))
+    assert value == pytest.approx(0.25 * exact_square(model.weight.detach()), rel=1e-6)
