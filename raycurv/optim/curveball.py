@@ -23,6 +23,7 @@ Deviations from the paper:
   reported as not taken. After any other step the next mini-batches show it. If two in a row fail, w goes back to where
   it was before the step and z to 0. One failure changes nothing, because the mini-batch itself may be the cause, such
   as one with a NaN. This takes a copy of w.
+- γ says nothing where the predicted change is below the rounding of the loss, as at a minimum: λ stays as it is there.
 - An L2 term belongs to the objective: its Hessian l2·I is added to Ĥ and its gradient l2·w to J.
 - With ``curvature_fraction`` below 1, J_φ H_L J_φᵀ is taken from the first samples of each worker's share, and J from
   all: 1.33 times the operations of an SGD step at ¼. The slopes Jᵀz and JᵀΔz of eq. 18 are those of all samples, as
@@ -156,8 +157,10 @@ class CurveBall(StepOptimizer):
             undone = finite & ~taken
             _set_parameters(objective, torch.where(undone, self.shared["previous_parameters"], moved))
             if adapts:
-                scalars["reduction_ratio"] = (after - loss) / quadratic(matrix, right, x)
-                ratio = torch.where(taken, scalars["reduction_ratio"], ratio)
+                predicted = quadratic(matrix, right, x)
+                scalars["reduction_ratio"] = (after - loss) / predicted
+                informative = taken & (predicted.abs() > torch.finfo(z.flat.dtype).eps * loss.abs())
+                ratio = torch.where(informative, scalars["reduction_ratio"], ratio)
             ratio = torch.where(undone, 0.0, ratio)
         torch.where(taken | revoked, new, z.flat, out=z.flat)
         self._finish(steps, damping, finite, ratio)

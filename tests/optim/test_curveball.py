@@ -310,6 +310,20 @@ def test_a_state_of_an_earlier_version_goes_on():
     assert bool(other.step(batch).finite)
 
 
+def test_damping_stays_at_a_minimum_reached_up_to_rounding():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    objective = raycurv.Objective(model, "squared_error")
+    batch = objective.batch(torch.randn(20, 3), torch.randn(20, 1))
+    optimizer = optim.create("curveball_free", model)
+    for _ in range(100):
+        optimizer.step(batch)
+    settled = float(optimizer.shared["damping"])
+    for _ in range(500):
+        assert bool(optimizer.step(batch).finite)
+    assert float(optimizer.shared["damping"]) < 100 * settled
+
+
 def test_default_damping_is_the_papers():
     for name, expected in (("batch-norm", 1.0), ("mlp", 10.0)):
         case = BY_NAME[name]

@@ -9,8 +9,13 @@ A step that lowers the batch's objective is taken and λ divided by ν; otherwis
 again, within the same iteration. Scaling by D (Moré's scaling, CurveBall section 2.1) makes the step independent of the
 parameters' units. λ → 0 is Gauss-Newton, λ → ∞ a short scaled gradient step.
 
-Deviations: D is taken anew at every step (Moré keeps the largest seen), and λ follows Marquardt's rule (λ₀ = 0.01,
-ν = 10) in place of Moré's trust region. Any loss with a positive semi-definite H_L serves, not only squares.
+Deviations:
+
+- D is taken anew at every step (Moré keeps the largest seen).
+- λ follows Marquardt's rule (λ₀ = 0.01, ν = 10) in place of Moré's trust region.
+- Any loss with a positive semi-definite H_L serves, not only squares.
+- An iteration ends where the model predicts a decrease below the rounding of the objective, and λ stays as it was. At a
+  minimum no step can lower the objective, so Marquardt's λ would grow to infinity there and never come back.
 """
 
 from __future__ import annotations
@@ -43,6 +48,11 @@ def damped_step(model: Quadratic, damping: float) -> Tensor | None:
     if failed:
         return None
     return -scale * torch.cholesky_solve((scale * model.gradient)[:, None], factor)[:, 0]
+
+
+def predicted_decrease(model: Quadratic, step: Tensor) -> Tensor:
+    """−∇Jᵀp − ½ pᵀGp: decrease of the objective in the model without damping, 0-d."""
+    return -(model.gradient @ step + 0.5 * step @ model.matrix @ step)
 
 
 @register("levenberg_marquardt")
@@ -87,10 +97,14 @@ class LevenbergMarquardt(StepOptimizer):
         damping = float(self.shared.get("damping", self.damping))
         model = gauss_newton(batch)
         finite = model.finite()
-        used = damping
+        before = used = damping
+        rounding = torch.finfo(batch.objective.dtype).eps * model.loss.abs()
         for _ in range(self.attempts if finite else 0):
             used = damping
             step = damped_step(model, damping)
+            if step is not None and predicted_decrease(model, step) <= rounding:
+                damping = before
+                break
             if step is not None and self._lowers(batch, step, model.loss):
                 move(batch.objective, step)
                 damping = max(damping / self.factor, _SMALLEST_DAMPING)

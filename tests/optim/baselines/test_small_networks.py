@@ -195,6 +195,31 @@ def test_levenberg_marquardt_s_damping_grows_where_steps_fail_and_falls_where_th
     assert optimizer.shared["damping"] == pytest.approx(before / 10)
 
 
+def test_levenberg_marquardt_s_damping_survives_an_exact_minimum():
+    model, batch = rosenbrock((1.0, 1.0))
+    optimizer = optim.create("levenberg_marquardt", model)
+    for _ in range(30):
+        optimizer.step(batch)
+    assert optimizer.shared["damping"] == 1e-2
+    place(batch.objective, (-1.2, 1.0))
+    before = float(batch.value())
+    optimizer.step(batch)
+    assert float(batch.value()) < 0.5 * before
+
+
+def test_levenberg_marquardt_s_damping_comes_back_after_the_minimum_of_one_batch():
+    batch, optimum = quadratic()
+    other, _ = quadratic(seed=1)
+    place(batch.objective, optimum)
+    optimizer = optim.create("levenberg_marquardt", batch.objective.model)
+    for _ in range(30):
+        optimizer.step(batch)
+    moved = batch.objective.batch(other.inputs, other.targets)
+    before = float(moved.value())
+    optimizer.step(moved)
+    assert float(moved.value()) < before
+
+
 def test_levenberg_marquardt_stays_where_no_step_lowers_the_objective():
     model, batch = rosenbrock((1.0, 1.0))
     optim.create("levenberg_marquardt", model, attempts=3).step(batch)
