@@ -48,6 +48,7 @@ BY_CLASS = {
     "sls": (optim.SLS, {}),
     "sps": (optim.SPS, {}),
     "step_tuned_sgd": (optim.StepTunedSGD, {}),
+    "schedule_free_plus": (optim.ScheduleFreePlus, {}),
     "cdat_sgd": (optim.CDAT, {}),
     "cdat_momentum": (optim.CDAT, {"beta1": 0.9}),
     "cdat_adam": (optim.CDAT, {"beta1": 0.9, "beta2": 0.999}),

@@ -251,7 +251,7 @@ class FreePlus(Problem):
         self, gamma=1.0, b1=0.9, b2=0.95, beta=0.9, last=0.965, steps=0, bp=0.0, r=0.0, start=0, decay=0.0
     ) -> dict[str, float]:
         if self.t == 0:
-            self.x, self.z = self.w.clone(), self.w.clone()
+            self.mean, self.z = self.w.clone(), self.w.clone()
             self.m, self.v = torch.zeros_like(self.w), torch.zeros_like(self.w)
         self.t += 1
         f, g = self.value(self.w), self.gradient(self.w)
@@ -259,7 +259,7 @@ class FreePlus(Problem):
             p = min((self.t - 1) / steps, 1)
             beta = 1 - math.exp((1 - p) * math.log(1 - beta) + p * math.log(1 - last))
         self.e = bp * self.e + (1 - bp) * math.sqrt(math.pi / 2) * sum(abs(x) for x in g.tolist())
-        inner = sum(a * (b - c) for a, b, c in zip(g.tolist(), self.z.tolist(), self.x.tolist(), strict=True))
+        inner = sum(a * (b - c) for a, b, c in zip(g.tolist(), self.z.tolist(), self.mean.tolist(), strict=True))
         alpha = gamma * max(0.0, f + beta * inner) / (self.e / (1 - bp**self.t))
         self.m = b1 * self.m + (1 - b1) * g
         self.v = b2 * self.v + (1 - b2) * g * g
@@ -271,6 +271,6 @@ class FreePlus(Problem):
             weight = self.t**r * self.largest**2
             self.weights += weight
             c = weight / self.weights
-        self.x = (1 - c) * self.x + c * self.z
-        self.w = beta * self.x + (1 - beta) * self.z
+        self.mean = (1 - c) * self.mean + c * self.z
+        self.w = beta * self.mean + (1 - beta) * self.z
         return {"loss": f, "learning_rate": alpha}
