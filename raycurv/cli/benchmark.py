@@ -1,4 +1,4 @@
-"""``raycurv benchmark``: steps, data, workers, starts, and CurveBall's Table 1."""
+"""``raycurv benchmark``: steps, data, workers, starts, and CurveBall's Table 1; :mod:`suite` has the suite."""
 
 from __future__ import annotations
 

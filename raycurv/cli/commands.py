@@ -56,6 +56,7 @@ COMMANDS = (
     Command("papers list", "all tables of the papers", "papers:PaperList"),
     Command("papers figures", "the papers' figures that need no tracked run", "papers:Figures", ("cluster", "figures")),
     Command("evaluate", "evaluate a checkpoint or a logged model on a data set", "evaluate:Evaluate"),
+    Command("benchmark suite", "tasks with targets: score, and one setting for all", "suite:BenchmarkSuite"),
     Command("benchmark step", "cost of a step: operations, time, memory", "benchmark:BenchmarkStep"),
     Command("benchmark data", "speed of reading and decoding images", "benchmark:BenchmarkData"),
     Command("benchmark workers", "images per second over the number of workers", "benchmark:BenchmarkWorkers"),

@@ -13,8 +13,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw(found: Sequence[PerformanceProfile]) -> Figure:
+def draw(found: Sequence[PerformanceProfile], cost: str = "seconds", largest: float | None = None) -> Figure:
     """Draw the share of problems solved over the factor.
+
+    Args:
+        found: profiles, one line each.
+        cost: what the factor compares, for the label of its axis.
+        largest: end of the axis of factors, which is then linear; by default the largest finite ratio, logarithmic.
 
     Raises:
         ValueError: there is no profile.
@@ -24,16 +29,17 @@ def draw(found: Sequence[PerformanceProfile]) -> Figure:
         raise ValueError("no run to draw a performance profile of")
     figure = style.figure_of(7, 4.5)
     axes = figure.subplots()
-    largest = max([ratio for p in found for ratio in p.ratios if math.isfinite(ratio)] + [2.0])
+    end = 1.1 * max([ratio for p in found for ratio in p.ratios if math.isfinite(ratio)] + [2.0])
+    end = end if largest is None else largest
     for index, profile in enumerate(found):
-        factors = [1.0, *(ratio for ratio in profile.ratios if math.isfinite(ratio)), largest * 1.1]
+        factors = [1.0, *(ratio for ratio in profile.ratios if ratio < end), end]
         shares = [profile.solved(factor) for factor in factors]
         options = {**style.line(index), "markersize": 4, "linewidth": 1.4}
         (curve,) = axes.step(factors, shares, where="post", label=profile.name, **options)
         curve.set_gid(f"series-{index}-line")
-    style.scale(axes, "x", True)
+    style.scale(axes, "x", largest is None, None if largest is None else (1.0, largest))
     axes.set_ylim(-0.02, 1.02)
-    axes.set_xlabel("seconds to the target / those of the fastest")
+    axes.set_xlabel(f"{cost} to the target / those of the best")
     axes.set_ylabel("share of problems solved")
     axes.grid(alpha=0.3)
     style.legend_below(figure, axes)

@@ -48,7 +48,7 @@ class Cluster:
     """Name of the run; a prefix of the names when there are several, needed to resume. By default a new, unique one."""
 
     resume: bool = False
-    """Go on with the run of this name at its newest checkpoint; without it, a name that exists is refused."""
+    """Resume the run of this name at its newest checkpoint; without it, a name that exists is refused."""
 
     runs: str = field(default_factory=default_runs)
     """Folder of all runs: MLflow's data base, artifacts, checkpoints, failures. RAYCURV_RUNS sets the default."""

@@ -153,7 +153,7 @@ class Sweep:
     def _initial(self, trial: SweepTrial) -> Outcome:
         """The outcome of a trial before it begins."""
         config = trial.config
-        labels = {**trial.labels, "config": config.digest}
+        labels = {**trial.labels, "config": config.digest, "commit": self._commit["commit"]}
         return Outcome(
             f"{self.name}-{trial.name}",
             config.name,

@@ -1,0 +1,212 @@
+"""Tables of the suite: one setting for all tasks, and the cost to the target of each."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raycurv.benchmarks.suite.methods import SuiteMethod
+from raycurv.benchmarks.suite.plan import SuitePlan
+from raycurv.benchmarks.suite.runs import (
+    Cost,
+    SuiteRuns,
+    best_loss,
+    cost_to_target,
+    mean_loss,
+    median_cost,
+)
+from raycurv.benchmarks.suite.tasks import SuiteTask
+from raycurv.results import table_formats
+from raycurv.results.outcomes import Outcome
+from raycurv.results.performance_profile import PerformanceProfile
+from raycurv.results.target_score import SIGNIFICANT, profiles_of, score, separation
+
+_FAILED_RATIO = 1000.0  # a final loss above so many times the best counts as a failure
+_UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
+
+
+@dataclass(frozen=True)
+class LossSummary:
+    """Final training losses of one method, over the best of any method on each task.
+
+    Attributes:
+        mean: geometric mean over the tasks that did not fail; NaN without any.
+        worst: largest of these.
+        failures: tasks on which a seed diverged, failed, or ended above a thousand times the best.
+        tasks: number of tasks that the method has run.
+    """
+
+    mean: float
+    worst: float
+    failures: int
+    tasks: int
+
+
+def loss_summary(runs: SuiteRuns, tasks: Sequence[SuiteTask], method: SuiteMethod) -> LossSummary:
+    """Summary over the tasks that a method has run."""
+    found = [(task, runs.of(task, method)) for task in tasks]
+    ratios = [mean_loss(task, outcomes) / best_loss(task, runs) for task, outcomes in found if outcomes]
+    held = [ratio for ratio in ratios if ratio <= _FAILED_RATIO]  # NaN where nothing finished on the task
+    mean = statistics.geometric_mean(held) if held else math.nan
+    return LossSummary(mean, max(held, default=math.nan), len(ratios) - len(held), len(ratios))
+
+
+def suite_profiles(plan: SuitePlan, runs: SuiteRuns, cost: Cost = "operations") -> list[PerformanceProfile]:
+    """Performance profiles of the methods over the tasks that are not costly."""
+    tasks = [task for task in plan.tasks if not task.costly]
+    costs = {
+        method.name: {task.name: median_cost(task, found, cost) for task in tasks if (found := runs.of(task, method))}
+        for method in plan.methods
+    }
+    return profiles_of(costs)
+
+
+def operations_ratio(runs: SuiteRuns, tasks: Sequence[SuiteTask], method: SuiteMethod) -> float:
+    """Operations of one run, over those of SGD's estimate; the search of a tuned method counts. NaN without a run."""
+    ratios = []
+    for task in tasks:
+        spent = runs.search(task, method) if method.grid else runs.of(task, method)[:1]
+        counted = [o.operations / o.steps for o in spent if o.steps and o.operations]
+        if counted:
+            ratios.append(sum(counted) * task.steps / task.operations)
+    return statistics.geometric_mean(ratios) if ratios else math.nan
+
+
+def one_setting_table(plan: SuitePlan, runs: SuiteRuns) -> str:
+    """Each method at one setting for everything, against the best on each task, as Markdown."""
+    tasks = [task for task in plan.tasks if not task.costly]
+    scores = {profile.name: score(profile) for profile in suite_profiles(plan, runs)}
+    rows = []
+    for method in plan.methods:
+        summary = loss_summary(runs, tasks, method)
+        if not summary.tasks:
+            rows.append((math.inf, [method.name, method.kind, "not run yet", *["–"] * 5]))
+            continue
+        reached = [math.isfinite(median_cost(t, found)) for t in tasks if (found := runs.of(t, method))]
+        cells = [f"{summary.mean:.2f}", f"{summary.worst:.2f}", str(summary.failures)]
+        cells += [f"{scores[method.name]:.2f}", f"{sum(reached)} of {len(reached)}"]
+        cells.append(f"{operations_ratio(runs, tasks, method):.2f}")
+        rows.append((_order(summary, len(tasks)), [method.name, method.kind, *cells]))
+    head = (
+        "method",
+        "setting",
+        "loss / best, mean",
+        "worst",
+        "failures",
+        "score",
+        "targets reached",
+        "operations / SGD",
+    )
+    return table_formats.markdown(head, [cells for _, cells in sorted(rows, key=lambda row: row[0])])
+
+
+def _order(summary: LossSummary, tasks: int) -> float:
+    """Place of a row: whole rows by the mean, then those that lack tasks."""
+    mean = 1e9 if math.isnan(summary.mean) else summary.mean
+    return mean + 1e12 * (summary.tasks < tasks)
+
+
+def target_table(plan: SuitePlan, runs: SuiteRuns) -> str:
+    """Operations to the target of each task, as Markdown: median over the seeds, and the seeds that missed it.
+
+    Bold entries do not differ from the best on their task; a cell without a run shows what one run would cost.
+    """
+    columns = {task.name: _column(plan, runs, task) for task in plan.tasks}
+    rows = [[method.name, *(columns[task.name][method.name] for task in plan.tasks)] for method in plan.methods]
+    head = ["operations to the target", *(task.title for task in plan.tasks)]
+    return table_formats.markdown(head, [_targets(plan.tasks), *rows])
+
+
+def _targets(tasks: Sequence[SuiteTask]) -> list[str]:
+    return ["*target*", *(f"*{task.metric} {task.target:g}*" for task in tasks)]
+
+
+def _column(plan: SuitePlan, runs: SuiteRuns, task: SuiteTask) -> dict[str, str]:
+    found = {method.name: runs.of(task, method) for method in plan.methods}
+    medians = {name: median_cost(task, outcomes) for name, outcomes in found.items() if outcomes}
+    best = min(medians, key=lambda name: medians[name], default=None)
+    cells = {}
+    for method in plan.methods:
+        if method.name not in medians:
+            cells[method.name] = _not_run(plan, task, method)
+            continue
+        missed = sum(math.isinf(cost_to_target(task, o)) for o in found[method.name])
+        text = "missed" if math.isinf(medians[method.name]) else quantity(medians[method.name])
+        like_best = best is not None and math.isfinite(medians[method.name]) and (
+            method.name == best or not _differs(task, found[method.name], found[best])
+        )  # fmt: skip
+        text = f"**{text}**" if like_best else text
+        cells[method.name] = text + (f" ({missed} of {len(found[method.name])} missed)" if missed else "")
+    return cells
+
+
+def _not_run(plan: SuitePlan, task: SuiteTask, method: SuiteMethod) -> str:
+    if method not in plan.methods_on(task):
+        return "–"
+    return f"not run ({quantity(task.operations * len(method.points))})"
+
+
+def _differs(task: SuiteTask, mine: Sequence[Outcome], best: Sequence[Outcome]) -> bool:
+    """Whether the logarithms of the costs differ, paired by seed; a missed target and a single seed differ from any."""
+    pairs = [(cost_to_target(task, a), cost_to_target(task, b)) for a, b in zip(mine, best, strict=False)]
+    if any(math.isinf(a) != math.isinf(b) for a, b in pairs):
+        return True
+    found = separation([math.log(a / b) for a, b in pairs if math.isfinite(a)])
+    return math.isnan(found) or found >= SIGNIFICANT
+
+
+def quantity(operations: float) -> str:
+    """Operations with a prefix, such as ``1.2 T``; NaN is a question mark."""
+    if math.isnan(operations):
+        return "?"
+    for size, unit in _UNITS:
+        if operations >= 0.9995 * size:
+            return f"{operations / size:.3g} {unit}"
+    return f"{operations:.3g}"
+
+
+def progress(plan: SuitePlan, runs: SuiteRuns) -> str:
+    """Runs done and the seconds left on each task, at the mean pace so far, as aligned text."""
+    pace = _pace(plan, runs)
+    rows, total = [], 0.0
+    for task in plan.tasks:
+        done, wanted = plan.done(task, runs), plan.expected(task)
+        found = runs.of_task(task)
+        mean = statistics.fmean(o.seconds for o in found) if found else task.operations * pace
+        total += (left := (wanted - done) * mean)
+        rows.append((task.name, f"{done} of {wanted}", _hours(left)))
+    return table_formats.aligned(("task", "runs", "left"), [*rows, ("all", "", _hours(total))], left=1)
+
+
+def _pace(plan: SuitePlan, runs: SuiteRuns) -> float:
+    """Seconds of a run over the operations that its task expects; NaN before the first run."""
+    found = [(o.seconds, task.operations) for task in plan.tasks for o in runs.of_task(task)]
+    return sum(s for s, _ in found) / sum(n for _, n in found) if found else math.nan
+
+
+def _hours(seconds: float) -> str:
+    return "unknown" if math.isnan(seconds) else f"{seconds / 3600:.1f} h"
+
+
+def summary_lines(plan: SuitePlan, runs: SuiteRuns) -> list[str]:
+    """What the tables show, one sentence a line."""
+    commits = sorted({o.labels["commit"][:7] for t in plan.tasks for o in runs.of_task(t) if "commit" in o.labels})
+    lines = [
+        f"Every method ran on {plan.seeds} seeds at one setting for all tasks; tuned ones searched a grid per task.",
+        "*loss / best*: training loss at the end over the smallest of any setting on the task, as geometric mean.",
+        "*failures*: tasks on which a run diverged, failed, or ended above a thousand times the best.",
+        "*score*: mean over τ from 1 to 4 of the share of tasks whose target is reached within τ times the operations "
+        "of the best (AlgoPerf, arXiv 2306.07179).",
+        "*operations / SGD*: operations of a run over those of SGD; of tuned methods with the whole search.",
+        "A difference counts only where the mean difference · √n over its standard deviation is at least "
+        f"{SIGNIFICANT:g} over the n seeds: bold entries do not differ from the best of their column.",
+    ]
+    return [*lines, f"Commits of the runs: {', '.join(commits)}."] if commits else lines
+
+
+def page(plan: SuitePlan, runs: SuiteRuns) -> str:
+    """Both tables and what they show, as Markdown."""
+    lines = "\n".join(f"- {line}" for line in summary_lines(plan, runs))
+    return f"{one_setting_table(plan, runs)}\n\n{lines}\n\n{target_table(plan, runs)}\n"

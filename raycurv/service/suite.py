@@ -1,0 +1,65 @@
+"""Run the benchmark suite as a sweep, and show its tables from stored outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from raycurv.benchmarks.suite import tables
+from raycurv.benchmarks.suite.plan import PlannedPoint, SuitePlan, trials
+from raycurv.benchmarks.suite.runs import SuiteRuns
+from raycurv.benchmarks.suite.tasks import SuiteTask
+from raycurv.results.outcomes import Outcome
+from raycurv.service.cluster import Cluster
+from raycurv.service.limits import Limits
+from raycurv.service.outcome_log import OutcomeLog
+from raycurv.service.sweep import Sweep, sweeping
+
+NAME = "suite"
+
+
+def run(plan: SuitePlan, cluster: Cluster, limits: Limits) -> None:
+    """Carry out the runs that are not done yet, task by task, and keep the tables beside the outcomes.
+
+    Args:
+        plan: tasks, methods and seeds.
+        cluster: resources of one run, folders, MLflow.
+        limits: limits of every run.
+
+    Raises:
+        ValueError: data are missing, a run is not allowed, or the sweep exists already and `resume` is not set.
+        CapacityError: the cluster can never give what a run needs.
+        TrackingError: MLflow cannot be used.
+        Stopped: the user stopped the suite; what is done is kept.
+    """
+    first = [trial for task in plan.tasks for trial in trials(task, plan.first(task))]
+    with sweeping(NAME, first, cluster, limits) as sweep:
+        for task in plan.tasks:
+            _run(sweep, task, plan.first(task))
+            _run(sweep, task, plan.final(task, _runs(sweep.log)))
+            done = _runs(sweep.log)
+            sweep.notify("\n" + tables.progress(plan, done))
+            sweep.artifacts.write("suite.md", tables.page(plan, done))
+
+
+def stored(cluster: Cluster) -> list[Outcome]:
+    """Outcomes of a suite that has run, or is running; nothing is trained.
+
+    Raises:
+        ValueError: there are none.
+    """
+    name = cluster.run_name or NAME
+    path = Path(cluster.runs) / "sweeps" / name / "outcomes.jsonl"
+    found = list(OutcomeLog(path).done.values())
+    if not found:
+        raise ValueError(f"there are no outcomes at {path}: run the suite first, or give its --runs and --run-name")
+    return found
+
+
+def _run(sweep: Sweep, task: SuiteTask, points: Sequence[PlannedPoint]) -> None:
+    if points:
+        sweep.run(trials(task, points))
+
+
+def _runs(log: OutcomeLog) -> SuiteRuns:
+    return SuiteRuns(log.done.values())
