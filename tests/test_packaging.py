@@ -8,7 +8,7 @@ import sys
 absent = ["ray", "mlflow", "pyarrow", "torchvision", "pandas", "matplotlib", "tyro", "sklearn", "PIL", "simplejpeg"]
 absent += ["lightning", "pytorch_lightning", "transformers", "accelerate", "datasets", "torchmetrics"]
 absent += ["schedulefree", "prodigyopt", "dadaptation", "dog", "curvlinops"]
-absent += ["momo", "mechanic_pytorch", "pytorch_optimizer"]
+absent += ["momo", "mechanic_pytorch", "pytorch_optimizer", "safetensors", "timm"]
 for name in absent:
     sys.modules[name] = None  # importing it raises ModuleNotFoundError
 import torch, raycurv

@@ -15,6 +15,7 @@ MODULES = {
     "modern": ("schedulefree", "prodigyopt", "dadaptation", "dog", "momo", "mechanic_pytorch", "pytorch_optimizer"),
     "kfac": ("curvlinops",),
     "metrics": ("torchmetrics",),
+    "pretrained": ("safetensors", "timm", "transformers"),
 }
 _INCLUDED = {"cluster": ("data",), "demo": ("cluster", "data")}
 

@@ -1,4 +1,4 @@
-"""Help of a command on one screen: the options that matter first, the names of the others, an example."""
+"""Help of a command on one screen: the options that matter first, names of others, an example."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from raycurv.cli.commands import COMMANDS, GROUPS
 from raycurv.cli.options import Option, groups
 
 _COLUMN = 26  # of the texts beside the flags
+_NAMED = 6  # lines with names of options that are not explained
 
 
 def overview(prog: str) -> str:
@@ -62,7 +63,9 @@ def command_help(called: str, kind: type, *, complete: bool = False) -> str:
             for option in picked:
                 lines += _described(option, complete=complete)
     if hidden := [option.flag for group in found for option in group.options if option.name not in shown]:
-        lines += ["", "more options, explained by --help-all:", *_wrapped(" ".join(hidden), "  ")]
+        names = _wrapped(" ".join(hidden), "  ")
+        cut = [*names[: _NAMED - 1], "  …"] if len(names) > _NAMED else names
+        lines += ["", "more options, explained by --help-all:", *cut]
     if example := getattr(kind, "EXAMPLE", ""):
         lines += ["", "example:", *(f"  {line}" for line in example.splitlines())]
     return "\n".join(lines)

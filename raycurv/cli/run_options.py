@@ -25,7 +25,8 @@ def _with_fields_of_a_run(kind: type[T]) -> type[T]:
     switches = {field.name for field in fields if hints[field.name] is bool}
     kind.__annotations__ = {f.name: bool if f.name in switches else hints[f.name] | None for f in fields} | own
     for field in fields:
-        setattr(kind, field.name, field.default if field.name in switches else None)
+        default = field.default if field.name in switches else None
+        setattr(kind, field.name, dataclasses.field(default=default, metadata=field.metadata))
     return dataclass(frozen=True)(kind)
 
 

@@ -14,6 +14,7 @@ from raycurv.service.cluster import Cluster
 from raycurv.train.build import check
 from raycurv.train.checkpoint import CheckpointStore
 from raycurv.train.configuration import RunConfig
+from raycurv.train.pretrained_start import check_start
 from raycurv.train.resume import require_startable
 
 
@@ -74,6 +75,8 @@ def plan(runs: Sequence[RunConfig], cluster: Cluster) -> LaunchPlan:
     begun = any(store.exists() for _, store in stores)
     for run, store in stores:
         require_startable(run.config, store, ("auto" if begun else "must") if cluster.resume else "never")
+        if not store.exists():
+            check_start(run.config)
     return LaunchPlan(name, tuple(planned))
 
 

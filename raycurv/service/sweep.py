@@ -29,6 +29,7 @@ from raycurv.tracking import provenance, run_names
 from raycurv.tracking.messages import LogRun
 from raycurv.train.build import check
 from raycurv.train.configuration import RunConfig
+from raycurv.train.pretrained_start import check_start
 from raycurv.train.records import Record
 
 if TYPE_CHECKING:
@@ -301,6 +302,8 @@ def _check(trials: Sequence[SweepTrial]) -> None:
         if trial.name in names:
             raise ValueError(f"two trials are named {trial.name!r}: they differ in nothing that a sweep looks at")
         names.add(trial.name)
+    for config in {(c.start_from, c.freeze, str(c.model), str(c.data)): c for c in (t.config for t in trials)}.values():
+        check_start(config)
 
 
 def _named(trial: SweepTrial, initial: Outcome) -> RunConfig:

@@ -13,6 +13,7 @@ from raycurv import optim
 from raycurv.data import Data
 from raycurv.train.configuration import Component, RunConfig
 from raycurv.train.evaluation_metrics import Metric, require_metric
+from raycurv.train.frozen_parameters import freeze
 
 # Arguments that a model or a metric may leave to the run, which fills them in from the data.
 FILLED_IN = ("num_classes", "input_shape")
@@ -48,15 +49,16 @@ def data_shape(data: Data) -> dict[str, Any]:
 
 
 def build_model(config: RunConfig, shape: dict[str, Any]) -> nn.Module:
-    """The network of a configuration, on the CPU, in the precision of its weights.
+    """The network of a configuration, on the CPU, in the precision of its weights, with its parameters frozen.
 
     Raises:
-        ValueError: a setting of the model is unknown or missing.
+        ValueError: a setting of the model is unknown or missing, or a pattern of `freeze` does not fit.
         TypeError: the component does not build a module.
     """
     model = config.model.build(**_offered(shape))
     if not isinstance(model, nn.Module):
         raise TypeError(f"{config.model.target!r} built a {type(model).__name__}; a model must be a torch.nn.Module")
+    freeze(model, config.freeze)
     return model.double() if config.precision == "fp64" else model
 
 

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import json
 import math
+import os
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,14 @@ _NO_EFFECT = (
     "change_horizon", "best_metric", "best_mode",
 )  # fmt: skip
 # Fields of later versions. At their defaults they are not part of the digest, which stored runs carry.
-_LATER: dict[str, Any] = {"evaluate_every_steps": None, "evaluate_training_samples": None, "metrics": {}}
+_LATER: dict[str, Any] = {
+    "evaluate_every_steps": None,
+    "evaluate_training_samples": None,
+    "metrics": {},
+    "start_from": None,
+    "freeze": (),
+}
+_PRETRAINED = ("torchvision", "timm", "transformers")  # packages with pretrained networks by name
 Setting = bool | int | float | str | None | tuple[Any, ...]
 
 
@@ -168,6 +176,17 @@ def _metric_component(text: str) -> Component:
     return Component(*NAMED_METRICS[text])
 
 
+def pretrained_name(start: str) -> tuple[str, str] | None:
+    """Package and name of ``torchvision:NAME``, ``timm:NAME`` or ``transformers:NAME``; None for an address."""
+    package, colon, name = start.partition(":")
+    return (package, name) if colon and package in _PRETRAINED else None
+
+
+def _absolute(start: str) -> str:
+    """The address of weights, which workers in other folders understand; names of pretrained networks stay."""
+    return start if "://" in start or pretrained_name(start) else os.path.abspath(os.path.expanduser(start))
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """The configuration of one training run.
@@ -190,6 +209,9 @@ class RunConfig:
         max_steps: length of the run in steps, if that is less than its epochs; schedules end there.
         stop_after: steps after which this sitting ends with a checkpoint, for a later resume; schedules ignore it.
         change_horizon: allow a resumed run other epochs or max_steps although its step sizes depend on them.
+        start_from: weights to start from: the checkpoints of a run, a file of torch (a state_dict) or safetensors, or
+            torchvision:NAME, timm:NAME or transformers:NAME. Tensors of another size are reported and drawn anew.
+        freeze: patterns of the names of parameters that stay as they are, such as ``features.*``.
         seed: seed of the initial weights, the data order, augmentation and dropout.
         precision: ``fp32``, ``fp64``, or ``bf16`` (autocast; weights stay in float32).
         clip_gradient: largest global norm of the gradient; only for optimizers that follow a gradient.
@@ -228,6 +250,8 @@ class RunConfig:
     max_steps: int | None = None
     stop_after: int | None = None
     change_horizon: bool = False
+    start_from: str | None = field(default=None, metadata={"values": "WEIGHTS"})
+    freeze: tuple[str, ...] = field(default=(), metadata={"values": "PATTERN …"})
     seed: int = 0
     precision: Precision = "fp32"
     clip_gradient: float | None = None
@@ -249,6 +273,7 @@ class RunConfig:
         object.__setattr__(self, "optimizer_settings", _tuples(self.optimizer_settings))
         object.__setattr__(self, "metrics", metric_components(self.metrics))
         self._check_name()
+        self._check_start()
         for name in ("batch_size", "epochs", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every"):
             require_whole(f"RunConfig.{name}", getattr(self, name), 1)
         clip, average = self.clip_gradient, self.average_weights
@@ -271,7 +296,6 @@ class RunConfig:
             object.__setattr__(self, "loss", Component(self.loss).target)
         if self.weights is not None:
             object.__setattr__(self, "weights", Component(self.weights).target)
-
         self._check_best()
 
     @property
@@ -296,6 +320,14 @@ class RunConfig:
                 f"RunConfig.best_metric is {metric!r}, whose better values are not known: "
                 "give best_mode, 'max' or 'min' (--best-mode)"
             )
+
+    def _check_start(self) -> None:
+        freeze = (self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze)
+        object.__setattr__(self, "freeze", freeze)
+        require("RunConfig.freeze", freeze, all(freeze), "patterns of parameter names, such as features.*")
+        require("RunConfig.start_from", self.start_from, self.start_from != "", "None, an address or a name")
+        if self.start_from is not None:
+            object.__setattr__(self, "start_from", _absolute(self.start_from))
 
     def _check_name(self) -> None:
         name, allowed = self.name, set(string.ascii_letters + string.digits + "-_.")

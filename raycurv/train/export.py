@@ -51,6 +51,16 @@ def load_trained_model(store: CheckpointStore, *, averaged: bool = False, best: 
     state = store.load_best() if best else store.load()
     if state is None:
         raise CheckpointError(f"there is no checkpoint in {store.uri}")
+    return trained_from(state, averaged=averaged)
+
+
+def trained_from(state: dict[str, Any], *, averaged: bool = False) -> TrainedModel:
+    """:func:`load_trained_model` for the content of a checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint holds no average.
+        ValueError: the model's component cannot be built.
+    """
     config = RunConfig.from_json(state["config"])
     shape = state["data"]
     with torch.random.fork_rng(devices=[]):

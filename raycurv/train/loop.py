@@ -68,10 +68,12 @@ def train(
     result, state = open_run(config, store, resume, collectives, device)
     if result is not None:
         return result
-    run = TrainingRun(config, collectives, device, data)
+    run = TrainingRun(config, collectives, device, data, resumed=state is not None)
     start = f"starts: {run.total_steps} steps, {run.steps_per_epoch} an epoch" if state is None else run.restore(state)
     trainer = _Trainer(run, store, emit, stop)
     trainer.emit_record("event", message=start)
+    if run.start is not None:
+        trainer.emit_record("event", message=str(run.start))
     return trainer.train()
 
 

@@ -28,7 +28,9 @@ from raycurv.train.build import (
 )
 from raycurv.train.checkpoint import CheckpointError
 from raycurv.train.configuration import RunConfig
+from raycurv.train.distributed import checksum, require_equal
 from raycurv.train.precision import dtype_of
+from raycurv.train.pretrained_start import StartReport, load_start
 from raycurv.train.records import Record
 from raycurv.train.validation import ValidationBatches, first_samples, split_validation
 
@@ -75,13 +77,24 @@ class TrainingRun:
         collectives: the workers; they have equal initial weights and different dropout masks.
         device: device of this worker.
         data: the data of ``config.data``, if it is built already.
+        resumed: whether :meth:`restore` follows, so that ``config.start_from`` is not loaded.
+
+    Attributes:
+        start: what the model got from ``config.start_from``; None if nothing was loaded.
 
     Raises:
         ValueError: a component, a setting or a combination of them is not allowed.
+        WorkersDisagree: the workers read different weights to start from.
     """
 
     def __init__(
-        self, config: RunConfig, collectives: Collectives, device: torch.device, data: Data | None = None
+        self,
+        config: RunConfig,
+        collectives: Collectives,
+        device: torch.device,
+        data: Data | None = None,
+        *,
+        resumed: bool = False,
     ) -> None:
         self.config, self.collectives, self.device = config, collectives, device
         self.data: Data = config.data.build() if data is None else data
@@ -91,6 +104,7 @@ class TrainingRun:
         self.metrics = build_metrics(config.metrics, self.shape)
         torch.manual_seed(config.seed)
         self.model = build_model(config, self.shape).to(device)
+        self.start = None if resumed or config.start_from is None else self._load_start(config.start_from)
         self.loss, self.weights = resolve_loss(config.loss), resolve_weights(config.weights)
         self.loader = self._loader(self.training)
         self.validation = None if self.held_out is None else ValidationBatches(self._loader(self.held_out))
@@ -111,6 +125,13 @@ class TrainingRun:
         # This worker's sums over the epoch so far: sample weights times the batch's loss, and sample weights.
         self.epoch_sums = torch.zeros(2, dtype=torch.float64, device=device)
         torch.manual_seed(random_state.derive_seed(config.seed, "dropout", collectives.rank))
+
+    def _load_start(self, start: str) -> StartReport:
+        report = load_start(self.model, start)
+        loaded = int(checksum(self.model.state_dict().values()))
+        what = f"the checksum of the weights from {start} (do all nodes read the same file?)"
+        require_equal(loaded, what, self.collectives, self.device)
+        return report
 
     def _loader(self, source: Source) -> Loader:
         return Loader(

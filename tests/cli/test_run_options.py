@@ -9,6 +9,7 @@ import pytest
 
 from raycurv import recipes
 from raycurv.cli.options import all_options
+from raycurv.cli.parsing import parse
 from raycurv.cli.run_options import RunOptions, parse_setting, parse_settings, variants
 from raycurv.train import RunConfig
 
@@ -22,6 +23,15 @@ def test_options_change_what_was_given_and_nothing_else(config: RunConfig) -> No
     assert RunOptions().apply(config) == config
     changed = RunOptions(epochs=3, optimizer="sgd", setting=("learning_rate=0.5",)).apply(config)
     assert changed == dataclasses.replace(config, epochs=3, optimizer="sgd", optimizer_settings={"learning_rate": 0.5})
+
+
+def test_a_start_and_patterns_to_freeze_are_options(config: RunConfig) -> None:
+    words = ["--start-from", "torchvision:resnet18", "--freeze", "features.*", "stem.?", "--epochs", "2"]
+    changed = parse(RunOptions, words).apply(config)
+    wanted = {"start_from": "torchvision:resnet18", "freeze": ("features.*", "stem.?"), "epochs": 2}
+    assert changed == dataclasses.replace(config, **wanted)
+    options = {option.name: option for option in all_options(RunOptions)}
+    assert (options["start_from"].values, options["freeze"].values) == ("WEIGHTS", "PATTERN …")
 
 
 def test_settings_are_added_to_those_of_the_recipes_own_optimizer(config: RunConfig) -> None:

@@ -133,6 +133,33 @@ def test_frozen_unused_and_channels_last_parameters(name):
     assert after["used.weight"].is_contiguous(memory_format=torch.channels_last)
 
 
+def frozen_below(as_buffers: bool) -> nn.Module:
+    """The classifier with its first layer frozen, or with buffers in place of that layer's parameters."""
+    model = CASE.model()
+    for key, value in list(model[0].named_parameters()):
+        if as_buffers:
+            delattr(model[0], key)
+            model[0].register_buffer(key, value.detach().clone())
+        else:
+            value.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_parameters_count_as_little_as_constants(name):
+    frozen, constant = frozen_below(False), frozen_below(True)
+    reports = [[], []]
+    for model, found in zip((frozen, constant), reports, strict=True):
+        objective, optimizer = raycurv.Objective(model, CASE.loss, 1e-2), create(name, model)
+        found += [step(optimizer, objective, slice(i % 3, None, 2)) for i in range(6)]
+    for one, other in zip(*reports, strict=True):
+        torch.testing.assert_close(one.loss, other.loss, rtol=0, atol=0)
+        torch.testing.assert_close(dict(one.scalars), dict(other.scalars), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(flat(frozen[2]), flat(constant[2]), rtol=0, atol=0)
+    torch.testing.assert_close(flat(frozen[0]), flat(CASE.model()[0]), rtol=0, atol=0)
+    assert not torch.equal(flat(frozen[2]), flat(CASE.model()[2]))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_parameter_groups_are_supported_or_refused(name):
     model = CASE.model()

@@ -47,6 +47,20 @@ def test_a_run_that_exists_is_not_touched_unless_it_is_to_go_on(cluster: Cluster
     assert plan([mine()], dataclasses.replace(named, resume=True)).name == "trial"
 
 
+def test_weights_that_do_not_fit_are_refused_before_anything_starts(cluster: Cluster, tmp_path: Path) -> None:
+    wanted = dataclasses.replace(mine(), start_from=str(tmp_path / "weights.pt"))
+    with pytest.raises(ValueError, match=r"there is no file and no checkpoint at .*weights\.pt"):
+        plan([wanted], cluster)
+    with pytest.raises(ValueError, match=r"'features\.\*' matches no parameter"):
+        plan([dataclasses.replace(mine(), freeze=("features.*",))], cluster)
+
+
+def test_a_run_that_goes_on_needs_its_start_no_more(cluster: Cluster, tmp_path: Path) -> None:
+    wanted = dataclasses.replace(mine(), start_from=str(tmp_path / "removed.pt"))
+    CheckpointStore(str(tmp_path / "checkpoints" / "trial")).begin(dataclasses.replace(wanted, name="trial"))
+    assert plan([wanted], dataclasses.replace(cluster, run_name="trial", resume=True)).name == "trial"
+
+
 def test_resuming_what_is_not_there_is_refused(cluster: Cluster) -> None:
     with pytest.raises(ResumeError, match="nothing to resume"):
         plan([mine()], dataclasses.replace(cluster, run_name="trial", resume=True))

@@ -20,9 +20,10 @@ from raycurv.train import (
     train,
 )
 from raycurv.train.resume import open_run
+from raycurv.train.training_run import TrainingRun
 from tests.objective import distributed
 from tests.train import threads
-from tests.train.problems import Kept, config, drifting, sentences
+from tests.train.problems import Kept, config, drifting, network, sentences
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +50,12 @@ RUNS = (
 )
 
 
+def started(folder: str) -> RunConfig:
+    """A run from other weights, with a head of its own and a frozen layer."""
+    run = {"start_from": f"{folder}/weights.pt", "freeze": ("0.*",), "samples": 13, "epochs": 5}
+    return config(name="started", norm=True, optimizer="auto", **run)
+
+
 def go(folder: str, wanted: RunConfig, collectives: Any, **options: Any) -> Any:
     store = CheckpointStore(f"{folder}/{wanted.name}")
     return train(wanted, collectives=collectives, store=store, **({"emit": Kept()} | options))
@@ -69,6 +76,7 @@ def everything(rank: int, folder: str) -> dict[str, Any]:
     records = Kept()
     found["taken-over"] = dict(go(folder, taken_over, collectives, resume="must", emit=records).values)
     found["said"] = [record.message for record in records.of("event")][:1]
+    found["started"] = dict(go(folder, started(folder), collectives).values)
     # Only the second worker is asked to stop.
     dropped = config(name="dropped", samples=13, dropout=0.5, epochs=10, log_every=3)
     asked = go(folder, dropped, collectives, stop=lambda: rank == 1)
@@ -88,6 +96,8 @@ def everything(rank: int, folder: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("together")
+    torch.manual_seed(5)
+    torch.save(network((4,), 7, norm=True).state_dict(), folder / "weights.pt")
     taken_over = dataclasses.replace(RUNS[0], name="taken-over")
     calls = iter(range(1, 100))
     go(str(folder), taken_over, Local(), stop=lambda: next(calls) >= 33)
@@ -110,6 +120,29 @@ def test_operations_are_those_of_all_workers(together: tuple[Path, list[dict[str
     alone = go(str(tmp_path), RUNS[3], Local()).operations
     # DDP's first batch takes one more forward pass.
     assert alone < together[1][0]["adam operations"] < 1.02 * alone
+
+
+def test_a_pretrained_start_with_frozen_parameters_is_the_same_on_two_workers(
+    together: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    folder, found = together
+    alone = go(str(tmp_path), started(str(folder)), Local())
+    assert found[0]["started"] == pytest.approx(dict(alone.values), rel=1e-8)
+    one, two = (load_trained_model(CheckpointStore(str(f / "started"))).model.state_dict() for f in (tmp_path, folder))
+    torch.testing.assert_close(dict(two), dict(one), rtol=1e-8, atol=1e-10)
+    assert torch.equal(two["0.weight"], torch.load(folder / "weights.pt")["0.weight"].double())
+
+
+def test_workers_that_read_other_weights_do_not_start(tmp_path: Path) -> None:
+    for rank in range(2):
+        torch.save(network((4,), 3).state_dict(), tmp_path / f"{rank}.pt")
+
+    def worker(collectives: threads.Threads) -> None:
+        wanted = config(start_from=str(tmp_path / f"{collectives.rank}.pt"))
+        with pytest.raises(WorkersDisagree, match=r"do all nodes read the same file\?"):
+            TrainingRun(wanted, collectives, torch.device("cpu"))
+
+    threads.run(2, worker)
 
 
 def test_only_the_first_worker_tells(together: tuple[Path, list[dict[str, Any]]]) -> None:
