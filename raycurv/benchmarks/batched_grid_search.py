@@ -1,7 +1,11 @@
-"""Grid searches of SGD with momentum and Adam on the small problems (CurveBall, appendix B.1), all runs at once.
+"""Grid searches of first-order methods on the small problems (CurveBall, appendix B.1), all runs at once.
 
 Every pair of a grid point and a run is one row of the same tensors, so that a step of the whole grid costs little more
-than a step of one run. The rules are those of ``torch.optim.SGD`` and ``torch.optim.Adam``, row by row.
+than a step of one run. The rules are those of ``torch.optim``, row by row.
+
+Appendix B.1 gives the grids of SGD with momentum and Adam. Footnote 3 names RMSProp, AdaGrad and AdaDelta, without
+grids: here they take the same rates, and two values around torch's default for the decay. AdaDelta also gets the rate 1
+that its paper has.
 """
 
 from __future__ import annotations
@@ -16,11 +20,14 @@ from torch import Tensor
 
 from raycurv.models.small_problems import ParallelRuns, SmallProblem
 
-FirstOrderMethod = Literal["momentum", "adam"]
+FirstOrderMethod = Literal["momentum", "adam", "rmsprop", "adagrad", "adadelta"]
 LEARNING_RATES = (0.1, 0.05, 0.01, 0.005, 0.001, 0.0005, 0.0001)  # Γ; the paper lists 0.05 twice
 GRIDS: Mapping[FirstOrderMethod, Mapping[str, tuple[float, ...]]] = {
     "momentum": {"learning_rate": LEARNING_RATES, "momentum": (0.9, 0.95, 0.99)},
     "adam": {"learning_rate": LEARNING_RATES, "beta1": (0.9, 0.99), "beta2": (0.99, 0.999)},
+    "rmsprop": {"learning_rate": LEARNING_RATES, "decay": (0.9, 0.99)},
+    "adagrad": {"learning_rate": LEARNING_RATES},
+    "adadelta": {"learning_rate": (1.0, *LEARNING_RATES), "decay": (0.9, 0.99)},
 }
 _LAST = 10  # iterations whose error is averaged for the selection
 _SWEEP = 250  # iterations between two clean-ups of finished rows
@@ -64,7 +71,7 @@ def search(
     """Run every grid point on every seed.
 
     Args:
-        rule: ``"momentum"`` or ``"adam"``.
+        rule: name of the method, a key of :data:`GRIDS`.
         problem: problem to minimise.
         seeds: seeds of the runs, one for each.
         trajectory: iterations after which grid points are compared.
@@ -149,4 +156,25 @@ def _adam(settings: Mapping[str, Tensor], iteration: int, g: Tensor, first: Tens
     return settings["learning_rate"] / (1 - beta1**steps) * first / scale
 
 
-_UPDATES = {"momentum": _momentum, "adam": _adam}
+def _rmsprop(settings: Mapping[str, Tensor], iteration: int, g: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """The change of torch.optim.RMSprop with ε = 1e-8; `second` is its mean of squares."""
+    second.mul_(settings["decay"]).add_((1 - settings["decay"]) * g * g)
+    return settings["learning_rate"] * g / second.sqrt().add_(1e-8)
+
+
+def _adagrad(settings: Mapping[str, Tensor], iteration: int, g: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """The change of torch.optim.Adagrad with ε = 1e-10; `second` is its sum of squares."""
+    second.add_(g * g)
+    return settings["learning_rate"] * g / second.sqrt().add_(1e-10)
+
+
+def _adadelta(settings: Mapping[str, Tensor], iteration: int, g: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """The change of torch.optim.Adadelta with ε = 1e-6; `first` has the mean square of changes, `second` of g."""
+    decay = settings["decay"]
+    second.mul_(decay).add_((1 - decay) * g * g)
+    change = ((first + 1e-6) / (second + 1e-6)).sqrt_() * g
+    first.mul_(decay).add_((1 - decay) * change * change)
+    return settings["learning_rate"] * change
+
+
+_UPDATES = {"momentum": _momentum, "adam": _adam, "rmsprop": _rmsprop, "adagrad": _adagrad, "adadelta": _adadelta}

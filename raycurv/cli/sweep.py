@@ -87,8 +87,8 @@ class Networks:
     )
     EXAMPLE: ClassVar = "raycurv sweep networks --count 12 --width 0.125 --optimizers auto curveball"
 
-    recipe: str = "cifar10_basic_cnn"
-    """Recipe of data, batches and epochs. Its network is replaced."""
+    recipe: str = "cifar10_random_cnn"
+    """Recipe of data, batches and epochs, by default the paper's with batches of 256. Its network is replaced."""
 
     option: tuple[str, ...] = field(default=(), metadata=OPTION)
     """Arguments of the recipe."""

@@ -21,7 +21,8 @@
 | `gen_sgd`, `gen_momentum` | :class:`GeN`; with ``beta1=0.9`` |
 | `gen_adam` | :class:`GeN` with ``beta1=0.9, beta2=0.999, learning_rate=1e-3`` |
 | `sls`, `sps`, `step_tuned_sgd` | :class:`SLS`, :class:`SPS`, :class:`StepTunedSGD` |
-| `sgd`, `momentum`, `nesterov`, `adam`, `rmsprop`, `adagrad` | :class:`FirstOrder` around one of ``torch.optim`` |
+| `sgd`, `momentum`, `nesterov`, `adam` | :class:`FirstOrder` around one of ``torch.optim`` |
+| `rmsprop`, `adagrad`, `adadelta` | :class:`FirstOrder` around one of ``torch.optim`` |
 | `rmsprop_bias_corrected` | :class:`FirstOrder` around ``torch.optim.Adam`` with β₁ = 0, RED's RMSProp baseline |
 | `adamw`, `adamw_cosine` | :class:`FirstOrder` around ``torch.optim.AdamW``; with ``schedule="cosine"`` |
 | `nadamw`, `nadamw_algoperf` | :class:`FirstOrder` around `baselines.nadamw.NAdamW` |

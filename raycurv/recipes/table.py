@@ -74,7 +74,10 @@ class Table:
         statistics: statistics of the runs that the table shows.
         rows: keys of a run that label its row; ``statistic`` for the statistic.
         columns: keys of a run that label its column; ``statistic`` for the statistic.
-        best_of: keys over which the best mean is taken, for each entry.
+        best_of: keys over which the best mean is taken, for each entry by its own statistic.
+        chosen_by: statistic by which the setting of `best_of` is chosen instead, once for all entries that have
+            `chosen_for` in common.
+        chosen_for: keys of a run whose values have one setting of `best_of`.
         robust: keys of which one setting is chosen for all rows of a column: the one with the lowest sum of ranks over
             the rows (SALERA, section 3.2).
         printed: row → column → the paper's entry.
@@ -90,6 +93,8 @@ class Table:
     rows: tuple[str, ...]
     columns: tuple[str, ...] = (STATISTIC,)
     best_of: tuple[str, ...] = ()
+    chosen_by: Statistic | None = None
+    chosen_for: tuple[str, ...] = ("recipe", "optimizer")
     robust: tuple[str, ...] = ()
     printed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
@@ -100,6 +105,11 @@ class Table:
             raise ValueError(f"table {self.name!r} has no study or no statistic; it needs at least one of each")
         if len(self.statistics) > 1 and STATISTIC not in (*self.rows, *self.columns):
             raise ValueError(f"table {self.name!r} has several statistics: rows or columns must name {STATISTIC!r}")
+        if self.chosen_by and (self.robust or not {*self.chosen_for} <= {*self.rows, *self.columns}):
+            raise ValueError(
+                f"table {self.name!r} chooses a setting for {', '.join(self.chosen_for)}: rows or columns must name "
+                "each of them, and there can be no robust setting besides"
+            )
 
     def __len__(self) -> int:
         """Number of runs, those of searches included."""
@@ -177,8 +187,9 @@ class Table:
         known = dict.fromkeys(column for _, column in groups)
         ordered = dict.fromkeys(column for cells in self.printed.values() for column in cells if column in known)
         robust = {column: self._robust(column, groups, outcomes) for column in known}
+        once = self._chosen_once(groups, outcomes)
         places = [(row, column) for row in rows for column in ordered | known if (row, column) in groups]
-        return [self._entry(place, *groups[place], outcomes, robust[place[1]]) for place in places]
+        return [self._entry(place, *groups[place], outcomes, robust[place[1]], once) for place in places]
 
     def label(self, keys: Sequence[str], member: StudyRun, statistic: Statistic) -> str:
         """The text that names a row or a column."""
@@ -220,6 +231,16 @@ class Table:
                 problems.append({robust: -value if statistic.larger else value for robust, value in best.items()})
         return lowest_rank_sum(problems)
 
+    def _chosen_once(self, groups: Groups, outcomes: Outcomes) -> dict[str, str]:
+        """The setting that `chosen_by` chooses for each value of `chosen_for`; empty if every entry has its own."""
+        if self.chosen_by is None:
+            return {}
+        members: dict[str, list[StudyRun]] = {}
+        for member in _once(member for _, group in groups.values() for member in group):
+            members.setdefault(self._setting(self.chosen_for, member), []).append(member)
+        every = {label: self._points(group, outcomes)[0] for label, group in members.items()}
+        return {label: _best(points.get("", {}), self.chosen_by) for label, points in every.items()}
+
     def _entry(
         self,
         place: tuple[str, str],
@@ -227,11 +248,13 @@ class Table:
         members: Sequence[StudyRun],
         outcomes: Outcomes,
         robust: str,
+        once: Mapping[str, str],
     ) -> TableEntry:
         row, column = place
         every, known = self._points(members, outcomes)
         points = every.get(robust, {})
-        chosen = _best(points, statistic)
+        label = self._setting(self.chosen_for, members[0])
+        chosen = _best(points, statistic) if self.chosen_by is None else once[label]
         value, low, high = statistic.summary(points.get(chosen, []))
         return TableEntry(
             row,

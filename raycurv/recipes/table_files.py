@@ -27,12 +27,14 @@ def write_table(name: str, title: str, entries: Sequence[TableEntry], artifact: 
 
 
 def entry_text(entry: TableEntry) -> str:
-    """Ours, its spread, the runs behind it, and the paper's in brackets."""
+    """Ours, its spread, the setting that was chosen, the runs behind it, and the paper's in brackets."""
     parts = ["–" if math.isnan(entry.value) else entry.form.format(entry.value)]
     if math.isfinite(entry.low) and entry.quartiles:
         parts.append(f"({entry.form.format(entry.low)} to {entry.form.format(entry.high)})")
     elif math.isfinite(entry.low):
         parts.append(f"± {entry.form.format(entry.value - entry.low)}")
+    if entry.chosen:
+        parts.append(f"at {entry.chosen}")
     if entry.tried:
         lost = f", {entry.failed} of {entry.tried} failed" if entry.failed else ""
         parts.append(f"({entry.runs} run{'s' if entry.runs != 1 else ''}{lost})")
@@ -51,7 +53,7 @@ def cells(entries: Sequence[TableEntry]) -> tuple[list[str], list[list[str]]]:
 
 def counts(entries: Sequence[TableEntry]) -> str:
     """What the brackets mean, and what the table lacks."""
-    lines = ["Mean ± standard deviation or median (quartiles), runs behind it [the paper's entry]."]
+    lines = ["Mean ± standard deviation or median (quartiles), chosen setting, runs behind it [the paper's entry]."]
     if robust := {entry.column: entry.robust for entry in entries if entry.robust}:
         chosen = "; ".join(f"{column}: {setting}" for column, setting in robust.items())
         lines.append(f"Settings with the lowest sum of ranks over the rows: {chosen}.")

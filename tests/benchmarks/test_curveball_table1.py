@@ -164,7 +164,22 @@ def test_every_second_order_method_solves_the_problems(row, column):
     assert None not in counts
 
 
-@pytest.mark.parametrize("rule", batched_grid_search.GRIDS)
+@pytest.mark.parametrize("rule", ["rmsprop", "adagrad", "adadelta"])
+def test_the_methods_of_footnote_3_underperform_at_every_point_of_their_grids(rule):
+    found = batched_grid_search.search(
+        rule, RosenbrockProblem(), range(5), trajectory=10, limit=1000, tolerance=curveball_table1.TOLERANCE
+    )
+    assert found.fastest() is None
+
+
+def test_the_table_has_rows_for_the_methods_of_footnote_3():
+    rows = {row.optimizer: row for row in curveball_table1.ROWS}
+    for name in ("rmsprop", "adagrad", "adadelta"):
+        assert rows[name].rule == name
+        assert not any(rows[name].paper)
+
+
+@pytest.mark.parametrize("rule", ["momentum", "adam"])
 def test_first_order_methods_solve_rosenbrock_slowly(rule):
     point = (
         {"learning_rate": (5e-4,), "momentum": (0.9,)}
@@ -244,5 +259,5 @@ def test_the_job_fails_with_what_to_change():
     done = job("--optimizers", "lion")
     assert done.returncode == 2
     assert done.stderr.strip().endswith(
-        "its optimizers are momentum, adam, levenberg_marquardt, bfgs, newton, curveball"
+        "its optimizers are momentum, adam, rmsprop, adagrad, adadelta, levenberg_marquardt, bfgs, newton, curveball"
     )

@@ -145,6 +145,7 @@ SCHEDULED = {
     "rmsprop": 1e-3,
     "rmsprop_bias_corrected": 1e-3,
     "adagrad": 0.01,
+    "adadelta": 1.0,
     "kfac": 0.1,
     "step_tuned_sgd": 0.1,
     "ntlr_sgd": 0.01,

@@ -70,6 +70,7 @@ TORCHS = {
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3),
     "rmsprop_bias_corrected": lambda p: torch.optim.Adam(p, lr=1e-3, betas=(0.0, 0.999)),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
+    "adadelta": lambda p: torch.optim.Adadelta(p, lr=1.0, rho=0.9),
 }
 
 

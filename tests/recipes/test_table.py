@@ -15,9 +15,10 @@ import pytest
 from raycurv.benchmarks import alarm_factor as halving
 from raycurv.benchmarks import paper_tables as papers
 from raycurv.benchmarks.paper_tables import ComputedTable
+from raycurv.cli.sweep import Networks
 from raycurv.data.digits import write_digits
 from raycurv.objective.collectives import Local
-from raycurv.recipes import table_files
+from raycurv.recipes import registry, table_files
 from raycurv.recipes.printed_table import parse_table
 from raycurv.recipes.study import Study, StudyRun
 from raycurv.recipes.table import Table, TableEntry, train_and_fill
@@ -285,6 +286,37 @@ def test_ntlr_is_studied_on_wide_resnets_of_several_depths_and_widths() -> None:
     sizes = {(m.config.model.settings["depth"], m.config.model.settings["widen"]) for m in table.first(scale=0.05)}
     assert sizes == {(depth, widen) for depth in (10, 16, 28) for widen in (1, 2, 4)}
     assert "CIFAR-100, depth=28, widen=4, TLR, α₀ = 1e-2" in {entry.row for entry in table.entries({}, scale=0.05)}
+
+
+@pytest.mark.usefixtures("empty_data")
+def test_curveballs_second_table_has_one_rate_of_each_baseline_chosen_on_the_training_set() -> None:
+    """The rate 1e-3 has the best validation error, 1e-2 the best training error."""
+    table = papers.get("curveball_table2").restrict(("cifar10_basic_cnn", "cifar10_basic_cnn_bn"), ("adam",))
+    assert isinstance(table, Table)
+    outcomes = {}
+    for member in table.first(scale=0.1):
+        rate = member.keys["learning_rate"]
+        training, validation = {1e-3: (0.8, 0.7), 1e-2: (0.9, 0.6)}.get(float(str(rate)), (0.5, 0.5))
+        values = {"training_set/accuracy": training, "test/accuracy": validation}
+        found = dataclasses.replace(ended(member), points=(EvaluationPoint(1.0, 1, 1, values),))
+        outcomes[member.config.digest] = found
+    entries = table.entries(outcomes, scale=0.1)
+    assert [(entry.chosen, round(entry.value)) for entry in entries] == 2 * [
+        ("learning_rate=0.01", 10),
+        ("learning_rate=0.01", 40),
+    ]
+    assert table_files.entry_text(entries[1]) == "40.00 at learning_rate=0.01 (1 run) [19.7]"
+
+
+@pytest.mark.usefixtures("empty_data")
+def test_a_setting_that_is_chosen_once_has_a_row_or_column_of_its_own() -> None:
+    with pytest.raises(ValueError, match="chooses a setting for recipe, optimizer: rows or columns must name each"):
+        dataclasses.replace(TABLE, chosen_by=TRAINING_LOSS)
+
+
+@pytest.mark.usefixtures("empty_data")
+def test_random_networks_are_trained_on_the_papers_batches_by_default() -> None:
+    assert registry.build(Networks().recipe, {}).batch_size == 256
 
 
 @pytest.mark.usefixtures("empty_data")

@@ -225,6 +225,12 @@ def rmsprop_bias_corrected(
     return torch.optim.Adam(parameters, lr=learning_rate, betas=(0.0, beta2), eps=eps)
 
 
+@baseline("adadelta")
+def adadelta(parameters: list[Any], *, learning_rate: float = 1.0, decay: float = 0.9) -> torch.optim.Optimizer:
+    """AdaDelta (Zeiler 2012)."""
+    return torch.optim.Adadelta(parameters, lr=learning_rate, rho=decay)
+
+
 @baseline("adagrad")
 def adagrad(parameters: list[Any], *, learning_rate: float = 0.01) -> torch.optim.Optimizer:
     """Adagrad (Duchi et al. 2011)."""

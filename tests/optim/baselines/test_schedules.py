@@ -13,7 +13,7 @@ from tests.cases import BY_NAME
 CASE = BY_NAME["mlp"]
 HORIZON = optim.Horizon(epochs=4, steps_per_epoch=5, training_samples=120)
 STEPS = 20
-BASELINES = ("sgd", "momentum", "nesterov", "rmsprop", "rmsprop_bias_corrected", "adam", "adagrad")
+BASELINES = ("sgd", "momentum", "nesterov", "rmsprop", "rmsprop_bias_corrected", "adam", "adagrad", "adadelta")
 BASELINES += ("adamw", "nadamw", "prodigy", "muon", "ademamix")
 # Names with a schedule of their own, and the share of the run in which their rate grows.
 SCHEDULED = {"adamw_cosine": 0.05, "nadamw_algoperf": 0.02, "prodigy_cosine": 0.0}
