@@ -35,7 +35,7 @@ class LossSummary:
         mean: geometric mean over the tasks that did not fail; NaN without any.
         worst: largest of these.
         failures: tasks on which a seed diverged, failed, or ended above a thousand times the best.
-        tasks: number of tasks that the method has run.
+        tasks: number of tasks that the method has run on all seeds.
     """
 
     mean: float
@@ -44,51 +44,61 @@ class LossSummary:
     tasks: int
 
 
-def loss_summary(runs: SuiteRuns, tasks: Sequence[SuiteTask], method: SuiteMethod) -> LossSummary:
-    """Summary over the tasks that a method has run."""
-    found = [(task, runs.of(task, method)) for task in tasks]
-    ratios = [mean_loss(task, outcomes) / best_loss(task, runs) for task, outcomes in found if outcomes]
+def complete(plan: SuitePlan, runs: SuiteRuns, method: SuiteMethod) -> list[tuple[SuiteTask, list[Outcome]]]:
+    """Tasks, costly ones apart, on which a method has run on all seeds, with its outcomes there."""
+    found = [(task, runs.of(task, method)) for task in plan.tasks if not task.costly]
+    return [(task, outcomes) for task, outcomes in found if len(outcomes) >= plan.seeds]
+
+
+def loss_summary(plan: SuitePlan, runs: SuiteRuns, method: SuiteMethod) -> LossSummary:
+    """Summary over the tasks that a method has run on all seeds, costly ones apart."""
+    ratios = [mean_loss(task, found) / best_loss(task, runs) for task, found in complete(plan, runs, method)]
     held = [ratio for ratio in ratios if ratio <= _FAILED_RATIO]  # NaN where nothing finished on the task
     mean = statistics.geometric_mean(held) if held else math.nan
     return LossSummary(mean, max(held, default=math.nan), len(ratios) - len(held), len(ratios))
 
 
 def suite_profiles(plan: SuitePlan, runs: SuiteRuns, cost: Cost = "operations") -> list[PerformanceProfile]:
-    """Performance profiles of the methods over the tasks that are not costly."""
-    tasks = [task for task in plan.tasks if not task.costly]
+    """Performance profiles of the methods over the tasks that each has run on all seeds, costly ones apart."""
     costs = {
-        method.name: {task.name: median_cost(task, found, cost) for task in tasks if (found := runs.of(task, method))}
+        method.name: {task.name: median_cost(task, found, cost) for task, found in complete(plan, runs, method)}
         for method in plan.methods
     }
     return profiles_of(costs)
 
 
-def operations_ratio(runs: SuiteRuns, tasks: Sequence[SuiteTask], method: SuiteMethod) -> float:
-    """Operations of one run, over those of SGD's estimate; the search of a tuned method counts. NaN without a run."""
+def operations_ratio(plan: SuitePlan, runs: SuiteRuns, method: SuiteMethod) -> float:
+    """Operations of a run over those of the cheapest method on the task, as geometric mean over the tasks.
+
+    The search of a tuned method counts. NaN without a run.
+    """
     ratios = []
-    for task in tasks:
-        spent = runs.search(task, method) if method.grid else runs.of(task, method)[:1]
-        counted = [o.operations / o.steps for o in spent if o.steps and o.operations]
-        if counted:
-            ratios.append(sum(counted) * task.steps / task.operations)
-    return statistics.geometric_mean(ratios) if ratios else math.nan
+    for task, found in complete(plan, runs, method):
+        least = min((c for o in runs.of_task(task) if (c := _operations_of_step(o))), default=math.nan)
+        spent = runs.search(task, method) if method.grid else found[:1]
+        ratios.append(sum(map(_operations_of_step, spent)) / least)
+    held = [ratio for ratio in ratios if ratio > 0]
+    return statistics.geometric_mean(held) if held else math.nan
+
+
+def _operations_of_step(outcome: Outcome) -> float:
+    return outcome.operations / outcome.steps if outcome.steps else 0.0
 
 
 def one_setting_table(plan: SuitePlan, runs: SuiteRuns) -> str:
     """Each method at one setting for everything, against the best on each task, as Markdown."""
-    tasks = [task for task in plan.tasks if not task.costly]
     scores = {profile.name: score(profile) for profile in suite_profiles(plan, runs)}
     rows = []
     for method in plan.methods:
-        summary = loss_summary(runs, tasks, method)
+        summary = loss_summary(plan, runs, method)
         if not summary.tasks:
             rows.append((math.inf, [method.name, method.kind, "not run yet", *["–"] * 5]))
             continue
-        reached = [math.isfinite(median_cost(t, found)) for t in tasks if (found := runs.of(t, method))]
+        reached = [math.isfinite(median_cost(task, found)) for task, found in complete(plan, runs, method)]
         cells = [f"{summary.mean:.2f}", f"{summary.worst:.2f}", str(summary.failures)]
         cells += [f"{scores[method.name]:.2f}", f"{sum(reached)} of {len(reached)}"]
-        cells.append(f"{operations_ratio(runs, tasks, method):.2f}")
-        rows.append((_order(summary, len(tasks)), [method.name, method.kind, *cells]))
+        cells.append(f"{operations_ratio(plan, runs, method):.2f}")
+        rows.append((_order(summary, sum(not task.costly for task in plan.tasks)), [method.name, method.kind, *cells]))
     head = (
         "method",
         "setting",
@@ -111,7 +121,7 @@ def _order(summary: LossSummary, tasks: int) -> float:
 def target_table(plan: SuitePlan, runs: SuiteRuns) -> str:
     """Operations to the target of each task, as Markdown: median over the seeds, and the seeds that missed it.
 
-    Bold entries do not differ from the best on their task; a cell without a run shows what one run would cost.
+    Bold entries do not differ from the best on their task. A cell without a run shows the operations it would take.
     """
     columns = {task.name: _column(plan, runs, task) for task in plan.tasks}
     rows = [[method.name, *(columns[task.name][method.name] for task in plan.tasks)] for method in plan.methods]
@@ -126,7 +136,8 @@ def _targets(tasks: Sequence[SuiteTask]) -> list[str]:
 def _column(plan: SuitePlan, runs: SuiteRuns, task: SuiteTask) -> dict[str, str]:
     found = {method.name: runs.of(task, method) for method in plan.methods}
     medians = {name: median_cost(task, outcomes) for name, outcomes in found.items() if outcomes}
-    best = min(medians, key=lambda name: medians[name], default=None)
+    whole = [name for name in medians if len(found[name]) >= plan.seeds]
+    best = min(whole, key=lambda name: medians[name], default=None)
     cells = {}
     for method in plan.methods:
         if method.name not in medians:
@@ -138,7 +149,9 @@ def _column(plan: SuitePlan, runs: SuiteRuns, task: SuiteTask) -> dict[str, str]
             method.name == best or not _differs(task, found[method.name], found[best])
         )  # fmt: skip
         text = f"**{text}**" if like_best else text
-        cells[method.name] = text + (f" ({missed} of {len(found[method.name])} missed)" if missed else "")
+        notes = [f"{missed} of {len(found[method.name])} missed"] if missed else []
+        notes += [f"{len(found[method.name])} of {plan.seeds} seeds"] if len(found[method.name]) < plan.seeds else []
+        cells[method.name] = text + (f" ({', '.join(notes)})" if notes else "")
     return cells
 
 
@@ -199,7 +212,7 @@ def summary_lines(plan: SuitePlan, runs: SuiteRuns) -> list[str]:
         "*failures*: tasks on which a run diverged, failed, or ended above a thousand times the best.",
         "*score*: mean over τ from 1 to 4 of the share of tasks whose target is reached within τ times the operations "
         "of the best (AlgoPerf, arXiv 2306.07179).",
-        "*operations / SGD*: operations of a run over those of SGD; of tuned methods with the whole search.",
+        "*operations*: those of a run over the cheapest method's; of tuned methods with the whole search.",
         "A difference counts only where the mean difference · √n over its standard deviation is at least "
         f"{SIGNIFICANT:g} over the n seeds: bold entries do not differ from the best of their column.",
     ]

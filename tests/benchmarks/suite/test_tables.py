@@ -9,6 +9,7 @@ from raycurv.results.target_score import score
 from tests.benchmarks.suite.cases import ADAM, AUTO, COSTLY, EASY, HARD, RATES, TUNED, outcome
 
 PLAN = SuitePlan((EASY, HARD, COSTLY), (TUNED, ADAM, AUTO), seeds=3)
+ONE_SEED = SuitePlan((EASY,), (ADAM, AUTO), seeds=1)
 
 
 def seeds(task, method, *rows, **options):
@@ -48,22 +49,23 @@ def test_one_setting_for_all_against_the_best_of_each_task():
     runs = SuiteRuns(outcomes)
     table = tables.one_setting_table(PLAN, runs)
     assert cells(table, "adam")[:5] == ["adam", "default", "2.00", "4.00", "0"]
-    assert cells(table, "adam")[6] == "2 of 2"
+    assert cells(table, "adam")[6:] == ["2 of 2", "1.00"]
+    assert cells(table, "auto")[7] == f"{math.sqrt(2):.2f}"
     assert cells(table, "auto")[2:7] == ["1.00", "1.00", "1", "0.00", "1 of 2"]
     assert cells(table, "sgd, tuned")[1:3] == ["tuned", "not run yet"]
-    summary = tables.loss_summary(runs, (EASY, HARD), ADAM)
+    summary = tables.loss_summary(PLAN, runs, ADAM)
     assert summary.mean == pytest.approx(math.sqrt(4 * 1))
     assert {p.name: score(p) for p in tables.suite_profiles(PLAN, runs)} == {"adam": 1.0, "auto": 0.0}
 
 
 def test_a_loss_far_above_the_best_is_a_failure():
     runs = SuiteRuns([*seeds(EASY, ADAM, [0.1], loss=1e13), *seeds(EASY, AUTO, [0.95], loss=0.1)])
-    assert tables.loss_summary(runs, (EASY,), ADAM).failures == 1
+    assert tables.loss_summary(ONE_SEED, runs, ADAM).failures == 1
 
 
 def test_a_task_on_which_nothing_finished_is_a_failure_of_all():
     runs = SuiteRuns(seeds(EASY, ADAM, [0.1], status="diverged"))
-    assert tables.loss_summary(runs, (EASY,), ADAM).failures == 1
+    assert tables.loss_summary(ONE_SEED, runs, ADAM).failures == 1
 
 
 def test_the_cost_to_the_target_says_what_was_missed_and_what_was_not_run():
@@ -90,7 +92,8 @@ def test_what_does_not_differ_from_the_best_is_bold():
     assert cells(table, "adam")[1] == "**1 G**"
     assert cells(table, "auto")[1] == "**1.1 G**"
     alone = tables.target_table(PLAN, SuiteRuns([same[0], same[3]]))
-    assert cells(alone, "auto")[1] == "1.1 G"
+    assert cells(alone, "auto")[1] == "1.1 G (1 of 3 seeds)"
+    assert cells(tables.one_setting_table(PLAN, SuiteRuns([same[0], same[3]])), "auto")[2] == "not run yet"
 
 
 def test_the_time_left_is_that_of_the_runs_that_are_not_done():
