@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from raycurv import recipes
+from raycurv import optim, recipes
 from raycurv.cli import commands
 from raycurv.cli.parsing import parse
 from raycurv.objective.collectives import Local
+from raycurv.optim import registry
 from raycurv.train import CheckpointStore, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -181,6 +182,13 @@ def test_the_readme_fits_one_sitting():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 150
     assert len(text.split()) <= 1000
+
+
+def test_the_page_of_baselines_has_every_baseline():
+    names = {name for name in optim.names() if ".baselines." in registry._REGISTRY[name].__module__}
+    rows = [line for line in (ROOT / "docs" / "baselines.md").read_text().splitlines() if line.startswith("| `")]
+    listed = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert listed == names
 
 
 def test_every_page_is_on_the_map():

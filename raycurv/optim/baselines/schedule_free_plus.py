@@ -21,6 +21,7 @@ Symbols: γ ``learning_rate``, β₁ ``beta1``, β₂ ``beta2``, β ``interpolat
 What is chosen here, and deviations:
 
 - Defaults are those of the author's reference code. There T, C, r, β_p and λ are 0; with T = 0, β̃ stays β.
+- Where β_p > 0, the reference code keeps the corrected e/(1 − β_pᵗ) for the next step; here e is kept, as printed.
 - λ counts by α², so that useful values are far above those of AdamW; the reference code names 20 and 50.
 - f is the objective of the batch, with its L2 term.
 - A gradient of zero has the rate 0. A loss or gradient that is not finite moves nothing and is not counted.
