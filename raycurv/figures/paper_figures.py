@@ -11,6 +11,7 @@ from raycurv.figures.panels import FigureSpec
 from raycurv.figures.rendered_figure import RenderedFigure
 from raycurv.results.histories import RunHistory
 
+TRAINING_ACCURACY, MOMENTUM = "training_set/accuracy", "optimizer/momentum"
 ALARMS, SCALE, TENSORS = "optimizer/alarms", "optimizer/scale", "optimizer/learning_rate/*"
 _SEVERAL = 3  # least number of settings of one optimizer in a study
 
@@ -34,6 +35,12 @@ def _annealed(runs: list[RunHistory]) -> list[RunHistory]:
     return [run for run in runs if run.outcome.recipe in recipes]
 
 
+def _fixed_momentum(runs: list[RunHistory]) -> list[RunHistory]:
+    """All runs of recipes in which the momentum of some run is 1 at every step."""
+    fixed = {run.outcome.recipe for run in runs if MOMENTUM in run.traces and (run.traces[MOMENTUM].values == 1).all()}
+    return [run for run in runs if run.outcome.recipe in fixed]
+
+
 def _watched(runs: list[RunHistory]) -> list[RunHistory]:
     """Runs that report the learning rate of each tensor, or alarms."""
     return [run for run in runs if ALARMS in run.traces or any(name.startswith(TENSORS[:-1]) for name in run.traces)]
@@ -43,6 +50,7 @@ _SMOOTH = (
     MetricPanel("train/loss", reduction="moving average"),
     MetricPanel("optimizer/learning_rate", reduction="moving average"),
 )
+_TRAINING_ERROR = MetricPanel(TRAINING_ACCURACY, error=True, title="training error")
 _TRAINING = (*_SMOOTH, MetricPanel("test/loss"), MetricPanel("test/accuracy"))
 
 FIGURES = (
@@ -81,6 +89,24 @@ FIGURES = (
         ),
         needs=("optimizer/descent_share",),
         hint="runs of a method that reports optimizer/descent_share, such as --study red_momentum",
+    ),
+    FigureSpec(
+        "training_error",
+        "CurveBall, Fig. 2",
+        "Training error after each epoch",
+        (_TRAINING_ERROR, MetricPanel("train/epoch_loss")),
+        needs=(TRAINING_ACCURACY,),
+        hint="runs that measure the training set (evaluate_training), such as `raycurv papers table curveball_fig2`",
+    ),
+    FigureSpec(
+        "fixed_momentum",
+        "CurveBall, Fig. 8",
+        "Training error after each epoch with fixed momentum ρ = 1",
+        (_TRAINING_ERROR, MetricPanel("train/epoch_loss")),
+        needs=(TRAINING_ACCURACY,),
+        choose=_fixed_momentum,
+        hint="runs whose momentum is 1 at every step, and which measure the training set, such as "
+        "`raycurv papers table curveball_fig8`",
     ),
     FigureSpec(
         "time",

@@ -135,6 +135,32 @@ def test_training_and_test_accuracy_are_drawn_for_each_epoch():
     assert {row["metric"] for row in rows(drawn.data)} == {"training loss", "training accuracy"}
 
 
+def test_training_error_is_drawn_in_per_cent_for_each_epoch():
+    run = recorded("any", training_set__epoch_accuracy=lambda e: 0)
+    trace = run.traces.pop("training_set/epoch_accuracy")
+    run.traces["training_set/accuracy"] = dataclasses.replace(trace, values=np.array([0.6, 0.7, 0.8, 0.9]))
+    (drawn,) = panels.draw(PLATES["training_error"], [run, recorded("other", train__epoch_loss=lambda e: 1 / e)])
+    assert drawn.names == ("any",)
+    found = {float(row["x"]): float(row["middle"]) for row in rows(drawn.data) if row["metric"] == "training error"}
+    assert found == pytest.approx({1: 40, 2: 30, 3: 20, 4: 10})
+    assert list(panels.draw(PLATES["fixed_momentum"], [run])) == []
+
+
+def test_training_with_a_momentum_of_one_is_drawn_beside_the_other_runs_of_its_recipe():
+    def run(name, momentum):
+        return recorded(
+            name,
+            training_set__accuracy=lambda e: e / 5,
+            train__epoch_loss=lambda e: 1 / e,
+            optimizer__momentum=lambda e: momentum,
+        )
+
+    plain = recorded("other", training_set__accuracy=lambda e: e / 6)
+    (drawn,) = panels.draw(PLATES["fixed_momentum"], [run("any", 1.0), run("any free", 0.9), plain])
+    assert drawn.names == ("any", "any free", "other")
+    assert list(panels.draw(PLATES["fixed_momentum"], [run("any free", 0.9), plain])) == []
+
+
 def test_networks_are_shown_by_median_and_quartiles_and_failures_count_as_worst():
     runs = [
         recorded("any", network=f"net{i}", train__epoch_loss=lambda e, i=i: i / e, test__accuracy=lambda e: 0.9)
