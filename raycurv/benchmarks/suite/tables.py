@@ -194,9 +194,12 @@ def progress(plan: SuitePlan, runs: SuiteRuns) -> str:
 
 
 def _pace(plan: SuitePlan, runs: SuiteRuns) -> float:
-    """Seconds of a run over the operations that its task expects; NaN before the first run."""
-    found = [(o.seconds, task.operations) for task in plan.tasks for o in runs.of_task(task)]
-    return sum(s for s, _ in found) / sum(n for _, n in found) if found else math.nan
+    """Seconds over expected operations on the largest task that has run: small ones are all overhead. NaN without."""
+    found = [(task.operations, outcomes) for task in plan.tasks if (outcomes := runs.of_task(task))]
+    if not found:
+        return math.nan
+    operations, outcomes = max(found, key=lambda pair: pair[0])
+    return statistics.fmean(outcome.seconds for outcome in outcomes) / operations
 
 
 def _hours(seconds: float) -> str:
