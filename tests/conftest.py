@@ -10,6 +10,8 @@ from typing import Any
 
 # Two processes of pytest share two cores; set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Checkpoints of the tests name functions of the tests.
+os.environ.setdefault("RAYCURV_TRUST", "tests")
 
 import hypothesis
 import pytest

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from raycurv.tracking.settings import default_runs, default_tracking_uri
 from raycurv.train.configuration import Precision, metric_components
+from raycurv.train.trust import default_trust
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Evaluate:
     metrics: tuple[str, ...] = field(default=(), metadata={"values": "NAME …"})
     """Metrics beside loss and accuracy, as those of raycurv train. By default those of the run."""
 
+    trust: tuple[str, ...] = field(default_factory=default_trust, metadata={"values": "MODULE …"})
+    """Modules of your own whose code the model may run. By default those in RAYCURV_TRUST."""
+
     batch_size: int = 256
     """Samples at a time."""
 
@@ -55,7 +59,12 @@ class Evaluate:
         from raycurv.service.model_evaluation import load, measure
 
         trained = load(
-            self.model, averaged=self.averaged, best=self.best, tracking_uri=self.tracking_uri, runs=self.runs
+            self.model,
+            averaged=self.averaged,
+            best=self.best,
+            tracking_uri=self.tracking_uri,
+            runs=self.runs,
+            trust=self.trust,
         )
         if self.metrics:
             config = dataclasses.replace(trained.config, metrics=metric_components(self.metrics))

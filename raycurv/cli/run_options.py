@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from raycurv.arguments import format_setting
+from raycurv.service.cluster import Cluster
 from raycurv.train.configuration import RunConfig, Setting
+from raycurv.train.trust import allow, default_trust
 
 T = TypeVar("T")
 _PARTS = ("name", "model", "data", "optimizer_settings", "metrics")  # of a recipe alone, or settings
@@ -111,6 +113,13 @@ def recipe_options(option: tuple[str, ...], scale: tuple[float, ...] = ()) -> di
         ValueError: an option is not of the form NAME=VALUE, or is given twice.
     """
     return {**parse_settings("--option", option), **({"scale": scale} if scale else {})}
+
+
+def trusting(cluster: Cluster, recipe: str) -> Cluster:
+    """The cluster of a command, which trusts the module of the recipe that it names, and those of ``--trust``."""
+    module, mark, _ = recipe.partition(":")
+    allow((*cluster.trust, *([module] if mark else [])))
+    return dataclasses.replace(cluster, trust=default_trust())
 
 
 def variants(config: RunConfig, compare: tuple[str, ...]) -> list[RunConfig]:

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from raycurv.cli.run_options import RunOptions, recipe_options
+from raycurv.cli.run_options import RunOptions, recipe_options, trusting
 from raycurv.cli.train import OPTIMIZERS, OPTION
 from raycurv.service.cluster import Cluster
 from raycurv.service.limits import Limits
@@ -65,7 +65,7 @@ class Grid:
         rule, axes = search.get_rule(self.rule), search.get_grid(self.grid, self.rates)
         searched = search.grid_trials(config, self.baselines, axes, rule)
         free = search.final_trials(config, {name: {} for name in self.free}, self.seeds)
-        cluster = dataclasses.replace(self.cluster, log_model=False)
+        cluster = dataclasses.replace(trusting(self.cluster, self.recipe), log_model=False)
         with sweeping(f"{config.name}-grid", [*searched, *free], cluster, self.limits) as sweep:
             found = sweep.run(searched)
             winners, lost = search.best_settings(searched, found, rule)
@@ -127,7 +127,7 @@ class Networks:
             name: rates if name in self.tuned else [{}] for name in self.optimizers
         }
         trials = search.random_architectures(config, self.count, settings, width=self.width)
-        cluster = dataclasses.replace(self.cluster, log_model=False)
+        cluster = dataclasses.replace(trusting(self.cluster, self.recipe), log_model=False)
         with sweeping("random-architectures", trials, cluster, self.limits) as sweep:
             found = sweep.run(trials)
             networks = comparison.compare_over_networks(found)

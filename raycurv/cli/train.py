@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from raycurv.cli.run_options import RunOptions, recipe_options, variants
+from raycurv.cli.run_options import RunOptions, recipe_options, trusting, variants
 from raycurv.service.cluster import Cluster
 
 OPTION = {"values": "NAME=VALUE …"}
@@ -71,4 +71,4 @@ class Train:
         if self.recipe is None:
             raise ValueError("name what to train with --recipe or --study; --list shows all")
         config = self.run_options.apply(recipes.build(self.recipe, options))
-        launch(variants(config, self.compare), self.cluster)
+        launch(variants(config, self.compare), trusting(self.cluster, self.recipe))

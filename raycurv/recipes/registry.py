@@ -84,13 +84,13 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Recipe:
-    """The recipe called `name`, or the function at ``package.module:function``.
+    """The recipe called `name`, or the function at ``package.module:function``, which is not called here.
 
     Raises:
-        ValueError: there is none; the message has the nearest names.
+        ValueError: there is none, with the nearest names; or the function does not say that it returns a configuration.
     """
     if ":" in name:
-        return Component(name).resolve()
+        return _of_user(name)
     if name not in _RECIPES:
         near = difflib.get_close_matches(name, _RECIPES, 3) or [n for n in names() if name and name in n][:3]
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
@@ -99,6 +99,22 @@ def get(name: str) -> Recipe:
             "package.module:function"
         )
     return _RECIPES[name].recipe
+
+
+def _of_user(name: str) -> Recipe:
+    """The function at an import path, if its annotation says that it returns a RunConfig.
+
+    Raises:
+        ValueError: it does not, so it may be anything.
+    """
+    found = Component(name).resolve()
+    returns = getattr(found, "__annotations__", {}).get("return")
+    if returns is not RunConfig and str(returns).rpartition(".")[2].strip("\"'") != RunConfig.__name__:
+        raise ValueError(
+            f"{name!r} is not known to be a recipe, so it was not called: a recipe is a function that says what it "
+            f"returns, def {name.rpartition(':')[2]}(…) -> RunConfig"
+        )
+    return found
 
 
 def build(name: str, options: Mapping[str, Any]) -> RunConfig:

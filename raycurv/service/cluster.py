@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raycurv.tracking.settings import default_runs, default_tracking_uri
+from raycurv.train.trust import default_trust
 
 REMOTE = ("s3://", "gs://", "gcs://", "file://")
 
@@ -71,6 +72,10 @@ class Cluster:
 
     log_model: bool = True
     """Log the trained network in MLflow at the end of every run."""
+
+    trust: tuple[str, ...] = field(default_factory=default_trust, metadata={"values": "MODULE …"})
+    """Modules of your own that checkpoints may name, beside those of this command. Their code runs, where a run starts
+    from a checkpoint or its network is logged. By default those in RAYCURV_TRUST."""
 
     def __post_init__(self) -> None:
         whole = isinstance(self.workers, int) and not isinstance(self.workers, bool)

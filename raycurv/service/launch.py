@@ -53,11 +53,13 @@ def launch(runs: Sequence[RunConfig], cluster: Cluster) -> list[Result]:
         Stopped: somebody asked for it.
     """
     from raycurv.service.plan import plan
+    from raycurv.train.trust import targets
 
     planned = plan(runs, cluster)
     progress = TerminalProgress()
     names = [run.config.name for run in planned.runs]
-    with tracking_session(cluster, names, progress.notify) as tracking:
+    trust = {target for run in planned.runs for target in targets(run.config)}
+    with tracking_session(cluster, names, progress.notify, trust) as tracking:
         with ray_session(cluster, progress.notify):
             results = _Launch(planned, cluster, tracking, progress).run()
         progress.notify("\n" + _summary(planned, results))

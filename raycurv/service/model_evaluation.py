@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 from raycurv.data import locate
@@ -10,7 +11,15 @@ from raycurv.train import CheckpointStore, Precision, TrainedModel, evaluate, lo
 from raycurv.train.build import build_metrics, data_shape, resolve_loss, resolve_weights
 
 
-def load(model: str, *, averaged: bool, best: bool = False, tracking_uri: str | None, runs: str) -> TrainedModel:
+def load(
+    model: str,
+    *,
+    averaged: bool,
+    best: bool = False,
+    tracking_uri: str | None,
+    runs: str,
+    trust: Collection[str] | None = None,
+) -> TrainedModel:
     """Load a trained network.
 
     Args:
@@ -19,18 +28,20 @@ def load(model: str, *, averaged: bool, best: bool = False, tracking_uri: str | 
         best: load its best checkpoint, not its newest.
         tracking_uri: MLflow's server or data base; None is the file in `runs`.
         runs: folder of all runs.
+        trust: modules whose functions the model may name; None takes those of ``RAYCURV_TRUST``.
 
     Raises:
+        UntrustedCodeError: the model names a function of another module.
         ValueError: `averaged` or `best` is set for a logged model, which has one set of weights.
     """
     if not model.startswith(("runs:/", "models:/")):
-        return load_trained_model(CheckpointStore(model), averaged=averaged, best=best)
+        return load_trained_model(CheckpointStore(model), averaged=averaged, best=best, trust=trust)
     if averaged or best:
         flag = "--averaged" if averaged else "--best"
         raise ValueError(f"{flag} needs a folder of checkpoints: a logged model holds one set of weights")
     from raycurv.tracking.logged_model import fetch
 
-    return fetch(model, tracking_uri, runs)
+    return fetch(model, tracking_uri, runs, trust)
 
 
 def measure(

@@ -24,7 +24,12 @@ def trainer(tasks: Sequence[WorkerTask], mailbox: Any, cluster: Cluster) -> Torc
     scratch = tempfile.mkdtemp(prefix="raycurv-train-")
     return TorchTrainer(
         work,
-        train_loop_config={"tasks": list(tasks), "mailbox": mailbox, "threads": cluster.threads_per_worker},
+        train_loop_config={
+            "tasks": list(tasks),
+            "mailbox": mailbox,
+            "threads": cluster.threads_per_worker,
+            "trust": cluster.trust,
+        },
         torch_config=NodeTorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=COLLECTIVE_SECONDS),
         scaling_config=ray.train.ScalingConfig(
             num_workers=cluster.workers, use_gpu=cluster.use_gpu, resources_per_worker=cluster.resources

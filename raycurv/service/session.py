@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -30,13 +30,16 @@ RAY_DEFAULTS = {
 
 
 @contextlib.contextmanager
-def tracking_session(cluster: Cluster, names: Sequence[str], notify: Callable[[str], None]) -> Iterator[Tracking]:
+def tracking_session(
+    cluster: Cluster, names: Sequence[str], notify: Callable[[str], None], trust: Collection[str] = ()
+) -> Iterator[Tracking]:
     """Open MLflow, tidy up after earlier drivers, and deliver everything at the end.
 
     Args:
         cluster: address of MLflow and folder of all runs.
         names: runs to create, which must be new unless the cluster says to resume.
         notify: shows a line to the user.
+        trust: functions that checkpoints may name, those of the runs.
 
     Yields:
         The connection.
@@ -46,7 +49,7 @@ def tracking_session(cluster: Cluster, names: Sequence[str], notify: Callable[[s
     """
     from raycurv.tracking.client import Tracking, open_command
 
-    tracking = Tracking(cluster, notify)
+    tracking = Tracking(cluster, notify, trust)
     if count := tracking.send_unsent():
         notify(f"delivered {count} messages to MLflow that an earlier driver could not deliver")
     for name in tracking.close_abandoned():

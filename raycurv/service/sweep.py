@@ -186,6 +186,7 @@ class Sweep:
             device="cuda" if self.cluster.use_gpu else "cpu",
             seconds=self.limits.time_limit,
             cluster=self.cluster if self.cluster.workers > 1 else None,
+            trust=self.cluster.trust,
         )
         tuner = tune.Tuner(
             tune.with_resources(

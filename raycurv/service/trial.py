@@ -28,6 +28,7 @@ from raycurv.service.worker import WorkerTask, train_and_send
 from raycurv.tracking.messages import RunFailed
 from raycurv.train import NonFiniteLoss
 from raycurv.train.records import Record
+from raycurv.train.trust import allow
 
 METRIC = "train/epoch_loss"  # by which a scheduler compares trials
 GRACE = 20.0  # seconds that a trial has to end by itself after its time is over
@@ -60,6 +61,7 @@ class TrialSettings:
         device: ``cpu`` or ``cuda``.
         seconds: time limit of one trial, or None.
         cluster: the workers of one trial, or None where a trial is one process.
+        trust: modules that the driver trusts.
     """
 
     mailbox: Any
@@ -67,6 +69,7 @@ class TrialSettings:
     device: str
     seconds: float | None
     cluster: Cluster | None = None
+    trust: tuple[str, ...] = ()
 
 
 def run_trial(
@@ -83,6 +86,7 @@ def run_trial(
     task = tasks[chosen["trial"]]
     sender = MessageSender(settings.mailbox, task.run)
     torch.set_num_threads(settings.threads)
+    allow(settings.trust)
     failure: BaseException | None
     try:
         with _time_limit(settings.seconds, Path(task.checkpoints) / "hung"):

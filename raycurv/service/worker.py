@@ -23,6 +23,7 @@ from raycurv.tracking.messages import RunFailed, RunFinished, RunStarted, Worker
 from raycurv.train import train
 from raycurv.train.configuration import RunConfig
 from raycurv.train.records import Record, Result
+from raycurv.train.trust import allow
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ def work(settings: dict[str, Any]) -> None:
     """The training function of Ray Train.
 
     Args:
-        settings: ``tasks``, ``mailbox`` and ``threads``.
+        settings: ``tasks``, ``mailbox``, ``threads``, and ``trust``, the modules that the driver trusts.
     """
+    allow(settings["trust"])
     torch.set_num_threads(settings["threads"])
     mailbox, tasks = settings["mailbox"], settings["tasks"]
     context = ray.train.get_context()

@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,12 @@ from raycurv.tracking.messages import (
     TrackingMessage,
     batches,
 )
-from raycurv.tracking.outbox import MessageRefused, Outbox, first_line, read_unsent
+from raycurv.tracking.outbox import MessageRefused, Outbox, first_line, read_unsent, write_unsent
 from raycurv.tracking.settings import TrackingSettings, resolve_uri
 from raycurv.train.checkpoint import CheckpointError
 from raycurv.train.configuration import RunConfig
 from raycurv.train.records import Record
+from raycurv.train.trust import UntrustedCodeError
 
 # By default, an MLflow client waits minutes in every call to a server that is not there.
 ENVIRONMENT = {
@@ -146,13 +147,15 @@ class Tracking:
     Args:
         settings: address of MLflow, folder of all runs, time limits.
         notify: callback that shows a line to the user.
+        trust: functions that a checkpoint may name when its network is logged, beside the modules of the settings.
 
     Raises:
         TrackingError: there is no such server or data base, or it does not answer.
     """
 
-    def __init__(self, settings: TrackingSettings, notify: Callable[[str], None]) -> None:
+    def __init__(self, settings: TrackingSettings, notify: Callable[[str], None], trust: Collection[str] = ()) -> None:
         self._settings, self._notify = settings, notify
+        self._trust = (*settings.trust, *trust)
         self.uri = resolve_uri(settings.tracking_uri, settings.runs)
         self._unsent = Path(settings.runs) / "unsent" / _safe(self.uri)
         for name in ("alembic", "mlflow"):
@@ -259,12 +262,22 @@ class Tracking:
             except ValueError as error:
                 self._notify(f"{path} holds messages for MLflow and cannot be read, so it stays there: {error}")
                 continue
-            for message in messages:
-                with explained(self.uri), contextlib.suppress(MessageRefused):
-                    self._deliver(message)
+            untrusted = [message for message in messages if not self._deliver_late(message)]
+            if untrusted:
+                write_unsent(untrusted, self._unsent)  # for a start that trusts their modules
             path.rename(path.with_suffix(".sent"))
-            count += len(messages)
+            count += len(messages) - len(untrusted)
         return count
+
+    def _deliver_late(self, message: TrackingMessage) -> bool:
+        """Deliver a message of an earlier driver; False if it names code that nobody has allowed."""
+        try:
+            with explained(self.uri):
+                self._deliver(message)
+        except MessageRefused as error:
+            self._notify(f"MLflow did not take {type(message).__name__} of run {message.run}: {error}")
+            return not isinstance(error.__cause__, UntrustedCodeError)
+        return True
 
     def done_with(self, run: TrackedRun) -> None:
         """Stop the heartbeat of a run."""
@@ -375,7 +388,7 @@ class Tracking:
         from raycurv.tracking import logged_model
 
         try:
-            logged_model.log(run, checkpoints)
+            logged_model.log(run, checkpoints, self._trust)
         except (CheckpointError, ValueError) as error:
             raise MessageRefused(f"the network cannot be logged from here: {error}") from error
 

@@ -7,6 +7,7 @@ import importlib.util
 import sysconfig
 import tempfile
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import mlflow
@@ -31,13 +32,19 @@ NAME = "model"
 PYFUNC_CODE = Path(__file__).with_name("pyfunc_model.py")
 
 
-def log(run: str, checkpoints: str) -> None:
+def log(run: str, checkpoints: str, trust: Collection[str] | None = None) -> None:
     """Log the network of the newest checkpoint as the model of a run, or of the best one if the run chooses it.
+
+    Args:
+        run: id of the run.
+        checkpoints: folder or address of its checkpoints.
+        trust: modules whose functions the checkpoint may name; None takes those of ``RAYCURV_TRUST``.
 
     Raises:
         CheckpointError: there is no checkpoint that can be read from here.
+        UntrustedCodeError: the checkpoint names a function of another module.
     """
-    trained = _trained(CheckpointStore(checkpoints))
+    trained = _trained(CheckpointStore(checkpoints), trust)
     if trained.classes is not None:
         MlflowClient().log_dict(run, {"classes": trained.classes}, "classes.json")  # such as the draw of ImageNet-100
     config = trained.config
@@ -53,23 +60,25 @@ def log(run: str, checkpoints: str) -> None:
         )
 
 
-def _trained(store: CheckpointStore) -> TrainedModel:
+def _trained(store: CheckpointStore, trust: Collection[str] | None) -> TrainedModel:
     if store.best() is None:
-        return load_trained_model(store)
+        return load_trained_model(store, trust=trust)
     config = store.config()
     averaged = config is not None and (config.best_metric or "").startswith("averaged/")
-    return load_trained_model(store, averaged=averaged, best=True)
+    return load_trained_model(store, averaged=averaged, best=True, trust=trust)
 
 
-def fetch(uri: str, server: str | None, runs: str) -> TrainedModel:
+def fetch(uri: str, server: str | None, runs: str, trust: Collection[str] | None = None) -> TrainedModel:
     """Load the network of a logged model.
 
     Args:
         uri: address of the model, such as ``runs:/…/model``.
         server: tracking URI; None is the SQLite file in the folder `runs`.
         runs: folder of all runs.
+        trust: modules whose functions the model may name; None takes those of ``RAYCURV_TRUST``.
 
     Raises:
+        UntrustedCodeError: the model names a function of another module.
         FileNotFoundError: there is no such model, or another package logged it.
     """
     mlflow.set_tracking_uri(resolve_uri(server, runs))
@@ -81,7 +90,7 @@ def fetch(uri: str, server: str | None, runs: str) -> TrainedModel:
         found = next(iter(sorted(local.rglob(model_files.WEIGHTS))), None)
         if found is None:
             raise FileNotFoundError(f"{uri} holds no {model_files.WEIGHTS}: it is no model that this package logged")
-        return model_files.load(found.parent)
+        return model_files.load(found.parent, trust)
 
 
 def _signature(trained: TrainedModel) -> ModelSignature:

@@ -12,6 +12,7 @@ from mlflow.pyfunc import PythonModel  # type: ignore[attr-defined]
 
 from raycurv.tracking import model_files
 from raycurv.train.precision import dtype_of
+from raycurv.train.trust import default_trust
 
 
 class Network:
@@ -23,7 +24,9 @@ class Network:
 
     def load_context(self, context: Any) -> None:
         """Build the network from the files of the logged model."""
-        self.trained = model_files.load(Path(context.artifacts["network"]))
+        folder = Path(context.artifacts["network"])
+        # MLflow runs this file and imports the code beside it, so both are trusted by whoever loads the model.
+        self.trained = model_files.load(folder, (*default_trust(), *model_files.shipped_modules(folder)))
         self.dtype = dtype_of(self.trained.config.precision)
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def] # MLflow reads hints as a schema

@@ -27,6 +27,10 @@ class TrackingSettings(Protocol):
         """Name that the user gave to the runs, shown in MLflow's list; None if there is none."""
 
     @property
+    def trust(self) -> tuple[str, ...]:
+        """Modules whose functions a checkpoint may name when its network is logged."""
+
+    @property
     def tracking_patience(self) -> float:
         """Seconds that the end of a launch waits for an unreachable server."""
 

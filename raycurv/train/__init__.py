@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from raycurv.train.metrics import NonFiniteLoss
     from raycurv.train.records import Record, Result
     from raycurv.train.resume import Resume, ResumeError, require_startable
+    from raycurv.train.trust import UntrustedCodeError
 else:
     __getattr__ = moved_names(
         __name__,
@@ -34,6 +35,7 @@ else:
                 "metrics": ("NonFiniteLoss",),
                 "records": ("Record", "Result"),
                 "resume": ("Resume", "ResumeError", "require_startable"),
+                "trust": ("UntrustedCodeError",),
             },
         ),
     )
@@ -52,6 +54,7 @@ __all__ = [
     "RunConfig",
     "SummedMetric",
     "TrainedModel",
+    "UntrustedCodeError",
     "WorkersDisagree",
     "check",
     "evaluate",

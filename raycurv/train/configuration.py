@@ -17,6 +17,7 @@ import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, Literal, get_args
 
 from raycurv.arguments import require, require_whole, unknown
@@ -98,6 +99,8 @@ class Component:
             if not hasattr(found, part):
                 raise ValueError(f"{self.target!r}: module {module!r} has no {name!r}")
             found = getattr(found, part)
+            if isinstance(found, ModuleType):
+                raise ValueError(f"{self.target!r} passes through the module {found.__name__!r}; name its own path")
         if not callable(found):
             raise ValueError(f"{self.target!r} is {type(found).__name__}, not a function")
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from raycurv.train.averaging import AveragedWeights, overwrite
 from raycurv.train.build import build_model, build_optimizer
 from raycurv.train.checkpoint import CheckpointError, CheckpointStore
 from raycurv.train.configuration import RunConfig
+from raycurv.train.trust import require_trusted
 
 
 @dataclass(frozen=True)
@@ -36,32 +38,41 @@ class TrainedModel:
     classes: tuple[str, ...] | None = None
 
 
-def load_trained_model(store: CheckpointStore, *, averaged: bool = False, best: bool = False) -> TrainedModel:
+def load_trained_model(
+    store: CheckpointStore, *, averaged: bool = False, best: bool = False, trust: Collection[str] | None = None
+) -> TrainedModel:
     """Build the network of a run with the weights of its newest, or of its best checkpoint.
 
     Args:
         store: the checkpoints of the run.
         averaged: take the exponential average of the weights, with its running statistics of the last evaluation.
         best: take the checkpoint with the best value of the run's ``best_metric``.
+        trust: modules whose functions the checkpoint may name, beside those of this package; None takes those of
+            ``RAYCURV_TRUST``. Their code runs.
 
     Raises:
+        UntrustedCodeError: the checkpoint names a function of another module.
         CheckpointError: there is no such checkpoint, it cannot be read, or it holds no average.
         ValueError: the model's component cannot be built.
     """
     state = store.load_best() if best else store.load()
     if state is None:
         raise CheckpointError(f"there is no checkpoint in {store.uri}")
-    return trained_from(state, averaged=averaged)
+    return trained_from(state, f"the checkpoint in {store.uri}", averaged=averaged, trust=trust)
 
 
-def trained_from(state: dict[str, Any], *, averaged: bool = False) -> TrainedModel:
-    """:func:`load_trained_model` for the content of a checkpoint.
+def trained_from(
+    state: dict[str, Any], origin: str, *, averaged: bool = False, trust: Collection[str] | None = None
+) -> TrainedModel:
+    """:func:`load_trained_model` for the content of a checkpoint, whose origin is named in messages.
 
     Raises:
+        UntrustedCodeError: the checkpoint names a function of another module.
         CheckpointError: the checkpoint holds no average.
         ValueError: the model's component cannot be built.
     """
     config = RunConfig.from_json(state["config"])
+    require_trusted(config, origin, trust)
     shape = state["data"]
     with torch.random.fork_rng(devices=[]):
         model = build_model(config, shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from raycurv.data import DataError
 from raycurv.train.build import FILLED_IN, build_model, data_shape
 from raycurv.train.configuration import RunConfig
+from raycurv.train.trust import trusted_by
 from raycurv.train.weight_files import StartError, Weights, read_weights
 
 _SHOWN = 4  # names in a message
@@ -54,7 +55,7 @@ class StartReport:
         return "; ".join(parts)
 
 
-def load_start(model: nn.Module, start: str) -> StartReport:
+def load_start(model: nn.Module, start: str, trust: Collection[str] | None = None) -> StartReport:
     """Copy weights into a model where name and shape are equal.
 
     A prefix that most names of the weights or of the model have, such as ``module.`` or ``backbone.``, may differ.
@@ -62,11 +63,13 @@ def load_start(model: nn.Module, start: str) -> StartReport:
     Args:
         model: the model, with the weights that it keeps elsewhere.
         start: argument of :func:`~raycurv.train.weight_files.read_weights`.
+        trust: modules whose functions a checkpoint may name; None takes those of ``RAYCURV_TRUST``.
 
     Raises:
+        UntrustedCodeError: a checkpoint names a function of another module.
         StartError: the weights cannot be read, or no parameter of the model fits.
     """
-    return copy_weights(model, read_weights(start), start)
+    return copy_weights(model, read_weights(start, trust), start)
 
 
 def copy_weights(model: nn.Module, weights: Weights, source: str) -> StartReport:
@@ -118,7 +121,7 @@ def check_start(config: RunConfig) -> None:
                 return
         model = build_model(config, shape)
     if config.start_from is not None:
-        load_start(model, config.start_from)
+        load_start(model, config.start_from, trusted_by(config))
 
 
 def _needs_data(config: RunConfig) -> bool:

@@ -32,6 +32,7 @@ from raycurv.train.distributed import checksum, require_equal
 from raycurv.train.precision import dtype_of
 from raycurv.train.pretrained_start import StartReport, load_start
 from raycurv.train.records import Record
+from raycurv.train.trust import trusted_by
 from raycurv.train.validation import ValidationBatches, first_samples, split_validation
 
 VERSION = 2  # of the state in a checkpoint
@@ -127,7 +128,7 @@ class TrainingRun:
         torch.manual_seed(random_state.derive_seed(config.seed, "dropout", collectives.rank))
 
     def _load_start(self, start: str) -> StartReport:
-        report = load_start(self.model, start)
+        report = load_start(self.model, start, trusted_by(self.config))
         loaded = int(checksum(self.model.state_dict().values()))
         what = f"the checksum of the weights from {start} (do all nodes read the same file?)"
         require_equal(loaded, what, self.collectives, self.device)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +29,7 @@ class StartError(ValueError):
     """Weights to start from that cannot be read or do not fit; the message says what to do."""
 
 
-def read_weights(start: str) -> Weights:
+def read_weights(start: str, trust: Collection[str] | None = None) -> Weights:
     """Weights by name, on the CPU.
 
     Args:
@@ -42,8 +42,10 @@ def read_weights(start: str) -> Weights:
             - ``torchvision:NAME``, ``timm:NAME`` or ``transformers:NAME``, where the package is installed. NAME is as
               the package takes it, such as ``torchvision:resnet18``, ``torchvision:ResNet50_Weights.IMAGENET1K_V1``,
               ``timm:vit_tiny_patch16_224`` or ``transformers:google/vit-base-patch16-224``.
+        trust: modules whose functions a checkpoint may name; None takes those of ``RAYCURV_TRUST``.
 
     Raises:
+        UntrustedCodeError: a checkpoint names a function of another module.
         StartError: there is no such file, it holds something else, or the package or the name is missing.
     """
     if package := pretrained_name(start):
@@ -55,13 +57,13 @@ def read_weights(start: str) -> Weights:
     except (OSError, CheckpointError) as error:
         raise StartError(f"start_from: {error}") from error
     if content is not None:
-        return _tensors(_parsed(start, content), start)
+        return _tensors(_parsed(start, content, trust), start)
     if state is None:
         raise StartError(
             f"start_from: there is no file and no checkpoint at {start}; give the folder of a run's checkpoints, a "
             "file of torch or safetensors, or torchvision:NAME, timm:NAME or transformers:NAME"
         )
-    return _tensors(_of_checkpoint(state), start)
+    return _tensors(_of_checkpoint(state, start, trust), start)
 
 
 def _file(start: str) -> bytes | None:
@@ -74,7 +76,7 @@ def _file(start: str) -> bytes | None:
         return None
 
 
-def _parsed(start: str, content: bytes) -> Mapping[str, Any]:
+def _parsed(start: str, content: bytes, trust: Collection[str] | None) -> Mapping[str, Any]:
     if start.partition("?")[0].endswith(".safetensors"):
         with _explained(start):
             from safetensors.torch import load
@@ -88,12 +90,12 @@ def _parsed(start: str, content: bytes) -> Mapping[str, Any]:
             "state_dict alone, torch.save(model.state_dict(), file), or use safetensors"
         ) from error
     if isinstance(found, Mapping) and {"config", "optimizer", "horizon"} <= found.keys():
-        return _of_checkpoint(dict(found))
+        return _of_checkpoint(dict(found), start, trust)
     return found
 
 
-def _of_checkpoint(state: dict[str, Any]) -> Weights:
-    return dict(trained_from(state).model.state_dict())
+def _of_checkpoint(state: dict[str, Any], start: str, trust: Collection[str] | None) -> Weights:
+    return dict(trained_from(state, f"start_from: {start}", trust=trust).model.state_dict())
 
 
 def _tensors(found: Any, start: str) -> Weights:

@@ -21,7 +21,8 @@ from raycurv.tracking import provenance
 from raycurv.tracking.client import Tracking, TrackingError, open_command
 from raycurv.tracking.messages import LogRecords
 from raycurv.tracking.outbox import write_unsent
-from raycurv.train import CheckpointStore, Record, train
+from raycurv.train import CheckpointStore, Record, UntrustedCodeError, train
+from raycurv.train.trust import targets
 from tests.service.problems import mine, perceptron
 
 with warnings.catch_warnings():
@@ -200,6 +201,48 @@ def test_a_logged_model_answers_as_the_trained_network_does(cluster: Cluster, tr
     assert fetched.classes == ("a", "b", "c")
     files = {path.suffix for path in Path(cluster.runs, "artifacts").rglob("*") if path.is_file()}
     assert not files & {".pkl", ".pickle", ".joblib"}
+
+
+def test_a_network_of_code_that_nobody_allowed_is_not_logged_and_waits(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAYCURV_TRUST", "")
+    store = CheckpointStore(str(Path(cluster.checkpoints) / "points"))
+    train(mine(epochs=1), collectives=Local(), store=store, emit=lambda records: None)
+    first = Tracking(dataclasses.replace(cluster, trust=()), print)
+    run = first.open(mine(epochs=1), TAGS, None, resume=False)
+    run.model(store.uri)
+    assert first.finish() is None
+    assert "names 'tests.service.problems:perceptron', which is no model" in capsys.readouterr().out
+    (waiting,) = Path(cluster.runs).glob("unsent/*/*.jsonl")
+    assert "LogModel" in waiting.read_text()
+
+    again = Tracking(dataclasses.replace(cluster, trust=()), print)
+    assert again.send_unsent() == 0
+    assert "--trust tests.service.problems" in capsys.readouterr().out
+    again.finish()
+    last = Tracking(dataclasses.replace(cluster, trust=("tests",)), print)
+    assert last.send_unsent() == 1
+    last.finish()
+    address = f"runs:/{run.id}/model"
+    with pytest.raises(UntrustedCodeError, match="the logged model names"):
+        logged_model.fetch(address, last.uri, cluster.runs, ())
+    assert logged_model.fetch(address, last.uri, cluster.runs, ("tests",)).step == 8
+    # The model brings the package `tests` along, whose code MLflow imports.
+    assert mlflow.pyfunc.load_model(address).predict(np.zeros((1, 2), np.float32)).shape == (1, 3)
+
+
+def test_the_network_of_a_run_is_logged_by_its_own_driver_without_further_trust(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYCURV_TRUST", "")
+    store = CheckpointStore(str(Path(cluster.checkpoints) / "points"))
+    train(mine(epochs=1), collectives=Local(), store=store, emit=lambda records: None)
+    tracking = Tracking(dataclasses.replace(cluster, trust=()), print, targets(mine()))
+    run = tracking.open(mine(epochs=1), TAGS, None, resume=False)
+    run.model(store.uri)
+    tracking.finish()
+    assert logged_model.fetch(f"runs:/{run.id}/model", tracking.uri, cluster.runs, ("tests",)).step == 8
 
 
 def test_the_commit_of_a_run_is_known() -> None:
