@@ -128,6 +128,20 @@ def random_resized_crop(image: Pixels, draws: Sequence[float], size: tuple[int, 
     return (crop.flip(-1) if draws[-1] < 0.5 else crop)[0].permute(1, 2, 0).numpy()
 
 
+def random_crop(image: Pixels, draws: Sequence[float], size: tuple[int, int]) -> Pixels:
+    """A part at a random place, flipped half of the time, in the scale at which the shorter side is 8/7 of `size`.
+
+    For 224 pixels the shorter side is 256 (Chatfield et al. 2014). The part is cut out of the image before it is
+    resized, which is the same up to rounding and takes fewer pixels.
+    """
+    height, width = image.shape[:2]
+    scale = CENTRE * min(height / size[0], width / size[1])
+    box_height, box_width = min(height, round(size[0] * scale)), min(width, round(size[1] * scale))
+    top, left = int(draws[0] * (height - box_height + 1)), int(draws[1] * (width - box_width + 1))
+    crop = _resize(image[top : top + box_height, left : left + box_width], size)
+    return (crop.flip(-1) if draws[-1] < 0.5 else crop)[0].permute(1, 2, 0).numpy()
+
+
 def _random_box(height: int, width: int, draws: Sequence[float]) -> tuple[int, int, int, int]:
     """(top, left, height, width), drawn up to ten times until it lies inside; else the largest middle part."""
     for area, ratio in zip(draws[:_TRIES], draws[_TRIES : 2 * _TRIES], strict=True):

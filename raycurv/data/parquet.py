@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -22,7 +22,13 @@ from raycurv.data.shards import ShardFolder, Split, concurrently, locate, read_i
 from raycurv.data.source import Data
 
 _LOG = logging.getLogger(__name__)
-Augmentation = Literal["none", "crop_flip", "crop_flip_rotate", "resize_crop_flip"]
+Augmentation = Literal["none", "crop_flip", "crop_flip_rotate", "resize_crop_flip", "short_side_crop_flip"]
+_Crop = Callable[[image_transforms.Pixels, Sequence[float], tuple[int, int]], image_transforms.Pixels]
+# Augmentations that cut a part out of the whole photograph.
+_CROPS: Mapping[str, _Crop] = {
+    "resize_crop_flip": image_transforms.random_resized_crop,
+    "short_side_crop_flip": image_transforms.random_crop,
+}
 _DEGREES = 15.0  # of crop_flip_rotate
 _STREAMS = 64
 _WINDOW_ROWS = 100  # a window has about so many rows, in as many row groups as that takes
@@ -49,9 +55,7 @@ class ImageSettings:
 
     def fitted(self, image: image_transforms.Pixels) -> image_transforms.Pixels:
         """The image without augmentation."""
-        return image_transforms.fit(
-            image, self.size, image_transforms.CENTRE if self.augmentation == "resize_crop_flip" else 1.0
-        )
+        return image_transforms.fit(image, self.size, image_transforms.CENTRE if self.augmentation in _CROPS else 1.0)
 
     def augmented(self, batch: Tensor, keys: NDArray[np.uint64]) -> Tensor:
         """Fitted training images (B, H, W, C), each shifted, flipped and turned as its key says."""
@@ -74,8 +78,8 @@ class ParquetImages:
 
     A set whose encoded images take at most `memory_limit` is held in memory; if there is room for the decoded ones
     beside them, these are kept once they have been decoded, and the encoded ones dropped in the end (not for
-    ``resize_crop_flip``, which needs the whole photograph). A larger set is streamed, and holds about half of
-    `memory_limit` at a time.
+    ``resize_crop_flip`` and ``short_side_crop_flip``, which need the whole photograph). A larger set is streamed, and
+    holds about half of `memory_limit` at a time.
 
     Args:
         split: its shards.
@@ -132,7 +136,7 @@ class ParquetImages:
         self.window = max(1, min(most // self.streams, _WINDOW_ROWS * used // len(self)))
         self._decoded: Tensor | None = None
         room = sum(sizes) + len(self) * int(np.prod(self.input_shape)) <= memory_limit
-        if room and self.picture.augmentation != "resize_crop_flip":
+        if room and self.picture.augmentation not in _CROPS:
             self._decoded = torch.empty((len(self), *self.picture.size, self.picture.channels), dtype=torch.uint8)
             self._is_decoded = np.zeros(len(self), bool)
 
@@ -175,11 +179,9 @@ class ParquetImages:
         keys = image_transforms.sample_keys(seed, epoch, rows)
         if self._decoded is not None:
             batch, labels, good = self._cached(rows)
-        elif augmentation == "resize_crop_flip":
-            size, draws = self.picture.size, image_transforms.crop_draws(keys)
-            batch, labels, good = self._decode(
-                rows, lambda image, i: image_transforms.random_resized_crop(image, draws[i], size), fast=True
-            )
+        elif augmentation in _CROPS:
+            size, draws, cropped = self.picture.size, image_transforms.crop_draws(keys), _CROPS[augmentation]
+            batch, labels, good = self._decode(rows, lambda image, i: cropped(image, draws[i], size), fast=True)
         else:
             batch, labels, good = self._decode(rows, lambda image, _: self.picture.fitted(image))
         if training:
@@ -291,7 +293,8 @@ def parquet_images(
         augmentation: training only. ``"crop_flip"`` pads by an eighth of the size, crops at random and flips left
             to right half of the time; ``"crop_flip_rotate"`` then turns by up to 15° both ways. ``"resize_crop_flip"``
             is the usual one for photographs: a random part of 8 % to 100 % of the area, resized, flipped half of the
-            time; evaluation then takes the middle 7/8.
+            time. ``"short_side_crop_flip"`` takes a random part of 7/8 of the shorter side, 224 of 256 pixels, flipped
+            half of the time. With both, evaluation takes the middle 7/8.
         channels: 1 or 3; None takes what the first image has.
         classes: draw so many classes by `class_seed` and keep their images; the names drawn are in ``train.classes``.
             Every label is read to do so.

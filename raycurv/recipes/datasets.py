@@ -39,6 +39,6 @@ def data_component(
     return Component.of(reader, path=locate(data), **cut, **(settings or {}))
 
 
-def photograph_settings(image_size: int) -> dict[str, Setting]:
+def photograph_settings(image_size: int, augmentation: str = "resize_crop_flip") -> dict[str, Setting]:
     """Settings of an image set whose pictures differ in size: colour, cut at random, `image_size` pixels a side."""
-    return {"image_size": image_size, "augmentation": "resize_crop_flip", "channels": 3}
+    return {"image_size": image_size, "augmentation": augmentation, "channels": 3}

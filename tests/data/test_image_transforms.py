@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import functional as transforms
 
 from raycurv.data import image_transforms
 from tests.data.cases import image
@@ -115,3 +116,23 @@ def test_random_crops_are_flipped_half_of_the_time():
     rising = np.mean([int(crop[8, -1, 0]) > int(crop[8, 0, 0]) for crop in crops])
     assert 0.4 < rising < 0.6
     assert all(crop.shape == (16, 16, 3) for crop in crops)
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (512, 320), (256, 256)])
+def test_crops_of_the_short_side_are_those_of_the_resized_photograph(shape):
+    """The whole image with a shorter side of 256 first, then 224 pixels of it, as Chatfield et al. do."""
+    rows, columns = (np.linspace(0, 1, n) for n in shape)
+    smooth = np.stack([np.add.outer(rows, columns) / 2, np.outer(rows, 1 - columns), np.outer(rows, columns)], 2)
+    picture = (255 * smooth).astype(np.uint8)
+    whole = transforms.resize(torch.from_numpy(picture).permute(2, 0, 1), [256], antialias=True)
+    draws = image_transforms.crop_draws(image_transforms.sample_keys(1, 0, np.arange(20)))
+    corners = []
+    for draw in draws:
+        crop = image_transforms.random_crop(picture, draw, (224, 224))
+        top, left = (round(draw[i] * (side - 224)) for i, side in enumerate(whole.shape[1:]))
+        expected = transforms.crop(whole, top, left, 224, 224)
+        expected = expected.flip(-1) if draw[-1] < 0.5 else expected
+        difference = torch.from_numpy(crop).permute(2, 0, 1).float() - expected.float()
+        assert difference.abs().mean() < 2
+        corners.append((top, left))
+    assert len(set(corners)) > 10

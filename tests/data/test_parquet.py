@@ -335,8 +335,9 @@ class TestRealSets:
         assert inputs.shape == (64, *shape)
         assert 0 <= targets.min() <= targets.max() < classes
 
-    def test_photographs(self, data_folder):
-        arguments = {"image_size": 224, "augmentation": "resize_crop_flip", "memory_limit": 2**24}
+    @pytest.mark.parametrize("augmentation", ["resize_crop_flip", "short_side_crop_flip"])
+    def test_photographs(self, data_folder, augmentation):
+        arguments = {"image_size": 224, "augmentation": augmentation, "memory_limit": 2**24}
         found = parquet_images(data_folder / "imagenet_sample", **arguments).train
         assert not found.in_memory
         inputs, _ = next(iter(Loader(found, batch_size=32, seed=0).epoch(0)))

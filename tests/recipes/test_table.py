@@ -315,6 +315,13 @@ def test_a_setting_that_is_chosen_once_has_a_row_or_column_of_its_own() -> None:
 
 
 @pytest.mark.usefixtures("empty_data")
+def test_vgg_f_is_trained_on_crops_of_one_scale() -> None:
+    for recipe in ("imagenet_curveball", "imagenet100_curveball"):
+        settings = registry.build(recipe, {}).data.settings
+        assert (settings["image_size"], settings["augmentation"]) == (224, "short_side_crop_flip")
+
+
+@pytest.mark.usefixtures("empty_data")
 def test_random_networks_are_trained_on_the_papers_batches_by_default() -> None:
     assert registry.build(Networks().recipe, {}).batch_size == 256
 
