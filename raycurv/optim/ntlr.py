@@ -30,6 +30,9 @@ What the paper leaves open, and deviations:
   times up or down, so that it stays positive, which the paper does not mention.
 - The rate has no upper bound (the paper's final remark): where SGD diverges within the first windows (Rosenbrock at the
   default), so does this, and over hundreds of windows on one and the same batch the rate may grow without limit.
+- Around Adam, windows must be longer than Adam's own memory of 1/(1 − β₁) = 10 steps. The directions of shorter windows
+  share most of their gradients: their cosines are 0.6 to 1 whatever the rate is, so that it grows without end. With
+  windows of 2 to 5 steps (few steps in a pass) losses reach 1e13. A warning says so; the rule stays the paper's.
 - A step whose loss or gradient is not finite is taken with a gradient of zero, as around the plain optimizer.
 - A scheduler of torch that multiplies the rate composes with the rule; one that sets the rate undoes it.
 """
@@ -38,6 +41,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -105,8 +109,18 @@ def _bounded(factor: float) -> float:
     return min(max(factor, 1 / _LARGEST_FACTOR), _LARGEST_FACTOR)
 
 
+def averaged_steps(inner: torch.optim.Optimizer) -> float:
+    """Steps over which an optimizer averages its direction: 1/(1 − β₁) or 1/(1 − momentum), or 1."""
+    group = inner.param_groups[0]
+    kept = group["betas"][0] if "betas" in group else group.get("momentum", 0.0)
+    return round(1 / (1 - kept), 6)
+
+
 class WindowedRate(FirstOrder):
     """Any torch optimizer, with a learning rate that follows the directions of windows.
+
+    Windows shorter than the memory of the inner optimizer (10 steps of Adam) are warned of: the rate may then grow
+    without end, since successive directions share most of their gradients.
 
     Args:
         inner: optimizer with one parameter group and a setting ``lr``.
@@ -125,6 +139,13 @@ class WindowedRate(FirstOrder):
         if len(inner.param_groups) > 1 or not isinstance(inner.param_groups[0].get("lr"), float):
             raise ValueError(f"{name}: a windowed rate needs one parameter group, with a number as its lr")
         require(f"{name}: window", window, window >= 1, "at least 1")
+        if window < (memory := averaged_steps(inner)):
+            warnings.warn(
+                f"the window of the learning rate has {window} steps, fewer than the {memory:g} over which {name} "
+                "averages its direction: directions of successive windows then agree whatever the rate is, so that it "
+                "may grow without end. Take a larger portion or smaller batches, or ntlr_sgd",
+                stacklevel=2,
+            )
         super().__init__(inner, clip_gradient)
         self._rule, self.window = rule, window
 
@@ -230,7 +251,7 @@ class NTLR(_WindowedMethod):
 
 @register("ntlr_adam")
 class NTLRAdam(_WindowedMethod):
-    """NTLR around Adam (see the module's text).
+    """NTLR around Adam, for windows of at least 10 steps (see the module's text).
 
     Args:
         model_or_params: module or its parameters, one group.

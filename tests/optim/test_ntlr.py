@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import pytest
 import torch
@@ -225,6 +226,23 @@ def test_windows_follow_the_horizon():
     assert optim.create("ntlr_sgd", model, horizon=optim.Horizon(1, 469, 60_000)).window == 94
     assert optim.create("ntlr_sgd", model, horizon=optim.Horizon(1, 2, 24)).window == 1
     assert optim.create("ntlr_sgd", model).window == 100
+
+
+def test_a_window_shorter_than_adams_memory_is_warned_of():
+    def warned(name, steps, **settings):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            optim.create(name, BY_NAME["mlp"].model(), horizon=optim.Horizon(1, steps, 12 * steps), **settings)
+        return [str(warning.message) for warning in found]
+
+    (message,) = warned("ntlr_adam", 25)
+    assert message.startswith("the window of the learning rate has 5 steps, fewer than the 10 over which Adam averages")
+    assert not warned("ntlr_adam", 50)
+    assert not warned("ntlr_adam", 25, beta1=0.8)
+    assert not warned("ntlr_sgd", 2)
+    momentum = torch.optim.SGD(BY_NAME["mlp"].model().parameters(), lr=0.1, momentum=0.9)
+    with pytest.warns(UserWarning, match="the 10 over which SGD averages"):
+        WindowedRate(momentum, newton(0.33), window=9)
 
 
 @pytest.mark.parametrize(
