@@ -25,6 +25,7 @@ LineStyles = Mapping[str, Mapping[str, Any]]  # name of a line → colour, dashe
 DECAY = 0.99  # decay of a moving average, for each step (RED, Fig. 1)
 TITLES = {
     "train/loss": "mini-batch loss",
+    "train/l2_term": "L2 term of the objective",
     "train/batch_error": "mini-batch error",
     "train/epoch_loss": "training loss",
     "train/gradient_norm": "gradient norm",

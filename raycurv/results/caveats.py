@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from raycurv.results.comparison import ACCURACY, LOSS
 from raycurv.results.outcomes import Outcome
 
+L2_TERM = "train/epoch_l2_term"
 NAMED = 5  # largest number of runs named in one sentence
 # Shown by other tables, or different for every run without effect on its result.
 _OTHERWISE = ("name", "seed", "optimizer", "checkpoint_every", "log_every", "keep_checkpoints")
@@ -15,7 +16,7 @@ _OTHERWISE = ("name", "seed", "optimizer", "checkpoint_every", "log_every", "kee
 
 def list_caveats(outcomes: Sequence[Outcome]) -> list[str]:
     """Caveats of these runs as sentences; empty if there are none."""
-    return [*_mixed(outcomes), *_unmeasured(outcomes), *_infinite(outcomes)]
+    return [*_mixed(outcomes), *_unmeasured(outcomes), *_with_l2_term(outcomes), *_infinite(outcomes)]
 
 
 def configuration_differences(
@@ -60,6 +61,20 @@ def _unmeasured(outcomes: Sequence[Outcome]) -> list[str]:
             without = [o for o in finished if o.last(metric) is None]
             if without and (metric == LOSS or len(without) < len(finished)):
                 found.append(f"{recipe}: {metric} was not measured in {_named(without, len(finished))}.")
+    return found
+
+
+def _with_l2_term(outcomes: Sequence[Outcome]) -> list[str]:
+    """Caveats of training losses that contain the L2 term, beside others that do not."""
+    found = []
+    for recipe, mine in _by_recipe(outcomes).items():
+        measured = [o for o in mine if o.last(LOSS) is not None]
+        without = [o for o in measured if o.last(L2_TERM) is None]
+        if 0 < len(without) < len(measured):
+            found.append(
+                f"{recipe}: {L2_TERM} was not measured in {_named(without, len(measured))}; "
+                f"in version 0.1 it is part of {LOSS}."
+            )
     return found
 
 

@@ -85,6 +85,20 @@ def last(metric: str, share: float = 1.0) -> RunValue:
     return of
 
 
+def with_l2_term(loss: str) -> RunValue:
+    """Last value of a loss plus that of the L2 term beside it: ``test/loss`` plus ``test/l2_term``.
+
+    Runs of version 0.1 have no such term: their training loss contains it, their test loss does not.
+    """
+    of_loss, of_term = last(loss), last(loss.removesuffix("loss") + "l2_term")
+
+    def of(outcome: Outcome) -> float:
+        term = of_term(outcome)
+        return of_loss(outcome) + (0.0 if math.isnan(term) else term)
+
+    return of
+
+
 def smallest(metric: str) -> RunValue:
     """Smallest measured value."""
     return _over_points(metric, min)
@@ -153,6 +167,8 @@ def _over_points(metric: str, choose: Callable[[Sequence[float]], float]) -> Run
 TRAINING_LOSS = Statistic("training loss", last("train/epoch_loss"))
 BEST_TRAINING_LOSS = Statistic("best training loss", smallest("train/epoch_loss"))
 TEST_LOSS = Statistic("test loss", last("test/loss"))
+TRAINING_LOSS_WITH_L2 = Statistic("training loss with L2 term", with_l2_term("train/epoch_loss"))
+TEST_LOSS_WITH_L2 = Statistic("test loss with L2 term", with_l2_term("test/loss"))
 BEST_TEST_LOSS = Statistic("best test loss", smallest("test/loss"))
 TEST_ACCURACY = Statistic("test accuracy, %", percent(last("test/accuracy")), larger=True, form="{:.2f}")
 BEST_TEST_ACCURACY = Statistic("best test accuracy, %", percent(largest("test/accuracy")), larger=True, form="{:.2f}")

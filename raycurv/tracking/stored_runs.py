@@ -22,6 +22,7 @@ from raycurv.train import records
 EPOCH_LOSS = "train/epoch_loss"
 # Metrics that every evaluation measures, of the raw and of the averaged weights.
 PER_EPOCH = (EPOCH_LOSS, "test/loss", "test/accuracy", "averaged/test/loss", "averaged/test/accuracy")
+_MEASURED = ("train/epoch_", "test/", "averaged/test/")
 SECONDS, OPERATIONS = "result/seconds", "result/operations"
 _STATUS: dict[str, Status] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "failed"}
 COMPARED = 50  # runs on one page of MLflow
@@ -54,7 +55,7 @@ class ExperimentRuns:
     @property
     def per_epoch(self) -> tuple[str, ...]:
         """Metrics of evaluations: loss and accuracy, then those that runs measure beside them."""
-        found = {name for run in self.runs for name in run.latest if name.startswith(("test/", "averaged/test/"))}
+        found = {name for run in self.runs for name in run.latest if name.startswith(_MEASURED)}
         return (*PER_EPOCH, *sorted(found.difference(PER_EPOCH)))
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,29 +102,40 @@ def evaluate_run(run: TrainingRun) -> dict[str, float]:
     """Evaluate a run's weights, and their average if it keeps one; all workers call this together.
 
     Returns:
-        Metrics under ``test/`` and ``training_set/``, those of the average under ``averaged/``.
+        Metrics under ``test/`` and ``training_set/``, those of the average under ``averaged/``. A loss is the mean over
+        the samples alone; if the objective has an L2 term, it stands beside the loss as ``l2_term``.
     """
-    config = run.config
-    sets = {"test/": run.data.evaluation, "training_set/": run.measured_training if config.evaluate_training else None}
-    sources = {prefix: source for prefix, source in sets.items() if source is not None}
-    options: dict[str, Any] = {
-        "loss": run.loss,
-        "weights": run.weights,
-        "metrics": run.metrics,
-        "batch_size": config.batch_size,
-        "collectives": run.collectives,
-        "device": run.device,
-        "precision": config.precision,
-    }
-    values: dict[str, float] = {}
     with evaluation_weights(run):
-        for prefix, source in sources.items():
-            values |= evaluate(run.model, source, prefix=prefix, **options)
-    if run.average is not None and sources:
+        values = _evaluate_sets(run)
+    if run.average is not None and values:
         with run.average.applied():
             update_batch_norm(run)
-            for prefix, source in sources.items():
-                values |= evaluate(run.model, source, prefix=f"averaged/{prefix}", **options)
+            values |= {f"averaged/{name}": value for name, value in _evaluate_sets(run).items()}
+    return values
+
+
+def _evaluate_sets(run: TrainingRun) -> dict[str, float]:
+    """Metrics of the present weights on all sets of a run."""
+    config = run.config
+    sets = {"test/": run.data.evaluation, "training_set/": run.measured_training if config.evaluate_training else None}
+    values: dict[str, float] = {}
+    for prefix, source in sets.items():
+        if source is None:
+            continue
+        values |= evaluate(
+            run.model,
+            source,
+            loss=run.loss,
+            weights=run.weights,
+            metrics=run.metrics,
+            batch_size=config.batch_size,
+            collectives=run.collectives,
+            device=run.device,
+            precision=config.precision,
+            prefix=prefix,
+        )
+        if config.l2:
+            values[f"{prefix}l2_term"] = float(run.l2_term())
     return values
 
 

@@ -136,6 +136,7 @@ class _Trainer:
     def step(self, inputs: Tensor, targets: Tensor) -> None:
         run, config, progress = self.run, self.run.config, self.run.progress
         scalars: dict[str, Tensor] = {}
+        l2_term = run.l2_term()  # of the weights before the step, as the loss is
         with autocast(config.precision, run.device):
             batch = run.objective.batch(inputs, targets)
             if (progress.step + 1) % config.log_every == 0:
@@ -145,12 +146,14 @@ class _Trainer:
         if run.average is not None:
             run.average.update()
         samples = run.batch_samples(progress.step_in_epoch)
-        run.add_loss(report.loss.detach(), batch.sample_weights.sum())
+        loss = report.loss.detach() - l2_term
+        run.add_loss(loss, l2_term, batch.sample_weights.sum())
         progress.step += 1
         progress.step_in_epoch += 1
         progress.samples += samples
         self.interval_samples += samples
-        scalars |= {"train/loss": report.loss, **{f"optimizer/{name}": value for name, value in report.scalars.items()}}
+        scalars |= {"train/loss": loss, **({"train/l2_term": l2_term} if config.l2 else {})}
+        scalars |= {f"optimizer/{name}": value for name, value in report.scalars.items()}
         self.metrics.add(progress.step, run.epochs_done, report.finite, scalars)
 
     def end_interval(self, asked: bool) -> bool:
@@ -221,8 +224,7 @@ class _Trainer:
             return
         require_equal_parameters(run.objective.parameters, run.collectives, run.device)
         epochs_done = run.epochs_done
-        total, weight = run.global_sums().tolist()
-        values = {"train/epoch_loss": total / weight if weight else math.nan}
+        values = run.epoch_means()
         if finished or self.evaluation_due():
             values |= self.evaluate()
         if whole:

@@ -56,6 +56,7 @@ class Result:
         steps: number of updates.
         epochs: number of epochs; a fraction if the run ended within one.
         values: the last evaluation: ``train/epoch_loss``, ``test/loss``, ``test/accuracy``, ``averaged/test/loss``, ….
+            Losses are without the L2 term, which is ``train/epoch_l2_term``, ``test/l2_term``, ….
         evaluations: all evaluations, oldest first.
         seconds: wall-clock time with evaluations and checkpoints, summed over all resumptions.
         images_per_second: training samples per second, without evaluations and checkpoints.

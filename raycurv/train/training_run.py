@@ -123,8 +123,9 @@ class TrainingRun:
         # Buffers of the weights that the optimizer evaluates, if these are other weights than those it trains.
         self.evaluation_buffers: list[Tensor] = []
         self.progress = TrainingPosition()
-        # This worker's sums over the epoch so far: sample weights times the batch's loss, and sample weights.
-        self.epoch_sums = torch.zeros(2, dtype=torch.float64, device=device)
+        # This worker's sums over the epoch so far: sample weights times the batch's loss, sample weights, and sample
+        # weights times the L2 term.
+        self.epoch_sums = torch.zeros(3, dtype=torch.float64, device=device)
         torch.manual_seed(random_state.derive_seed(config.seed, "dropout", collectives.rank))
 
     def _load_start(self, start: str) -> StartReport:
@@ -190,14 +191,29 @@ class TrainingRun:
             return None
         return self.objective.batch(*self.validation.batch(self.progress.step))
 
-    def add_loss(self, loss: Tensor, weight: Tensor) -> None:
+    def l2_term(self) -> Tensor:
+        """L2 term of the objective at the present weights, 0-d float64."""
+        return self.objective.l2_value(self.objective.parameters)
+
+    def add_loss(self, loss: Tensor, l2_term: Tensor, weight: Tensor) -> None:
         """Add the loss of a step to the sums of the epoch; one that is not finite is left out.
 
         Args:
-            loss: mean over the global batch, 0-d.
+            loss: mean over the global batch without the L2 term, 0-d.
+            l2_term: L2 term of the objective, 0-d float64.
             weight: sum of the weights of this worker's samples, 0-d float64.
         """
-        self.epoch_sums += torch.where(torch.isfinite(loss), torch.stack([loss.double() * weight, weight]), 0.0)
+        sums = torch.stack([loss.double() * weight, weight, l2_term * weight])
+        self.epoch_sums += torch.where(torch.isfinite(loss), sums, 0.0)
+
+    def epoch_means(self) -> dict[str, float]:
+        """Means over the epoch so far of the loss, and of the L2 term if there is one; all workers call this together.
+
+        NaN before the first sample.
+        """
+        loss, weight, l2_term = self.global_sums().tolist()
+        means = {"train/epoch_loss": loss, **({"train/epoch_l2_term": l2_term} if self.config.l2 else {})}
+        return {name: total / weight if weight else math.nan for name, total in means.items()}
 
     def global_sums(self) -> Tensor:
         """Sum of :attr:`epoch_sums` over all workers, which call this together."""
@@ -256,7 +272,10 @@ class TrainingRun:
             self.average.load_state_dict(state["average"])
         self.evaluation_buffers = [tensor.to(self.device) for tensor in state["evaluation_buffers"]]
         self.progress = TrainingPosition.of(state["progress"])
-        self.epoch_sums.copy_(state["epoch_sums"] if self.collectives.rank == 0 else torch.zeros(2))
+        self.epoch_sums.zero_()
+        if self.collectives.rank == 0:
+            # Version 0.1 has two sums: its loss contains the L2 term, until the end of this epoch.
+            self.epoch_sums[: len(state["epoch_sums"])] = state["epoch_sums"]
         message = f"goes on at step {self.progress.step}, epoch {self.epochs_done:.3f}"
         if random_state.restore_states(state["random"], self.collectives, self.device):
             return message

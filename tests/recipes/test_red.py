@@ -11,6 +11,7 @@ from raycurv import Objective, recipes
 from raycurv.benchmarks import paper_tables
 from raycurv.recipes import studies
 from raycurv.recipes.table import Table
+from raycurv.results.outcomes import EvaluationPoint, Outcome
 from raycurv.train.build import resolve_loss
 
 
@@ -19,6 +20,21 @@ def test_the_tuned_rmsprop_of_every_table_is_the_papers_own() -> None:
     searched = {name: {o for study in table.studies for o in study.tuned} for table in tables for name in [table.name]}
     assert not [name for name, tuned in searched.items() if "rmsprop" in tuned]
     assert {"red_fig1", "red_fig8", "red_fig9"} == {n for n, o in searched.items() if "rmsprop_bias_corrected" in o}
+
+
+def test_the_tables_show_losses_with_the_l2_term_as_the_paper_does() -> None:
+    values = {"train/epoch_loss": 0.5, "train/epoch_l2_term": 0.25, "test/loss": 1.0, "test/l2_term": 0.125}
+    ended = Outcome("a", "r", "red_sgd", points=(EvaluationPoint(1.0, 1, 1.0, {**values, "test/accuracy": 0.5}),))
+    older = dict.fromkeys(("train/epoch_loss", "test/loss", "test/accuracy"), 0.5)
+    before = Outcome("b", "r", "red_sgd", points=(EvaluationPoint(1.0, 1, 1.0, older),))
+    table = paper_tables.get("red_fig1")
+    assert isinstance(table, Table)
+    assert [statistic.title for statistic in table.statistics[:2]] == [
+        "training loss with L2 term",
+        "test loss with L2 term",
+    ]
+    assert [statistic.of(ended) for statistic in table.statistics] == [0.75, 1.125, 50.0]
+    assert [statistic.of(before) for statistic in table.statistics] == [0.5, 0.5, 50.0]
 
 
 @pytest.mark.parametrize("name", ["red_scale_decay", "red_annealing", "red_beta3"])

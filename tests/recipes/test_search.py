@@ -39,6 +39,18 @@ def test_a_grid_has_every_combination_for_a_fifth_of_the_epochs(tmp_path):
         search.grid_trials(base, ["sgd"], {"learning_rate": ()}, search.RULES["red"])
 
 
+def test_reds_rule_counts_the_l2_term_and_reads_older_runs_whose_loss_contains_it(tmp_path):
+    trials = search.grid_trials(config(tmp_path), ["sgd"], {"learning_rate": (1.0, 0.1, 0.01)}, search.RULES["red"])
+    found = []
+    for trial, values in zip(trials, ((0.5, 0.2), (0.4, 0.4), (0.75, None)), strict=True):
+        names = ("train/epoch_loss", "train/epoch_l2_term")
+        known = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        found.append(Outcome(trial.name, "r", "sgd", points=(EvaluationPoint(1.0, 4, 0.5, known),)))
+    red, full = (search.best_settings(trials, found, search.RULES[name])[0] for name in ("red", "full"))
+    assert red == {"sgd": {"learning_rate": 1.0}}
+    assert full == {"sgd": {"learning_rate": 0.1}}
+
+
 def test_the_rule_takes_the_smallest_loss_of_those_that_finished(tmp_path):
     trials = search.grid_trials(
         config(tmp_path), ["sgd", "adam"], {"learning_rate": (1.0, 0.1, 0.01)}, search.RULES["full"]

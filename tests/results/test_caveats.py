@@ -41,6 +41,16 @@ def test_numbers_that_are_missing_or_not_finite_are_told_and_the_rest_is_drawn()
     assert text.count("<figure") == 4  # loss by epoch and by second, accuracy, profile
 
 
+def test_losses_that_contain_the_l2_term_are_told_beside_those_that_do_not():
+    points = (EvaluationPoint(1, 4, 1.0, {"train/epoch_loss": 0.5, "train/epoch_l2_term": 0.1, "test/accuracy": 0.5}),)
+    new = Outcome("c", "mnist", "sgd", points=points)
+    assert list_caveats([*PLAIN, new]) == [
+        "mnist: train/epoch_l2_term was not measured in 2 of 3 runs (a, b); in version 0.1 it is part of "
+        "train/epoch_loss."
+    ]
+    assert list_caveats([new]) == []
+
+
 def test_runs_that_measured_nothing_still_make_a_report():
     text = report.page("x", [run("a", []), run("b", [math.nan], accuracy=None)], versions={}, command="")
     assert "Nothing that was measured can be drawn." in text

@@ -104,7 +104,10 @@ def test_what_was_logged_comes_back_also_what_is_not_finite(runs: Path, uri: str
     run = tracking.open(mine(), TAGS, None, resume=False)
     run.log([Record("step", 8, 2.0, time.time(), {"train/loss": math.nan})])
     run.log(
-        [evaluation(1, 4, train__epoch_loss=math.inf, test__loss=math.nan), evaluation(2, 8, train__epoch_loss=1.0)]
+        [
+            evaluation(1, 4, train__epoch_loss=math.inf, test__loss=math.nan),
+            evaluation(2, 8, train__epoch_loss=1.0, train__epoch_l2_term=0.5, test__l2_term=0.25),
+        ]
     )
     run.close("FINISHED")
     tracking.open(replace(mine(), name="going"), TAGS, None, resume=False)
@@ -115,7 +118,7 @@ def test_what_was_logged_comes_back_also_what_is_not_finite(runs: Path, uri: str
 
     assert outcome.points[0].values["train/epoch_loss"] == math.inf
     assert math.isnan(outcome.points[0].values["test/loss"])
-    assert outcome.points[1].values == {"train/epoch_loss": 1.0}
+    assert outcome.points[1].values == {"train/epoch_loss": 1.0, "train/epoch_l2_term": 0.5, "test/l2_term": 0.25}
     assert [(p.epoch, p.step) for p in outcome.points] == [(1.0, 4), (2.0, 8)]
     assert tracked.notes == [
         "Left out: 1 run that other programs wrote (without the tag raycurv.optimizer).",

@@ -28,8 +28,8 @@ def go(folder: Path, wanted: RunConfig, **options: Any) -> Result:
     return train(wanted, collectives=Local(), store=CheckpointStore(str(folder)), **({"emit": Kept()} | options))
 
 
-def by_hand(wanted: RunConfig) -> nn.Module:
-    """The same training in plain PyTorch, without anything of this room."""
+def by_hand(wanted: RunConfig, losses: list[float] | None = None) -> nn.Module:
+    """The same training in plain PyTorch, without anything of this room; `losses` gets the cross-entropy per step."""
     torch.manual_seed(wanted.seed)
     data, model = blobs(), network((4,), 3).double()
     loader = Loader(data.train, batch_size=wanted.batch_size, seed=wanted.seed, dtype=torch.float64)
@@ -38,6 +38,8 @@ def by_hand(wanted: RunConfig) -> nn.Module:
     optimizer = optim.create(wanted.optimizer, model, horizon=horizon, **wanted.optimizer_settings)
     for epoch in range(wanted.epochs):
         for inputs, targets in loader.epoch(epoch):
+            if losses is not None:
+                losses.append(nn.functional.cross_entropy(model(inputs), targets).item())
             optimizer.step(objective.batch(inputs, targets))
     with optimizer.evaluation_weights():
         return copy.deepcopy(model)
@@ -51,6 +53,31 @@ def test_every_optimizer_trains_as_in_plain_pytorch(tmp_path: Path, optimizer: s
     trained = load_trained_model(CheckpointStore(str(tmp_path))).model
     for mine, expected in zip(trained.parameters(), by_hand(wanted).parameters(), strict=True):
         torch.testing.assert_close(mine, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", optim.names())
+def test_losses_of_steps_and_epochs_are_those_of_the_data(tmp_path: Path, optimizer: str) -> None:
+    wanted, records, expected = config(optimizer=optimizer, l2=0.3), Kept(), []
+    go(tmp_path, wanted, emit=records)
+    by_hand(wanted, expected)
+    found = [r.values["train/loss"] for r in records.of("step")]
+    assert found == pytest.approx(expected, rel=1e-6)
+    epochs = [r.values["train/epoch_loss"] for r in records.of("evaluation")]
+    assert epochs == pytest.approx([sum(expected[:5]) / 5, sum(expected[5:]) / 5], rel=1e-6)
+
+
+def test_the_l2_term_stands_beside_every_loss(tmp_path: Path) -> None:
+    still = {"optimizer": "sgd", "optimizer_settings": {"learning_rate": 1e-30}, "average_weights": 0.5}
+    records = Kept()
+    values = go(tmp_path, config(l2=0.3, evaluate_training=True, **still), emit=records).values
+    model = load_trained_model(CheckpointStore(str(tmp_path))).model
+    expected = 0.15 * float(sum(p.detach().square().sum() for p in model.parameters()))
+    terms = {name: value for name, value in values.items() if name.endswith("l2_term")}
+    sets = ("test/", "training_set/", "averaged/test/", "averaged/training_set/", "train/epoch_")
+    assert terms == pytest.approx({f"{name}l2_term": expected for name in sets})
+    assert {round(r.values["train/l2_term"], 12) for r in records.of("step")} == {round(expected, 12)}
+    assert values["train/epoch_loss"] == pytest.approx(values["training_set/loss"], rel=1e-12)
+    assert not [name for name in go(tmp_path / "0", config(**still)).values if name.endswith("l2_term")]
 
 
 def test_records_tell_every_step_and_every_evaluation(tmp_path: Path) -> None:
@@ -260,11 +287,19 @@ class _Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("l2", [0.0, 1e-2])
 @pytest.mark.parametrize("optimizer", ["curveball", "momentum"])
-def test_no_step_waits_for_the_device(tmp_path: Path, optimizer: str) -> None:
+def test_no_step_waits_for_the_device(tmp_path: Path, optimizer: str, l2: float) -> None:
     def transfers(samples: int) -> Counter[str]:
         wanted = config(
-            samples=samples, held_out=0, epochs=1, log_every=1000, optimizer=optimizer, average_weights=0.9, dropout=0.1
+            samples=samples,
+            held_out=0,
+            epochs=1,
+            log_every=1000,
+            optimizer=optimizer,
+            l2=l2,
+            average_weights=0.9,
+            dropout=0.1,
         )
         with Transfers() as mode, mode.operators:
             assert go(tmp_path / str(samples), wanted).steps == samples // 8
