@@ -50,6 +50,7 @@ class Workload:
         targets: function that makes the targets, given the inputs.
         loss: loss of :class:`raycurv.Objective`, a name or a function.
         weights: function of the targets that returns the sample weights, as in :class:`raycurv.Objective`.
+        l2: factor of ½‖Θ‖².
     """
 
     build: Callable[[], nn.Module]
@@ -57,6 +58,7 @@ class Workload:
     targets: Callable[[Any], Tensor]
     loss: Loss = "cross_entropy"
     weights: Callable[[Tensor], Tensor] | None = None
+    l2: float = 0.0
 
 
 def images(build: Callable[[], nn.Module], *shape: int) -> Workload:
@@ -245,7 +247,7 @@ class StepRunner:
         torch.manual_seed(0)
         model = workload.build().to(device)
         self.device, self.batch = device, subject.batch
-        self.objective = Objective(model, workload.loss, weights=workload.weights)
+        self.objective = Objective(model, workload.loss, workload.l2, weights=workload.weights)
         horizon = optim.Horizon(epochs=10, steps_per_epoch=100, training_samples=12_800)
         self.optimizer = optim.create(subject.optimizer, model, horizon=horizon, **subject.settings)
         self.data = []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raycurv import Objective, recipes
-from raycurv.benchmarks import paper_tables
+from raycurv.benchmarks import paper_tables, red_epoch_time
 from raycurv.recipes import studies
 from raycurv.recipes.table import Table
 from raycurv.results.outcomes import EvaluationPoint, Outcome
@@ -69,3 +69,27 @@ def test_the_autoencoders_loss_is_the_sum_over_the_pixels_as_on_the_papers_axis(
 def test_another_reduction_of_the_autoencoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="reduction is 'median'; it must be sum or mean"):
         recipes.build("red_mnist_autoencoder", {"data": str(tmp_path), "reduction": "median"})
+
+
+def test_table_3_has_the_papers_seconds_and_ratios_beside_ours() -> None:
+    table = paper_tables.get("red_table3")
+    assert isinstance(table, paper_tables.ComputedTable)
+    found = red_epoch_time.entries(0.01, recipes=["red_mnist_lenet", "red_cifar100_vgg19"], scale=(1.0, 1.0, 0.05))
+    printed = {(entry.row, entry.column): entry.printed for entry in found}
+    assert len(printed) == 2 * 6
+    assert printed["MNIST, LeNet", "SGD, s"] == "5.3"
+    assert printed["CIFAR-100, VGG19", "RED-RMSProp, s"] == "65.0"
+    for row, ratio in (("MNIST, LeNet", "1.43"), ("CIFAR-100, VGG19", "1.79")):
+        assert printed[row, "RED-SGD / SGD"] == ratio
+    assert all(0 < entry.low <= entry.value <= entry.high for entry in found)
+
+
+def test_the_paper_prints_seconds_for_all_four_problems() -> None:
+    ratios = [f"{times.seconds[1] / times.seconds[0]:.2f}" for times in red_epoch_time.PRINTED.values()]
+    assert ratios == ["1.43", "1.84", "1.79", "1.12"]
+
+
+def test_an_epoch_of_table_3_is_all_steps_of_the_recipes_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(red_epoch_time.StepRunner, "seconds", lambda runner: 0.1)
+    found = red_epoch_time.seconds_of_epoch("red_mnist_lenet", 3, (1.0, 1.0, 0.05))
+    assert found == {label: pytest.approx([0.1 * 60_000 / 256] * 3) for label in red_epoch_time.OPTIMIZERS}
