@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -155,13 +156,42 @@ class StepOptimizer(torch.optim.Optimizer):
         """
         raise NotImplementedError
 
+    def state_dict(self) -> dict[str, Any]:
+        """State for :meth:`load_state_dict`, with the settings that it belongs to."""
+        return {**super().state_dict(), "settings": self._stored_settings()}
+
+    def _stored_settings(self) -> dict[str, Any]:
+        """Settings that are plain values: those of the parameter groups, and those of the constructor alone."""
+        own = {name: value for name, value in self._settings().items() if not _in_groups(name, self.defaults)}
+        return {name: value for name, value in {**self.defaults, **own}.items() if _is_plain(value)}
+
+    def _warn_of_other_settings(self, state_dict: Mapping[str, Any]) -> None:
+        """Warn of settings that differ from those of a saved state; states of version 0.1 have none."""
+        stored, mine = state_dict.get("settings", {}), self._stored_settings()
+        differing = [name for name in mine if name in stored and stored[name] != mine[name]]
+        in_groups = [name for name in differing if name in self.defaults]
+        others = [name for name in differing if name not in self.defaults]
+        for names, result in (
+            (in_groups, "the stored values apply, as in torch's optimizers"),
+            (others, "the values of now apply; make the optimizer with the stored ones to continue the same run"),
+        ):
+            texts = ", ".join(f"{name} (stored {stored[name]!r}, now {mine[name]!r})" for name in names)
+            if names:
+                warnings.warn(
+                    f"{type(self).__name__}: the state was saved with other settings: {texts}; {result}", stacklevel=3
+                )
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as torch does; without a setting ``lr``, learning-rate schedulers are refused."""
         super().add_param_group(param_group)
         self._guard_groups()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a copy, on the parameters' device: torch does so only for the state of single parameters."""
+        """Load a copy, on the parameters' device: torch does so only for the state of single parameters.
+
+        Warns of settings that the state was saved with and that differ from this optimizer's.
+        """
+        self._warn_of_other_settings(state_dict)
         defaults = dict(self.defaults)
         super().load_state_dict(copy.deepcopy(state_dict))
         self.defaults = defaults  # torch adds "differentiable", which would make a loaded state another one
@@ -182,6 +212,18 @@ class StepOptimizer(torch.optim.Optimizer):
     def evaluation_weights(self) -> Iterator[None]:
         """While entered, the model holds the weights to evaluate; for most methods, those that they train."""
         yield
+
+
+def _in_groups(name: str, defaults: Mapping[str, Any]) -> bool:
+    """Whether a setting of the constructor is one of the parameter groups, where ``learning_rate`` is ``lr``."""
+    return name in defaults or (name == "learning_rate" and "lr" in defaults)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a checkpoint can hold the value without pickling code."""
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def parameters_of(model_or_params: Params) -> list[Any]:

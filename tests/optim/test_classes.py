@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+import re
+import warnings
 
 import pytest
 import torch
@@ -221,3 +223,49 @@ def test_auto_loads_states_with_the_old_names_of_its_sums():
     other.load_state_dict(state)
     second.load_state_dict(first.state_dict())
     assert losses(optimizer, first) == losses(other, second)
+
+
+OTHER_SETTINGS = {
+    "red_adam": ({"beta3": 0.5, "decay": 0.25}, r"beta3 \(stored 0.9, now 0.5\).*decay|decay.*beta3"),
+    "ran_sgd": (
+        {"scales": (1.0, 0.5, 3.0)},
+        r"scales \(stored \(1.0, 0.5, 2.0\), now \(1.0, 0.5, 3.0\)\); the values of now",
+    ),
+    "curveball": (
+        {"damping_factor": 0.95},
+        r"CurveBall: .*damping_factor \(stored 0.999, now 0.95\); the values of now",
+    ),
+    "salera": ({"gain": 1e-5}, r"gain \(stored 3e-06, now 1e-05\); the values of now"),
+    "llr_second_order": ({"learning_rate": 0.5}, r"learning_rate \(stored .*, now 0.5\); the values of now"),
+    "ntlr_sgd": ({"learning_rate": 0.5}, r"lr \(stored .*, now 0.5\); the stored values"),
+    "kfac": ({"learning_rate": 0.5}, r"KFAC: .*lr \(stored 0.1, now 0.5\); the stored values"),
+    "sps": ({"scale": 0.25}, r"scale \(stored 0.5, now 0.25\); the values of now"),
+    "momentum": ({"momentum": 0.5}, r"momentum \(stored 0.9, now 0.5\); the stored values apply"),
+    "adam": ({"beta2": 0.9, "clip_gradient": 1.0}, r"clip_gradient \(stored None, now 1.0\); the values of now"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_SETTINGS)
+def test_a_state_saved_with_other_settings_is_loaded_with_a_warning_that_names_them(name):
+    settings, message = OTHER_SETTINGS[name]
+    optimizer = optim.create(name, model := CASE.model(), horizon=HORIZON)
+    losses(optimizer, model, 3)
+    other = optim.create(name, CASE.model(), horizon=HORIZON, **settings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        other.load_state_dict(optimizer.state_dict())
+    found = [str(warning.message) for warning in caught if "other settings" in str(warning.message)]
+    assert re.search(message, "\n".join(found))
+
+
+@pytest.mark.parametrize("name", optim.names())
+def test_a_state_of_the_same_settings_or_without_any_is_loaded_silently(name):
+    optimizer = optim.create(name, model := CASE.model(), horizon=HORIZON)
+    losses(optimizer, model, 12)
+    state = optimizer.state_dict()
+    for saved in (state, {key: value for key, value in state.items() if key != "settings"}):
+        longer = optim.Horizon(HORIZON.epochs + 1, HORIZON.steps_per_epoch, HORIZON.training_samples)
+        other = optim.create(name, CASE.model(), horizon=longer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            other.load_state_dict(copy.deepcopy(saved))

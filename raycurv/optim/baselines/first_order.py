@@ -101,11 +101,13 @@ class FirstOrder(StepOptimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """State of the inner optimizer, with the schedule's position if there is one."""
-        state = self.inner.state_dict()
+        state = {**self.inner.state_dict(), "settings": self._stored_settings()}
         return state if self.schedule is None else {**state, "schedule": self.schedule.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the inner optimizer's state, and the schedule's position.
+
+        Warns of settings that the state was saved with and that differ from this optimizer's.
 
         Raises:
             ValueError: either the state or this optimizer has a schedule and the other has none.
@@ -114,6 +116,7 @@ class FirstOrder(StepOptimizer):
             raise ValueError(
                 "state_dict comes from an optimizer with another schedule: make the optimizer with the same settings"
             )
+        self._warn_of_other_settings(state_dict)
         self.inner.load_state_dict(state_dict)
         if self.schedule is not None:
             self.schedule.load_state_dict(state_dict["schedule"])
