@@ -13,6 +13,7 @@ import numpy as np
 from raycurv.figures import style
 from raycurv.results import binning, histories, table_formats
 from raycurv.results.binning import BandKind, Reduction
+from raycurv.results.conditions import group_runs
 from raycurv.results.histories import Array, RunHistory
 from raycurv.results.outcomes import Outcome
 
@@ -130,11 +131,12 @@ class MetricPanel:
 
 def method_curves(outcomes: Iterable[Outcome], metric: str, axis: Axis = "epoch") -> list[Curve]:
     """Curves of one metric; runs without a finite value of it only count as runs."""
-    found = [histories.history_of_outcome(o) for o in outcomes if o.stage == "final"]
     return [
         line
-        for name, runs in group_by_method(found).items()
-        for line in metric_curves(name, runs, MetricPanel(metric, axis))
+        for group in group_runs(o for o in outcomes if o.stage == "final")
+        for line in metric_curves(
+            group.method, [histories.history_of_outcome(o) for o in group.runs], MetricPanel(metric, axis)
+        )
     ]
 
 

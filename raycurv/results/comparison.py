@@ -8,27 +8,46 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from raycurv.results import table_formats
-from raycurv.results.outcomes import Outcome
+from raycurv.results.conditions import (
+    conditions,
+    differing_conditions,
+    frozen,
+    group_runs,
+    without_length,
+)
+from raycurv.results.outcomes import EvaluationPoint, Outcome
 
 LOSS, ACCURACY = "train/epoch_loss", "test/accuracy"
+NAMED = 5  # largest number of comparisons named in one sentence
 
 
 @dataclass(frozen=True)
 class MethodRow:
-    """One optimizer on one recipe.
+    """One optimizer on one recipe, under one set of conditions.
+
+    Step time is the number of steps times the median seconds of a step. So it leaves out what only the first run of a
+    process pays for, and evaluation and checkpoints.
 
     Attributes:
         recipe: name of the recipe.
+        conditions: conditions in which the rows of the recipe differ, such as ``epochs=3``, as text.
         optimizer: name of the registered optimizer.
-        setting: settings found by its search, as text; empty for an optimizer at its defaults.
+        setting: settings found by its search, as text; empty for an optimizer at its defaults, and where a search found
+            none.
         weights: ``raw`` or ``averaged``.
         loss: training loss at the end, mean over the seeds; NaN if no seed finished.
         spread: standard deviation of the loss over the seeds.
         accuracy: test accuracy at the end, mean over the seeds.
-        epochs_to_target: mean over the seeds that reach the recipe's target.
-        seconds_to_target: mean over the seeds that reach the recipe's target.
-        seconds: total seconds of the search, plus the mean over the seeds of a final run.
-        operations: total floating-point operations of the search, plus the mean over the seeds of a final run.
+        epochs_to_target: mean over the seeds that reach the comparison's target.
+        operations_to_target: floating-point operations, in proportion to the steps, mean over the same seeds.
+        step_time_to_target: step time in seconds, mean over the same seeds.
+        operations: total floating-point operations of the search, plus the mean over the seeds of a final run; 0 if
+            unknown.
+        step_time: total step time of the search, plus the mean over the seeds of a final run; seconds with everything
+            where no step was timed.
+        step_seconds: median seconds of a step; 0 if no step was timed.
+        startup_seconds: total extra seconds of the first steps of the search, plus the mean over the seeds.
+        seconds: total seconds of the search, plus the mean over the seeds of a final run, everything included.
         searched: number of trials of the search.
         failed: number of runs that failed, diverged or ran out of time, the search included.
         runs: number of all runs, the search included.
@@ -36,6 +55,7 @@ class MethodRow:
     """
 
     recipe: str
+    conditions: str
     optimizer: str
     setting: str
     weights: str
@@ -43,79 +63,135 @@ class MethodRow:
     spread: float
     accuracy: float
     epochs_to_target: float
-    seconds_to_target: float
-    seconds: float
+    operations_to_target: float
+    step_time_to_target: float
     operations: float
+    step_time: float
+    step_seconds: float
+    startup_seconds: float
+    seconds: float
     searched: int
     failed: int
     runs: int
     metrics: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def comparison(self) -> str:
+        """Recipe and conditions: rows are compared where these are equal."""
+        return f"{self.recipe} ({self.conditions})" if self.conditions else self.recipe
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Runs of one row: final ones, and those of the search."""
+
+    recipe: str
+    conditions: Mapping[str, str]
+    runs: tuple[Outcome, ...]
+    search: tuple[Outcome, ...]
+
+    @property
+    def comparison(self) -> tuple[object, ...]:
+        same = {name: value for name, value in self.conditions.items() if name != "steps"}
+        return self.recipe, frozen(same)
+
 
 def compare_methods(outcomes: Sequence[Outcome]) -> list[MethodRow]:
-    """Rows of the comparison: one for every recipe, optimizer, setting and kind of weights among the final runs.
+    """Rows of the comparison: one for every group of final runs that differ in their seed alone, and kind of weights.
 
-    The target of a recipe is the training loss at the end of the best optimizer with a search. Without a search, it is
-    that of the best of all optimizers. The rows state how much compute each optimizer needs to reach the target.
+    The conditions of a row (epochs, batch size, network, ...) are those of :mod:`raycurv.results.conditions`. Rows of
+    equal recipe and conditions are compared. Their target is the training loss at the end of the best optimizer with a
+    search. Without a search, it is that of the best of all optimizers. The rows state how much compute each optimizer
+    needs to reach the target. A search belongs to the final runs that differ in optimizer settings and length alone. A
+    search without a final run has a row of its own, without a loss.
     """
+    entries = _entries(outcomes)
+    texts = differing_conditions([(entry.recipe, entry.conditions) for entry in entries])
     rows = []
-    for recipe in dict.fromkeys(o.recipe for o in outcomes):
-        mine = [o for o in outcomes if o.recipe == recipe]
-        target = target_of(mine)
-        finals = [o for o in mine if o.stage == "final"]
-        for optimizer, setting in dict.fromkeys((o.optimizer, o.setting) for o in finals):
-            runs = [o for o in finals if (o.optimizer, o.setting) == (optimizer, setting)]
-            search = [o for o in mine if o.optimizer == optimizer and o.stage == "search"]
-            for prefix in ("", "averaged/"):
-                if not prefix or any(o.last(prefix + ACCURACY) is not None for o in runs):
-                    rows.append(_row(runs, search, target, prefix))
-    return rows
+    for entry, text in zip(entries, texts, strict=True):
+        together = [other for other in entries if other.comparison == entry.comparison]
+        target = target_of([run for other in together for run in (*other.runs, *other.search)])
+        for prefix in ("", "averaged/"):
+            if not prefix or any(o.last(prefix + ACCURACY) is not None for o in entry.runs):
+                rows.append(_row(entry, text, target, prefix))
+    order = list(dict.fromkeys(o.recipe for o in outcomes))
+    return sorted(rows, key=lambda row: order.index(row.recipe))
+
+
+def _entries(outcomes: Sequence[Outcome]) -> list[_Entry]:
+    searches: dict[tuple[object, ...], list[Outcome]] = {}
+    for o in outcomes:
+        if o.stage == "search":
+            searches.setdefault(_search_key(o), []).append(o)
+    groups = group_runs(o for o in outcomes if o.stage == "final")
+    entries, used = [], set()
+    for group in groups:
+        key = _search_key(group.runs[0])
+        used.add(key)
+        search = tuple(searches.get(key, ()))
+        entries.append(_Entry(group.runs[0].recipe, group.conditions, group.runs, search))
+    for search in (tuple(found) for key, found in searches.items() if key not in used):
+        own, recipe = without_length(conditions(search[0])), search[0].recipe
+        same = (e.conditions for e in entries if e.recipe == recipe and without_length(e.conditions) == own)
+        entries.append(_Entry(recipe, next(same, own), (), search))
+    return entries
+
+
+def _search_key(outcome: Outcome) -> tuple[object, ...]:
+    return outcome.recipe, outcome.optimizer, frozen(without_length(conditions(outcome)))
 
 
 def target_of(outcomes: Sequence[Outcome]) -> float:
     """Target training loss (see :func:`compare_methods`); NaN if no run finished."""
-    finals = [o for o in outcomes if o.stage == "final"]
     tuned = {o.optimizer for o in outcomes if o.stage == "search"}
-    losses: dict[tuple[str, str], list[float]] = {}
-    for o in finals:
-        if (tuned and o.optimizer not in tuned) or o.status != "finished" or not math.isfinite(_loss(o, LOSS)):
-            continue
-        losses.setdefault((o.optimizer, o.setting), []).append(_loss(o, LOSS))
-    return min((m for m in map(_mean, losses.values()) if math.isfinite(m)), default=math.nan)
+    means = []
+    for group in group_runs(o for o in outcomes if o.stage == "final"):
+        if not tuned or group.runs[0].optimizer in tuned:
+            losses = [_loss(o, LOSS) for o in group.runs if o.status == "finished"]
+            means.append(_mean([loss for loss in losses if math.isfinite(loss)]))
+    return min((mean for mean in means if math.isfinite(mean)), default=math.nan)
 
 
 def conclusions(rows: Sequence[MethodRow]) -> list[str]:
-    """Conclusion for each recipe: compute of the best tuned baseline over one untuned run's, at equal training loss."""
-    lines = []
-    for recipe in dict.fromkeys(row.recipe for row in rows):
-        raw = [row for row in rows if row.recipe == recipe and row.weights == "raw"]
-        tuned = [row for row in raw if row.searched and math.isfinite(row.loss)]
-        free = [row for row in raw if not row.searched and math.isfinite(row.epochs_to_target)]
-        if not tuned:
-            lines.append(f"{recipe}: no tuned baseline came to its end, so there is nothing to compare with.")
-            continue
-        best = min(tuned, key=lambda row: row.loss)
-        if not free:
-            lines.append(
-                f"{recipe}: no untuned optimizer reached the training loss {best.loss:.4g} of tuned {best.optimizer} "
-                f"({best.searched} trials of search)."
-            )
-            continue
-        fastest = min(free, key=lambda row: row.seconds_to_target)
-        lines.append(
-            f"{recipe}: {best.optimizer} and its search of {best.searched} trials took {_times(best, fastest)} that "
-            f"untuned {fastest.optimizer} takes to the same training loss, {best.loss:.4g}."
-        )
+    """Conclusion of each comparison: compute of the best tuned baseline over one untuned run's, at equal training loss.
+
+    Comparisons without a search share one sentence at the end.
+    """
+    lines, unsearched = [], []
+    for name in dict.fromkeys(row.comparison for row in rows):
+        raw = [row for row in rows if row.comparison == name and row.weights == "raw"]
+        if any(row.searched for row in raw):
+            lines.append(f"{name}: {_conclusion(raw)}")
+        else:
+            unsearched.append(name)
+    if unsearched:
+        more = f" and {len(unsearched) - NAMED} more" if len(unsearched) > NAMED else ""
+        names = ", ".join(unsearched[:NAMED])
+        lines.append(f"{names}{more}: no baseline was tuned by a search, so there is nothing to compare with.")
     return lines
 
 
-def _times(best: MethodRow, fastest: MethodRow) -> str:
-    seconds = best.seconds / max(fastest.seconds_to_target, 1e-9)
-    text = f"{seconds:.1f}× the seconds"
-    if not (best.operations and fastest.operations):  # only trials of sweeps count operations
-        return text
-    work = best.operations / (fastest.operations * fastest.seconds_to_target / fastest.seconds)
-    return f"{text} and {work:.1f}× the operations"
+def _conclusion(rows: Sequence[MethodRow]) -> str:
+    tuned = [row for row in rows if row.searched and math.isfinite(row.loss)]
+    free = [row for row in rows if not row.searched and math.isfinite(row.epochs_to_target)]
+    if not tuned:
+        lost = ", ".join(f"{row.optimizer}, {row.failed} of {row.runs} runs failed" for row in rows if row.searched)
+        return f"no tuned baseline came to its end ({lost}), so there is nothing to compare with."
+    best = min(tuned, key=lambda row: row.loss)
+    if not free:
+        return (
+            f"no untuned optimizer reached the training loss {best.loss:.4g} of tuned {best.optimizer} "
+            f"({best.searched} trials of search)."
+        )
+    counted = best.operations and all(row.operations for row in free)
+    fastest = min(free, key=lambda row: row.operations_to_target if counted else row.step_time_to_target)
+    work = f"{best.operations / fastest.operations_to_target:.1f}× the operations and " if counted else ""
+    time = best.step_time / max(fastest.step_time_to_target, 1e-9)
+    what = "step time" if best.step_seconds and fastest.step_seconds else "seconds"
+    return (
+        f"{best.optimizer} and its search of {best.searched} trials took {work}{time:.1f}× the {what} that "
+        f"untuned {fastest.optimizer} takes to the same training loss, {best.loss:.4g}."
+    )
 
 
 def write_comparison(rows: Sequence[MethodRow], artifact: Callable[[str, str], None]) -> str:
@@ -128,7 +204,7 @@ def write_comparison(rows: Sequence[MethodRow], artifact: Callable[[str, str], N
 
 
 def markdown(rows: Sequence[MethodRow]) -> str:
-    """The table in Markdown, best loss first within each recipe."""
+    """The table in Markdown, best loss first within each comparison."""
     return table_formats.markdown(header(rows), cells(rows))
 
 
@@ -153,6 +229,7 @@ def header(rows: Sequence[MethodRow] = ()) -> list[str]:
     """Titles of the columns; further metrics follow the accuracy."""
     return [
         "recipe",
+        *(["conditions"] if any(row.conditions for row in rows) else []),
         "optimizer",
         "found by search",
         "weights",
@@ -160,56 +237,88 @@ def header(rows: Sequence[MethodRow] = ()) -> list[str]:
         "test accuracy",
         *(name.removeprefix("test/") for name in _metric_columns(rows)),
         "epochs to target",
-        "seconds to target",
-        "total seconds",
+        "operations to target",
+        "step time to target (s)",
         "total operations",
+        "total step time (s)",
+        "ms a step",
+        "start-up (s)",
         "failed runs",
     ]
 
 
 def cells(rows: Sequence[MethodRow]) -> list[list[str]]:
-    """The table as text, best loss first within each recipe."""
-    order = {recipe: i for i, recipe in enumerate(dict.fromkeys(row.recipe for row in rows))}
-    ranked = sorted(rows, key=lambda r: (order[r.recipe], r.loss if math.isfinite(r.loss) else math.inf))
-    return [_cells(row, _metric_columns(rows)) for row in ranked]
+    """The table as text, best loss first within each comparison."""
+    order = {name: i for i, name in enumerate(dict.fromkeys(row.comparison for row in rows))}
+    ranked = sorted(rows, key=lambda r: (order[r.comparison], r.loss if math.isfinite(r.loss) else math.inf))
+    with_conditions = any(row.conditions for row in rows)
+    return [_cells(row, with_conditions, _metric_columns(rows)) for row in ranked]
 
 
-def _cells(row: MethodRow, metrics: Sequence[str]) -> list[str]:
+def _cells(row: MethodRow, with_conditions: bool, metrics: Sequence[str]) -> list[str]:
     spread = f" ± {row.spread:.2g}" if math.isfinite(row.spread) else ""
-    found = f"{row.setting or 'defaults'} ({row.searched} trials)" if row.searched else row.setting or "nothing"
     return [
         row.recipe,
+        *([row.conditions] if with_conditions else []),
         row.optimizer,
-        found,
+        _found(row),
         row.weights,
         f"{_number(row.loss)}{spread}",
         _number(row.accuracy, "{:.2%}"),
         *(_number(row.metrics.get(name, math.nan)) for name in metrics),
         _number(row.epochs_to_target),
-        _number(row.seconds_to_target),
-        _number(row.seconds),
+        _number(row.operations_to_target or math.nan, "{:.3g}"),
+        _number(row.step_time_to_target),
         _number(row.operations or math.nan, "{:.3g}"),
+        _number(row.step_time),
+        _number(1000 * row.step_seconds or math.nan, "{:.3g}"),
+        _number(row.startup_seconds if row.step_seconds else math.nan, "{:.2g}"),
         f"{row.failed} of {row.runs}",
     ]
 
 
-def _row(runs: Sequence[Outcome], search: Sequence[Outcome], target: float, prefix: str) -> MethodRow:
+def _found(row: MethodRow) -> str:
+    if not row.searched:
+        return row.setting or "nothing"
+    found = "no setting" if row.runs == row.searched else row.setting or "defaults"
+    return f"{found} ({row.searched} trials)"
+
+
+def _row(entry: _Entry, text: str, target: float, prefix: str) -> MethodRow:
+    runs, search = entry.runs, entry.search
+    everything = [*runs, *search]
     finished = [o for o in runs if o.status == "finished"]
     losses = [loss for o in finished if math.isfinite(loss := _loss(o, prefix + LOSS))]
-    reached = [p for p in (_reach(o, prefix + LOSS, target) for o in finished) if p is not None]
-    everything = [*runs, *search]
+    reached = [(o, p) for o in finished if (p := _reach(o, prefix + LOSS, target)) is not None]
+    timed = [o.step_seconds for o in everything if o.step_seconds]
+    pace = statistics.median(timed) if timed else 0.0
+
+    def step_time(o: Outcome) -> float:
+        return o.steps * (o.step_seconds or pace) if pace else o.seconds
+
+    def total(cost: Callable[[Outcome], float]) -> float:
+        return (_mean([cost(o) for o in runs]) if runs else 0.0) + sum(cost(o) for o in search)
+
+    def to_target(cost: Callable[[Outcome], float]) -> float:
+        return _mean([cost(o) * point.step / max(o.steps, point.step, 1) for o, point in reached])
+
     return MethodRow(
-        recipe=runs[0].recipe,
-        optimizer=runs[0].optimizer,
-        setting=runs[0].setting,
+        recipe=entry.recipe,
+        conditions=text,
+        optimizer=everything[0].optimizer,
+        setting=runs[0].setting if runs else "",
         weights="averaged" if prefix else "raw",
         loss=_mean(losses),
         spread=statistics.stdev(losses) if len(losses) > 1 else math.nan,
         accuracy=_mean_of_last(finished, prefix + ACCURACY),
-        epochs_to_target=_mean([epoch for epoch, _ in reached]),
-        seconds_to_target=_mean([seconds for _, seconds in reached]),
-        seconds=_mean([o.seconds for o in runs]) + sum(o.seconds for o in search),
-        operations=_mean([o.operations for o in runs]) + sum(o.operations for o in search),
+        epochs_to_target=_mean([point.epoch for _, point in reached]),
+        operations_to_target=to_target(lambda o: o.operations),
+        step_time_to_target=to_target(step_time) if pace else _mean([point.seconds for _, point in reached]),
+        operations=total(lambda o: o.operations),
+        step_time=total(step_time),
+        step_seconds=pace,
+        startup_seconds=total(lambda o: o.startup_seconds),
+        seconds=total(lambda o: o.seconds),
         searched=len(search),
         failed=sum(o.status in ("failed", "diverged", "out of time") for o in everything),
         runs=len(everything),
@@ -226,9 +335,9 @@ def _loss(outcome: Outcome, metric: str) -> float:
     return math.nan if value is None else value
 
 
-def _reach(outcome: Outcome, metric: str, target: float) -> tuple[float, float] | None:
-    """Epochs and seconds to the first evaluation at or below the target."""
-    return next(((p.epoch, p.seconds) for p in outcome.points if p.values.get(metric, math.inf) <= target), None)
+def _reach(outcome: Outcome, metric: str, target: float) -> EvaluationPoint | None:
+    """The first evaluation at or below the target."""
+    return next((p for p in outcome.points if p.values.get(metric, math.inf) <= target), None)
 
 
 def _mean(values: Sequence[float]) -> float:

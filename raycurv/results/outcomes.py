@@ -49,7 +49,11 @@ class Outcome:
         steps: number of updates.
         seconds: seconds of work.
         operations: floating-point operations of all steps, counted by torch; 0 if unknown.
+        step_seconds: median seconds of a step, without the first ones; 0 if unknown.
+        startup_seconds: seconds that the first steps took longer than that.
         labels: other labels, such as the number of a random network.
+        conditions: fields of the configuration that runs of one method have in common
+            (:func:`raycurv.results.conditions.conditions_of`); empty if unknown.
     """
 
     name: str
@@ -64,7 +68,10 @@ class Outcome:
     steps: int = 0
     seconds: float = 0.0
     operations: float = 0.0
+    step_seconds: float = 0.0
+    startup_seconds: float = 0.0
     labels: Mapping[str, str] = field(default_factory=dict)
+    conditions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "setting", reformat_settings(self.setting))  # scale=1.0 and scale=1 are one method

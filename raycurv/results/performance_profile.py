@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from raycurv.results.conditions import conditions, frozen
 from raycurv.results.outcomes import Outcome
 
 
@@ -29,27 +30,33 @@ class PerformanceProfile:
 def performance_profiles(
     outcomes: Sequence[Outcome], metric: str = "train/epoch_loss", slack: float = 0.1
 ) -> list[PerformanceProfile]:
-    """Performance profiles by the seconds until a run is within `slack` of the lowest loss of any run on its problem.
+    """Performance profiles by the step time until a run is within `slack` of the lowest loss on its problem.
 
-    A problem is a recipe, or one network of a sweep over networks, with one seed.
+    A problem is a recipe under equal conditions (:mod:`raycurv.results.conditions`), with one seed. Where steps were
+    not timed, the seconds since the start of the run take the place of step time.
     """
-    problems: dict[tuple[str, str, int], dict[str, Outcome]] = {}
+    problems: dict[tuple[object, ...], dict[str, Outcome]] = {}
     for o in outcomes:
         if o.stage == "final":
             name = f"{o.optimizer} {o.setting}".strip()
-            problems.setdefault((o.recipe, o.labels.get("network", ""), o.seed), {})[name] = o
+            problems.setdefault((o.recipe, frozen(conditions(o)), o.seed), {})[name] = o
     names = dict.fromkeys(name for found in problems.values() for name in found)
     ratios: dict[str, list[float]] = {name: [] for name in names}
     for found in problems.values():
         values = [v for o in found.values() for p in o.points if math.isfinite(v := p.values.get(metric, math.nan))]
         target = min(values, default=math.nan) * (1 + slack)
-        costs = {name: _seconds_to(found.get(name), metric, target) for name in names}
+        timed = all(o.step_seconds for o in found.values())
+        costs = {name: _time_to(found.get(name), metric, target, timed) for name in names}
         best = min(costs.values())
         for name, cost in costs.items():
             ratios[name].append(cost / best if math.isfinite(cost) else math.inf)
     return [PerformanceProfile(name, tuple(sorted(found))) for name, found in ratios.items()]
 
 
-def _seconds_to(outcome: Outcome | None, metric: str, target: float) -> float:
-    points = () if outcome is None else outcome.points
-    return next((max(p.seconds, 1e-9) for p in points if p.values.get(metric, math.inf) <= target), math.inf)
+def _time_to(outcome: Outcome | None, metric: str, target: float, timed: bool) -> float:
+    if outcome is None:
+        return math.inf
+    reached = next((p for p in outcome.points if p.values.get(metric, math.inf) <= target), None)
+    if reached is None:
+        return math.inf
+    return max(reached.step * outcome.step_seconds if timed else reached.seconds, 1e-9)

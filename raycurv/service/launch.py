@@ -224,13 +224,16 @@ class _Launch:
         tracked, planned = self.tracked[name], self.planned[name]
         summary = {"result/seconds": result.seconds, "result/images_per_second": result.images_per_second}
         summary |= {"result/operations": result.operations} if result.operations else {}
+        summary |= {"result/step_seconds": result.step_seconds, "result/startup_seconds": result.startup_seconds}
         tracked.metrics(summary, result.steps, time.time())
         if self.cluster.log_model:
             tracked.model(planned.checkpoints)
-        tracked.tags({"status": "finished", "reason": ""})  # it may have failed before it went on
-        tracked.close("FINISHED")
+        status = "diverged" if result.diverged else "finished"
+        tracked.tags({"status": status, "reason": result.diverged})  # it may have failed before it went on
+        tracked.close("FAILED" if result.diverged else "FINISHED")
         self.tracking.done_with(tracked)
-        self.progress.notify(f"{planned.label}: finished after {result.steps} steps, {result.seconds:.1f} s")
+        why = f": {result.diverged}" if result.diverged else ""
+        self.progress.notify(f"{planned.label}: {status} after {result.steps} steps, {result.seconds:.1f} s{why}")
 
     def _fail(self, message: RunFailed) -> None:
         self.tracked[message.run].text("failure.txt", message.traceback)
@@ -288,11 +291,13 @@ class _FitThread(threading.Thread):
 
 def _initial(run: PlannedRun) -> Outcome:
     """The outcome of a run before it begins."""
+    from raycurv.results.conditions import conditions_of_config
     from raycurv.results.outcomes import Outcome
 
     config = run.config
     setting = format_settings(dict(sorted(config.optimizer_settings.items())))
-    return Outcome(config.name, run.recipe, config.optimizer, setting, config.seed, status="failed")
+    same = conditions_of_config(config)
+    return Outcome(config.name, run.recipe, config.optimizer, setting, config.seed, status="failed", conditions=same)
 
 
 def _summary(plan: LaunchPlan, results: Sequence[Result]) -> str:

@@ -63,6 +63,8 @@ class RunState:
             steps=self._steps_made,
             seconds=self._seconds,
             operations=self._operations if self.result is None else self.result.operations,
+            step_seconds=0.0 if self.result is None else self.result.step_seconds,
+            startup_seconds=0.0 if self.result is None else self.result.startup_seconds,
         )
 
     @property
@@ -81,7 +83,7 @@ class RunState:
 
     def _ended(self) -> tuple[Status, str]:
         if self.result is not None:
-            return "finished", ""
+            return ("diverged", self.result.diverged) if self.result.diverged else ("finished", "")
         if self.failure is not None:
             return STATUS.get(self.failure.error, "failed"), describe(self.failure.error, self.failure.reason)
         return self.initial.status, self.initial.reason

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from raycurv.data import storage
 from raycurv.recipes.search import SweepTrial
+from raycurv.results.conditions import conditions_of_config
 from raycurv.results.outcomes import Outcome
 from raycurv.service.artifacts import ArtifactWriter
 from raycurv.service.cluster import Cluster
@@ -135,7 +136,8 @@ class Sweep:
             self._log_missing(trials, initial)
         if waiting:
             self._tune(waiting)
-        return [self.log.done[outcome.name] for outcome in initial]
+        # An earlier version wrote no conditions.
+        return [dataclasses.replace(self.log.done[o.name], conditions=o.conditions) for o in initial]
 
     def record(self, outcome: Outcome, run: RunState, config: str) -> None:
         """Record how a trial ended: on disk, then in MLflow, which may get it later.
@@ -165,6 +167,7 @@ class Sweep:
             "failed",
             "it did not begin",
             labels=labels,
+            conditions=conditions_of_config(config),
         )
 
     def _is_done(self, outcome: Outcome) -> bool:
@@ -236,6 +239,8 @@ class Sweep:
         began = ended - outcome.seconds
         points = [Record("evaluation", p.step, p.epoch, began + p.seconds, p.values) for p in outcome.points]
         results = {"result/seconds": outcome.seconds, "result/operations": outcome.operations}
+        if outcome.step_seconds:
+            results |= {"result/step_seconds": outcome.step_seconds, "result/startup_seconds": outcome.startup_seconds}
         last = Record("progress", max(outcome.steps, 1), 0.0, ended, results)
         records = (*sorted([*steps, *points], key=lambda record: record.step), last)
         status = "FINISHED" if outcome.status in ("finished", "stopped early") else "FAILED"

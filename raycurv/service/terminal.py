@@ -103,7 +103,8 @@ def table(results: Sequence[tuple[str, str, Result]]) -> str:
     """
     found = dict.fromkeys(name for _, _, result in results for name in result.values if name.startswith("test/"))
     own = [name for name in found if name not in ("test/loss", "test/accuracy")]
-    head = ("run", "optimizer", "steps", "train loss", "test loss", "test accuracy", *own, "images/s", "seconds")
+    ends = ["end"] if any(result.diverged for _, _, result in results) else []
+    head = ("run", "optimizer", *ends, "steps", "train loss", "test loss", "test accuracy", *own, "images/s", "seconds")
     rows = []
     for label, optimizer, result in results:
         values = result.values
@@ -111,7 +112,8 @@ def table(results: Sequence[tuple[str, str, Result]]) -> str:
         accuracy = _number(values.get("test/accuracy"), "{:.2%}")
         further = [_number(values.get(name), "{:.4g}") for name in own]
         speed, seconds = f"{result.images_per_second:,.0f}", f"{result.seconds:.1f}"
-        rows.append((label, optimizer, f"{result.steps:,}", *numbers, accuracy, *further, speed, seconds))
+        end = ["diverged" if result.diverged else "finished"] if ends else []
+        rows.append((label, optimizer, *end, f"{result.steps:,}", *numbers, accuracy, *further, speed, seconds))
     return table_formats.aligned(head, rows, left=2, rule=True)
 
 

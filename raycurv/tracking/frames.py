@@ -22,7 +22,7 @@ from raycurv.tracking.stores import StoredRun, Values
 from raycurv.train.metric_names import larger_is_better
 
 _STATUS = {"KILLED": "stopped", "SCHEDULED": "waiting"}
-_RESULTS = {"operations": "result/operations", "images_per_second": "result/images_per_second"}
+_RESULTS = {name: f"result/{name}" for name in ("operations", "images_per_second", "step_seconds", "startup_seconds")}
 _IDENTITY = ("name", "recipe", "optimizer", "setting", "seed", "stage", "status")
 # Tags with a column of their own. The other tags of MLflow and of the driver are of no use in a table.
 _ORIGIN = ("network", "sweep", "launch", "workers", "device", "commit", "dirty")
@@ -34,7 +34,8 @@ def runs(tracked: ExperimentRuns) -> pd.DataFrame:
     Columns:
 
     - identity and result: ``run_id``, ``name``, ``recipe``, ``optimizer``, ``setting``, ``seed``, ``stage``,
-      ``status``, ``reason``, ``started``, ``seconds``, ``steps``, ``epochs``, ``operations``, ``images_per_second``;
+      ``status``, ``reason``, ``started``, ``seconds``, ``steps``, ``epochs``, ``operations``, ``images_per_second``,
+      ``step_seconds``, ``startup_seconds``;
     - origin of the run: ``network``, ``sweep``, ``launch``, ``workers``, ``device``, ``commit``, ``dirty``;
     - the last value of every metric of evaluations, and the best of all epochs as ``best test/accuracy``, except of
       metrics of one's own, whose best is not known;

@@ -13,6 +13,7 @@ import numpy as np
 
 from raycurv.arguments import format_settings, reformat_settings
 from raycurv.figures.report import ReportContext
+from raycurv.results.conditions import conditions_of
 from raycurv.results.outcomes import EvaluationPoint, Outcome, Status
 from raycurv.tracking.client import TAG, TrackingError
 from raycurv.tracking.settings import default_runs, default_tracking_uri, resolve_uri
@@ -230,6 +231,9 @@ def outcome_of(run: StoredRun, points: Sequence[EvaluationPoint]) -> Outcome:
         steps=max([*(run.last_step.get(name, 0) for name in (*PER_EPOCH, SECONDS)), *(p.step for p in points)]),
         seconds=seconds_of(run),
         operations=run.latest.get(OPERATIONS, run.latest.get(records.OPERATIONS, 0.0)),
+        step_seconds=run.latest.get("result/step_seconds", 0.0),
+        startup_seconds=run.latest.get("result/startup_seconds", 0.0),
+        conditions=conditions_of(run.params),
         labels={name: tags[name] for name in ("network", "sweep", "launch") if name in tags},
     )
 

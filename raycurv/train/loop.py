@@ -17,11 +17,13 @@ from raycurv.objective.micro_batches import divide_for_curvature
 from raycurv.train.checkpoint import CheckpointStore
 from raycurv.train.configuration import RunConfig
 from raycurv.train.distributed import require_equal, require_equal_parameters
+from raycurv.train.divergence import add_losses, divergence
 from raycurv.train.evaluation import evaluate_run
 from raycurv.train.metrics import MetricBuffer, NonFiniteLoss
 from raycurv.train.precision import autocast
 from raycurv.train.records import OPERATIONS, Kind, Record, Result, newest_is_best
 from raycurv.train.resume import Resume, open_run
+from raycurv.train.step_clock import StepClock, extra_startup_seconds, steady_step_seconds
 from raycurv.train.training_run import TrainingRun
 
 Emit = Callable[[list[Record]], None]
@@ -85,6 +87,7 @@ class _Trainer:
         self.saved_at = self.first_step = run.progress.step
         self.interval_samples = 0
         self.interval_start = time.perf_counter()
+        self.clock = StepClock(run.progress, run.device)
 
     def train(self) -> Result:
         run = self.run
@@ -155,6 +158,7 @@ class _Trainer:
         scalars |= {"train/loss": loss, **({"train/l2_term": l2_term} if config.l2 else {})}
         scalars |= {f"optimizer/{name}": value for name, value in report.scalars.items()}
         self.metrics.add(progress.step, run.epochs_done, report.finite, scalars)
+        self.clock.step()
 
     def end_interval(self, asked: bool) -> bool:
         """Fetch and emit the scalars of the log interval; True if any worker was asked to stop.
@@ -163,8 +167,10 @@ class _Trainer:
             NonFiniteLoss: a step of the interval was not finite.
         """
         interval = self.metrics.fetch(stop=asked, operations=self.run.operations.take())
+        self.clock.end()
         progress = self.run.progress
         progress.operations += interval.operations
+        add_losses(progress, interval.records, self.run.config.batch_size, self.run.total_steps)
         seconds = time.perf_counter() - self.interval_start
         progress.training_seconds += seconds
         values = {"throughput/images_per_second": self.interval_samples / seconds}
@@ -204,6 +210,7 @@ class _Trainer:
         now = time.perf_counter()
         self.run.progress.seconds += now - self.interval_start
         self.interval_start, self.interval_samples = now, 0
+        self.clock.start()
 
     def non_finite_message(self, step: int, records: list[Record]) -> str:
         loss = next((record.values["train/loss"] for record in records if record.step == step), math.nan)
@@ -311,6 +318,9 @@ class _Trainer:
             seconds=progress.seconds,
             images_per_second=progress.samples / progress.training_seconds if progress.training_seconds else 0.0,
             stopped=stopped,
+            step_seconds=steady_step_seconds(progress),
+            startup_seconds=extra_startup_seconds(progress),
+            diverged="" if stopped else divergence(progress, run.config.batch_size, run.total_steps),
             operations=0.0 if math.isnan(progress.operations) else float(round(progress.operations)),
         )
 

@@ -63,6 +63,9 @@ class Result:
         stopped: whether the run was stopped before its end; then it can be resumed.
         operations: floating-point operations of all steps and workers, without evaluation and without metrics of the
             mini-batch that only the configuration asks for; 0 if unknown.
+        step_seconds: median seconds of a step, without the first ones of every sitting; 0 if unknown.
+        startup_seconds: seconds that the first steps took longer than that.
+        diverged: how the training loss has diverged (:mod:`raycurv.train.divergence`); empty if it has not.
     """
 
     name: str
@@ -74,6 +77,9 @@ class Result:
     images_per_second: float
     stopped: bool = False
     operations: float = 0.0
+    step_seconds: float = 0.0
+    startup_seconds: float = 0.0
+    diverged: str = ""
 
     def to_json(self) -> str:
         """The result as JSON, read back by :meth:`from_json`."""

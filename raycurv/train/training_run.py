@@ -51,6 +51,11 @@ class TrainingPosition:
         seconds: time of the whole run.
         operations: floating-point operations of the steps so far, over all workers; NaN if an earlier version, which
             did not count them, began the run.
+        startup_steps: first steps of all sittings (:mod:`raycurv.train.step_clock`).
+        startup_seconds: time of these steps.
+        step_seconds: mean seconds of a step in the log intervals after them.
+        first_losses: training losses of the first steps (:mod:`raycurv.train.divergence`).
+        last_losses: step and training loss in the last tenth of the run.
         evaluations: all evaluations so far.
     """
 
@@ -61,6 +66,11 @@ class TrainingPosition:
     training_seconds: float = 0.0
     seconds: float = 0.0
     operations: float = 0.0
+    startup_steps: int = 0
+    startup_seconds: float = 0.0
+    step_seconds: list[float] = field(default_factory=list)
+    first_losses: list[float] = field(default_factory=list)
+    last_losses: list[tuple[int, float]] = field(default_factory=list)
     evaluations: list[Record] = field(default_factory=list)
 
     @classmethod

@@ -58,7 +58,13 @@ def expected(stored: Path) -> dict[str, Any]:
 def test_finished_runs_are_found_by_the_digests_of_their_configurations(runs: Path, expected: dict[str, Any]) -> None:
     outcomes = by_digest(_uri(runs), "before")
 
-    assert {digest: json.loads(outcome.to_json()) for digest, outcome in outcomes.items()} == expected["outcomes"]
+    assert outcomes.keys() == expected["outcomes"].keys()
+    for digest, before in expected["outcomes"].items():
+        now = json.loads(outcomes[digest].to_json())
+        assert {name: now[name] for name in before} == before
+        # Later fields: what was not measured is 0, and conditions come from the stored parameters.
+        assert (now["step_seconds"], now["startup_seconds"]) == (0.0, 0.0)
+        assert now["conditions"]["epochs"]
     config = RunConfig(
         "of-any-name",
         Component("raycurv.models.salera_networks:m2", {"width": 0.01}),

@@ -72,7 +72,7 @@ def test_averaged_weights_have_rows_of_their_own():
 def test_the_headline_is_total_compute_at_equal_loss():
     (line,) = comparison.conclusions(comparison.compare_methods(SEARCHED))
     assert line == (
-        "mnist: sgd and its search of 2 trials took 2.0× the seconds and 2.0× the operations that untuned curveball "
+        "mnist: sgd and its search of 2 trials took 2.0× the operations and 2.0× the seconds that untuned curveball "
         "takes to the same training loss, 0.4."
     )
 
@@ -122,3 +122,68 @@ def test_further_metrics_of_the_test_set_are_columns_of_the_comparison():
     assert (found["sgd"]["test/f1"], found["adam"]["test/f1"]) == ("0.5", "nan")
     head, _, adam, sgd = (line.split("|")[7].strip() for line in comparison.markdown(rows).splitlines())
     assert (head, adam, sgd) == ("f1", "–", "0.5")
+
+
+def timed(outcome: Outcome, step_seconds: float, startup_seconds: float) -> Outcome:
+    seconds = outcome.steps * step_seconds + startup_seconds
+    return dataclasses.replace(outcome, step_seconds=step_seconds, startup_seconds=startup_seconds, seconds=seconds)
+
+
+def test_the_headline_does_not_depend_on_who_ran_first_in_a_process():
+    search = run("sgd", [0.9, 0.5], setting="learning_rate=0.1", stage="search")
+    tuned = run("sgd", [0.9, 0.5], setting="learning_rate=0.1")
+    free = run("auto", [0.9, 0.5])
+    found = []
+    for first, second in ((60.0, 0.0), (0.0, 60.0)):
+        outcomes = [timed(search, 0.1, first), timed(tuned, 0.1, 0.0), timed(free, 0.2, second)]
+        rows = comparison.compare_methods(outcomes)
+        found.append(comparison.conclusions(rows))
+        sgd, auto = rows
+        assert (sgd.step_time, auto.step_time) == pytest.approx((1.6, 1.6))
+        assert (sgd.startup_seconds, auto.startup_seconds) == (first, second)
+    assert found[0] == found[1]
+    assert "took 2.0× the operations and 1.0× the step time that untuned auto takes" in found[0][0]
+
+
+def test_runs_of_other_length_or_batch_are_rows_of_their_own():
+    runs = [run("auto", [loss], seed=seed) for seed, loss in enumerate((0.3, 0.5, 0.9))]
+    epochs = [{"epochs": "1"}, {"epochs": "1"}, {"epochs": "3"}]
+    runs = [dataclasses.replace(o, conditions=same) for o, same in zip(runs, epochs, strict=True)]
+    short, long = comparison.compare_methods(runs)
+    assert (short.conditions, short.loss, short.runs) == ("epochs=1", pytest.approx(0.4), 2)
+    assert (long.conditions, long.loss, long.runs) == ("epochs=3", pytest.approx(0.9), 1)
+    assert "| mnist | epochs=3 | auto |" in comparison.markdown([short, long])
+
+
+def test_networks_are_no_seeds_of_one_method():
+    rows = comparison.compare_methods([run("auto", [0.2], network="net0"), run("auto", [0.8], network="net1")])
+    assert [(row.conditions, row.loss) for row in rows] == [("network=net0", 0.2), ("network=net1", 0.8)]
+    (line,) = comparison.conclusions(rows)
+    assert line.startswith("mnist (network=net0), mnist (network=net1): no baseline was tuned")
+
+
+def test_a_baseline_whose_search_diverges_everywhere_keeps_its_row():
+    trials = [run("sgd", [], setting=f"learning_rate={r}", stage="search", status="diverged") for r in (1, 9)]
+    rows = comparison.compare_methods([*trials, run("auto", [0.5])])
+    lost = next(row for row in rows if row.optimizer == "sgd")
+    assert (lost.failed, lost.runs, lost.searched) == (2, 2, 2)
+    assert math.isnan(lost.loss)
+    assert "| mnist | sgd | no setting (2 trials) | raw | – |" in comparison.markdown(rows)
+    (line,) = comparison.conclusions(rows)
+    assert line == (
+        "mnist: no tuned baseline came to its end (sgd, 2 of 2 runs failed), so there is nothing to compare with."
+    )
+
+
+def test_a_search_belongs_to_the_runs_of_its_batch_size():
+    small, large = {"batch_size": "8", "epochs": "1"}, {"batch_size": "64", "epochs": "1"}
+    outcomes = [
+        dataclasses.replace(run("sgd", [0.5], setting="learning_rate=1", stage=stage), conditions=same)
+        for same in (small, large)
+        for stage in ("search", "final")
+    ]
+    outcomes[0] = dataclasses.replace(outcomes[0], operations=1e6, conditions={**small, "epochs": "3"})
+    rows = comparison.compare_methods(outcomes)
+    assert [(row.conditions, row.searched, row.operations) for row in rows] == [
+        ("batch_size=8", 1, 1e6 + 100), ("batch_size=64", 1, 200.0),
+    ]  # fmt: skip

@@ -89,3 +89,15 @@ def test_a_run_that_only_stopped_has_not_finished() -> None:
     run = state(step(1))
     run.add(RunFinished("one", Result("one", 1, 0.25, {}, (), 1.0, 4.0, stopped=True)))
     assert (run.outcome().status, run.outcome().reason) == ("failed", "it did not begin")
+
+
+def test_a_run_whose_loss_exploded_has_diverged_though_it_came_to_its_end() -> None:
+    run = state(step(1), evaluation(1))
+    run.add(RunFinished("one", Result("one", 1, 0.25, {}, (evaluation(1),), 1.0, 4.0, diverged="it ended at 1e13")))
+    assert (run.outcome().status, run.outcome().reason) == ("diverged", "it ended at 1e13")
+
+
+def test_the_pace_of_the_steps_comes_with_the_result() -> None:
+    run = state(step(1))
+    run.add(RunFinished("one", Result("one", 1, 0.25, {}, (), 1.0, 4.0, step_seconds=0.5, startup_seconds=0.25)))
+    assert (run.outcome().step_seconds, run.outcome().startup_seconds) == (0.5, 0.25)

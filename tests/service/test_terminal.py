@@ -57,3 +57,11 @@ def test_the_table_has_a_column_for_every_further_metric() -> None:
     assert "test accuracy  test/f1  images/s" in lines[0]
     assert lines[2].split() == ["a", "curveball", "12", "–", "–", "87.50%", "0.75", "568", "12.3"]
     assert lines[3].split() == ["b", "sgd", "12", "–", "–", "50.00%", "–", "568", "12.3"]
+
+
+def test_the_table_says_which_runs_diverged() -> None:
+    one = Result("a", 12, 2.0, {"test/accuracy": 0.5}, (), 12.34, 567.8)
+    other = Result("b", 12, 2.0, {"test/accuracy": 0.1}, (), 12.34, 567.8, diverged="it ended at 1e13")
+    lines = table([("a", "curveball", one), ("b", "sgd", other)]).splitlines()
+    assert lines[2].split()[:3] == ["a", "curveball", "finished"]
+    assert lines[3].split()[:3] == ["b", "sgd", "diverged"]

@@ -12,8 +12,9 @@ import pytest
 from mlflow import MlflowClient
 
 from raycurv.cli.compare import Compare
+from raycurv.results.conditions import conditions_of_config
 from raycurv.service import Cluster
-from raycurv.tracking import notebook, stores
+from raycurv.tracking import notebook, stored_runs, stores
 from raycurv.tracking.client import Tracking, TrackingError
 from raycurv.tracking.stored_runs import ExperimentRuns
 from raycurv.train import Record
@@ -137,7 +138,8 @@ def test_one_table_has_a_row_for_every_run_and_another_one_for_every_value(runs:
             for step, v in losses.items()
         ]
     )
-    run.metrics({"result/seconds": 3.0, "result/operations": 1e9}, 10, time.time())
+    pace = {"result/step_seconds": 0.25, "result/startup_seconds": 1.5}
+    run.metrics({"result/seconds": 3.0, "result/operations": 1e9, **pace}, 10, time.time())
     run.close("FINISHED")
     lost = tracking.open(replace(mine(seed=3), name="lost"), TAGS | {"seed": "3"}, None, resume=False)
     lost.tags({"status": "diverged", "reason": "the loss was infinite"})
@@ -148,6 +150,10 @@ def test_one_table_has_a_row_for_every_run_and_another_one_for_every_value(runs:
     row = table.loc["points"]
     assert (row.recipe, row.optimizer, row.setting, row.seed) == ("points", "curveball", "damping=3", 0)
     assert (row.status, row.seconds, row.steps, row.epochs, row.operations) == ("finished", 3.0, 10, 2.5, 1e9)
+    assert (row.step_seconds, row.startup_seconds) == (0.25, 1.5)
+    outcome = next(o for o in stored_runs.outcomes(uri, "tidy") if o.name == "points")
+    assert (outcome.step_seconds, outcome.startup_seconds) == (0.25, 1.5)
+    assert outcome.conditions == conditions_of_config(mine())
     assert (row["train/epoch_loss"], row["best train/epoch_loss"], row["best test/accuracy"]) == (0.3, 0.25, 0.75)
     assert (row["test/f1"], row["best test/f1"], row["test/margin"]) == (0.3, 0.5, 0.3)
     assert "best test/margin" not in table
