@@ -48,18 +48,19 @@ class SuiteRuns:
         return [outcome for outcome in found if outcome is not None]
 
     def best_point(self, task: SuiteTask, method: SuiteMethod) -> Settings | None:
-        """Point of a grid that reaches the target first on the first seed, then with the best final metric.
+        """Point of a grid that finishes on the first seed, reaches the target first, and ends with the best metric.
 
         None while a point is missing.
         """
         if len(self.search(task, method)) < len(method.grid):
             return None
 
-        def rank(point: Settings) -> tuple[float, float]:
+        def rank(point: Settings) -> tuple[bool, float, float]:
             outcome = self.at(task, method.optimizer, point)[0]
             step, last = task.step_reached(outcome), outcome.last(task.metric)
-            worst = math.inf if last is None or not math.isfinite(last) or outcome.status != "finished" else last
-            return math.inf if step is None else step, -worst if task.rises and math.isfinite(worst) else worst
+            if outcome.status != "finished" or last is None or not math.isfinite(last):
+                return True, math.inf, math.inf
+            return False, math.inf if step is None else step, -last if task.rises else last
 
         return min(method.grid, key=rank)
 
