@@ -6,10 +6,14 @@ import ast
 import difflib
 import math
 import re
+import string
 from collections.abc import Collection, Mapping
 from typing import Any
 
 _EXACT_WHOLE = 1e15  # floats below it hold every whole number
+_NAME = frozenset(string.ascii_letters + string.digits + "-_.")
+_PASSWORD = re.compile(r"(\b[a-zA-Z][\w+.-]*://[^\s/:@'\"]*:)[^\s/'\"]+@")  # scheme://user:password@
+_SECRET_OPTION = re.compile(r"(?i)([?&;](?:[\w-]*(?:password|passwd|secret|token|access_?key)[\w-]*)=)[^&;#\s'\"]+")
 _SETTING = re.compile(r"(\w+)=(.*?)(?= \w+=|$)")
 
 
@@ -46,6 +50,21 @@ def require_whole(argument: str, value: object, least: int) -> None:
     """
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
     require(argument, value, whole, f"a whole number of at least {least}")
+
+
+def require_run_name(argument: str, name: str) -> None:
+    """Refuse what cannot name a run and its folder.
+
+    Raises:
+        ValueError: it is empty, too long, or has other characters.
+    """
+    holds = 0 < len(name) <= 128 and set(name) <= _NAME and name[0] not in ".-"
+    require(argument, name, holds, "1 to 128 letters, digits, '-', '_' or '.', not starting with '.' or '-'")
+
+
+def mask_passwords(text: str) -> str:
+    """The text with ``***`` in place of passwords and keys in addresses, for messages, tags and files."""
+    return _SECRET_OPTION.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))
 
 
 def unknown(kind: str, name: object, known: Collection[str]) -> str:

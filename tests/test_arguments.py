@@ -5,8 +5,10 @@ import pytest
 from raycurv.arguments import (
     format_setting,
     format_settings,
+    mask_passwords,
     reformat_settings,
     require_positive,
+    require_run_name,
     require_whole,
     unknown,
 )
@@ -65,3 +67,26 @@ def test_an_unknown_name_is_answered_with_the_nearest():
         unknown("optimizer", "adma", ("adam", "sgd"))
         == "optimizer 'adma' is unknown; did you mean 'adam'? all names: adam, sgd"
     )
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", ".hidden", "-x", "a b", "x" * 129])
+def test_a_name_that_could_leave_the_folder_of_runs_is_refused(name):
+    with pytest.raises(ValueError, match=r"--run-name is .*; it must be 1 to 128 letters"):
+        require_run_name("--run-name", name)
+    require_run_name("--run-name", "digits-curveball_1.0")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at http://me:pass@host:5000/x now", "at http://me:***@host:5000/x now"),
+        ("postgresql://me:p%40s@s@host/db", "postgresql://me:***@host/db"),
+        ("--tracking-uri 'https://:key@host'", "--tracking-uri 'https://:***@host'"),
+        ("https://host/x?region=eu&secret_key=abc&a=1", "https://host/x?region=eu&secret_key=***&a=1"),
+        ("http://127.0.0.1:5000/#/a@b", "http://127.0.0.1:5000/#/a@b"),
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
+        ("momentum=0.9 token=3", "momentum=0.9 token=3"),
+    ],
+)
+def test_passwords_in_addresses_are_masked(text, shown):
+    assert mask_passwords(text) == shown

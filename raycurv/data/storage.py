@@ -89,7 +89,12 @@ def _split(text: str) -> tuple[str, str, dict[str, str]]:
         raise ValueError(f"{text!r} names no bucket; write {parts.scheme}://bucket/path")
     if unknown := sorted(set(options) - set(_QUERY)):
         raise ValueError(f"{text!r} has the unknown option {', '.join(unknown)}; the options are {', '.join(_QUERY)}")
-    return parts.netloc, unquote(parts.path).strip("/"), options
+    path = unquote(parts.path).strip("/")
+    if {".", ".."} & {parts.netloc, *path.split("/")}:
+        raise ValueError(
+            f"{text!r} has '.' or '..' between its slashes, which could lead into another bucket; write the whole path"
+        )
+    return parts.netloc, path, options
 
 
 def _endpoint(options: dict[str, str]) -> str | None:

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from raycurv.arguments import require_run_name
 from raycurv.tracking.settings import default_runs, default_tracking_uri
 from raycurv.train.trust import default_trust
 
@@ -90,6 +91,8 @@ class Cluster:
         _require(self.max_failures >= 0, "max_failures", self.max_failures, "a whole number of at least 0")
         _require(bool(self.runs) and "://" not in self.runs, "runs", self.runs, "a local folder; use storage for s3://")
         _require(bool(self.experiment), "experiment", self.experiment, "a name")
+        if self.run_name is not None:
+            require_run_name("Cluster.run_name (--run-name)", self.run_name)
         if self.resume and not self.run_name:
             raise ValueError(
                 "Cluster.resume needs Cluster.run_name (--run-name NAME --resume): which run should go on?"

@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from raycurv.arguments import mask_passwords
+
 logger = logging.getLogger(__name__)
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
 FIT_THREAD = "raycurv-fit"  # waits in a call of Ray
@@ -100,7 +102,7 @@ def describe(kind: str, message: str) -> str:
 
 
 def _write_details(error: Exception, folder: str | None) -> Path:
-    text = "".join(traceback.format_exception(error)) + str(getattr(error, "details", ""))
+    text = mask_passwords("".join(traceback.format_exception(error)) + str(getattr(error, "details", "")))
     for place in (folder, tempfile.gettempdir()):
         if place is None:
             continue
@@ -117,5 +119,5 @@ def _write_details(error: Exception, folder: str | None) -> Path:
 
 def _write(text: str) -> None:
     sys.stdout.flush()
-    sys.stderr.write(f"\n{text}\n")
+    sys.stderr.write(f"\n{mask_passwords(text)}\n")
     sys.stderr.flush()

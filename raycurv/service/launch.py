@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raycurv.arguments import format_settings
+from raycurv.arguments import format_settings, mask_passwords
 from raycurv.service.artifacts import ArtifactWriter
 from raycurv.service.cluster import Cluster
 from raycurv.service.errors import FIT_THREAD, LaunchError, Stopped, describe
@@ -236,7 +236,7 @@ class _Launch:
         self.progress.notify(f"{planned.label}: {status} after {result.steps} steps, {result.seconds:.1f} s{why}")
 
     def _fail(self, message: RunFailed) -> None:
-        self.tracked[message.run].text("failure.txt", message.traceback)
+        self.tracked[message.run].text("failure.txt", mask_passwords(message.traceback))
         reason = describe(message.error, message.reason)
         raise LaunchError(f"run {message.run} failed: {reason}", message.traceback)
 

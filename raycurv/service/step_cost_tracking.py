@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from raycurv.arguments import mask_passwords
 from raycurv.benchmarks import step_cost
 from raycurv.benchmarks.step_cost import StepCost
 from raycurv.figures import step_cost as figures
@@ -50,7 +51,11 @@ def track(costs: Sequence[StepCost], uri: str | None, experiment: str | None, no
     run.close("FINISHED")
     tracking.done_with(run)
     unsent = tracking.finish()
-    notify(f"MLflow did not take everything; the rest is in {unsent}" if unsent else f"tracked at {tracking.uri}")
+    notify(
+        f"MLflow did not take everything; the rest is in {unsent}"
+        if unsent
+        else f"tracked at {mask_passwords(tracking.uri)}"
+    )
 
 
 def _name(cost: StepCost) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
+from raycurv.arguments import mask_passwords
 from raycurv.results import table_formats
 from raycurv.train.records import Record, Result
 
@@ -63,11 +64,11 @@ class TerminalProgress:
             self._shown_at = time.monotonic()
 
     def notify(self, line: str) -> None:
-        """Write a line above the bar."""
+        """Write a line above the bar, without the passwords in it."""
         if self._unfinished:
             self._stream.write("\r\x1b[K")
             self._unfinished = False
-        self._stream.write(line + "\n")
+        self._stream.write(mask_passwords(line) + "\n")
         self._stream.flush()
 
     def _draw(self, line: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from raycurv.arguments import mask_passwords
 from raycurv.tracking import provenance, run_names
 from raycurv.tracking.messages import (
     LogModel,
@@ -69,7 +70,8 @@ class TrackingError(RuntimeError):
 
 
 def open_command(uri: str) -> str:
-    """Command or address that shows the runs."""
+    """Command or address that shows the runs, without the password in it."""
+    uri = mask_passwords(uri)
     beside = Path(sys.executable).parent / "mlflow"
     mlflow_command = shlex.quote(str(beside)) if beside.exists() else "mlflow"
     return uri if uri.startswith("http") else f"{mlflow_command} ui --backend-store-uri {shlex.quote(uri)}"
@@ -114,7 +116,7 @@ class TrackedRun:
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags, in this project's name space."""
-        self._put(SetTags(self.id, {TAG + name: value[:LONGEST_TAG] for name, value in values.items()}))
+        self._put(SetTags(self.id, {TAG + name: mask_passwords(value)[:LONGEST_TAG] for name, value in values.items()}))
 
     def text(self, name: str, text: str) -> None:
         """Log a text file as an artifact of the run."""
@@ -157,7 +159,8 @@ class Tracking:
         self._settings, self._notify = settings, notify
         self._trust = (*settings.trust, *trust)
         self.uri = resolve_uri(settings.tracking_uri, settings.runs)
-        self._unsent = Path(settings.runs) / "unsent" / _safe(self.uri)
+        folders = [Path(settings.runs) / "unsent" / _safe(text) for text in (mask_passwords(self.uri), self.uri)]
+        self._unsent, *self._former_unsent = dict.fromkeys(folders)  # earlier versions had the password in the name
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.ERROR)
         with explained(self.uri), self._migration_lock():
@@ -256,7 +259,8 @@ class Tracking:
             TrackingError: MLflow does not answer.
         """
         count = 0
-        for path in sorted(self._unsent.glob("*.jsonl")):
+        folders = (self._unsent, *self._former_unsent)
+        for path in sorted(file for folder in folders for file in folder.glob("*.jsonl")):
             try:
                 messages = read_unsent(path)
             except ValueError as error:
@@ -431,9 +435,9 @@ def explained(uri: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         raise TrackingError(
-            f"MLflow at {uri} cannot be used: {first_line(error, 300)}. Check that its disk has "
-            "room, that the server runs and that the address is right "
-            "(--tracking-uri or MLFLOW_TRACKING_URI), or leave it out to write to a file in the folder of all runs"
+            f"MLflow at {mask_passwords(uri)} cannot be used: {mask_passwords(first_line(error, 300))}. Check that its "
+            "disk has room, that the server runs and that the address is right (--tracking-uri, MLFLOW_TRACKING_URI), "
+            "or leave it out to write to a file in the folder of all runs"
         ) from error
 
 

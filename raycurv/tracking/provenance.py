@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import raycurv
+from raycurv.arguments import mask_passwords
 
 PACKAGES = ("raycurv", "torch", "ray", "mlflow", "numpy", "pyarrow", "torchvision")
 
@@ -38,9 +39,10 @@ def commit() -> dict[str, str]:
 
 
 def command() -> str:
-    """Command line that repeats this process in the same folder."""
+    """Command line that repeats this process in the same folder, without the passwords in it."""
     program = Path(sys.argv[0])
-    return shlex.join(["raycurv", *sys.argv[1:]] if program.name == "raycurv" else ["python", *sys.argv])
+    words = ["raycurv", *sys.argv[1:]] if program.name == "raycurv" else ["python", *sys.argv]
+    return shlex.join(map(mask_passwords, words))
 
 
 @functools.cache

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -54,18 +56,27 @@ class LocalFolder:
         return sorted(entry.name for entry in self._path.iterdir()) if self._path.is_dir() else []
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None if there is no such file."""
+        """The content of a file; None if there is no such file.
+
+        Raises:
+            OSError: it cannot be read, or is no regular file, such as a named pipe, which could be waited for for ever.
+        """
+        path = self._path / name
         try:
-            return (self._path / name).read_bytes()
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
+        with open(descriptor, "rb") as file:
+            _require_regular(descriptor, path)
+            return file.read()
 
     def write(self, name: str, fill: Callable[[BinaryIO], None]) -> None:
         """Create or replace a file with what `fill` writes."""
         self._path.mkdir(parents=True, exist_ok=True)
         temporary = self._path / (name + PARTIAL)
+        temporary.unlink(missing_ok=True)  # of a killed writer; never written through, since it may be a symbolic link
         try:
-            with temporary.open("wb") as file:
+            with temporary.open("xb") as file:
                 fill(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -86,6 +97,14 @@ class LocalFolder:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _require_regular(descriptor: int, path: Path) -> None:
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
 
 
 class ObjectFolder:

@@ -14,13 +14,12 @@ import json
 import math
 import os
 import re
-import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Literal, get_args
 
-from raycurv.arguments import require, require_whole, unknown
+from raycurv.arguments import require, require_run_name, require_whole, unknown
 from raycurv.train.metric_names import NAMED_METRICS, larger_is_better
 from raycurv.train.moved_paths import current_path, former_path
 
@@ -275,7 +274,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "optimizer_settings", _tuples(self.optimizer_settings))
         object.__setattr__(self, "metrics", metric_components(self.metrics))
-        self._check_name()
+        require_run_name("RunConfig.name", self.name)
         self._check_start()
         for name in ("batch_size", "epochs", "log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every"):
             require_whole(f"RunConfig.{name}", getattr(self, name), 1)
@@ -331,13 +330,6 @@ class RunConfig:
         require("RunConfig.start_from", self.start_from, self.start_from != "", "None, an address or a name")
         if self.start_from is not None:
             object.__setattr__(self, "start_from", _absolute(self.start_from))
-
-    def _check_name(self) -> None:
-        name, allowed = self.name, set(string.ascii_letters + string.digits + "-_.")
-        holds = 0 < len(name) <= 128 and set(name) <= allowed and name[0] not in ".-"
-        require(
-            "RunConfig.name", name, holds, "1 to 128 letters, digits, '-', '_' or '.', not starting with '.' or '-'"
-        )
 
     def to_json(self) -> str:
         """The configuration as indented JSON, read back by :meth:`from_json`."""

@@ -56,6 +56,11 @@ def test_google_addresses_open_without_touching_the_network():
         ("http://host/x", "scheme 'http'"),
         ("s3:///x", "names no bucket"),
         ("s3://bucket/x?regoin=a", "unknown option regoin"),
+        ("s3://aaa/../bbb/x", "could lead into another bucket"),
+        ("s3://aaa/%2e%2e/bbb/x", "could lead into another bucket"),
+        ("s3://aaa/x/..", "could lead into another bucket"),
+        ("s3://../bbb/x", "could lead into another bucket"),
+        ("gs://aaa/./x", "could lead into another bucket"),
     ],
 )
 def test_addresses_that_cannot_be_meant(uri, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from pathlib import Path
 
@@ -145,6 +146,8 @@ def test_what_is_not_allowed_is_refused_before_anything_starts(tmp_path: Path) -
     for message, trials in refused.items():
         with pytest.raises(ValueError, match=message), sweeping("x", trials, cluster, Limits()):
             pass
+    with pytest.raises(ValueError, match=r"run_name \(--run-name\) is '../../x'; it must be 1 to 128 letters"):
+        dataclasses.replace(cluster, run_name="../../x")
     assert not (tmp_path / "runs").exists()
 
 

@@ -17,6 +17,7 @@ import torch
 
 from raycurv.objective.collectives import Local
 from raycurv.service import Cluster
+from raycurv.service.errors import reported
 from raycurv.tracking import provenance
 from raycurv.tracking.client import Tracking, TrackingError, open_command
 from raycurv.tracking.messages import LogRecords
@@ -258,3 +259,20 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | {
         "OMP_NUM_THREADS": "1"
     }
+
+
+def test_a_password_in_the_tracking_uri_is_shown_nowhere(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = "http://me:sesame@127.0.0.1:9/mlflow"
+    monkeypatch.setattr(sys, "argv", ["raycurv", "train", "digits", "--tracking-uri", uri])
+    assert provenance.command() == "raycurv train digits --tracking-uri 'http://me:***@127.0.0.1:9/mlflow'"
+    assert open_command(uri) == "http://me:***@127.0.0.1:9/mlflow"
+    with pytest.raises(SystemExit), reported(str(tmp_path)):
+        Tracking(dataclasses.replace(cluster, tracking_uri=uri), print)
+    shown = capsys.readouterr()
+    assert "me:***@127.0.0.1:9" in shown.err
+    written = [path for folder in (tmp_path, Path(cluster.runs)) for path in folder.rglob("*") if path.is_file()]
+    assert any("failures" in path.parts for path in written)
+    assert not any("sesame" in f"{path} {path.read_bytes()!r}" for path in written)
+    assert "sesame" not in shown.err + shown.out

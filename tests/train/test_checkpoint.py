@@ -232,3 +232,23 @@ def test_a_best_checkpoint_of_steps_that_are_done_again_is_forgotten(tmp_path: P
     assert store.best() is None
     with pytest.raises(CheckpointError, match="names no best checkpoint: train with best_metric"):
         store.load_best()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "config.json", "result.json", "step-000000010.pt"])
+def test_a_named_pipe_in_place_of_a_file_is_an_error_and_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    store = filled(tmp_path, 10)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match=f"{name}.*no regular file"):
+        (store.config(), store.finished(), store.load())
+
+
+def test_a_symbolic_link_in_place_of_a_partial_file_is_not_written_through(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("not ours")
+    (tmp_path / "run").mkdir()
+    for name in ("step-000000005.pt", "manifest.json"):
+        (tmp_path / "run" / f"{name}.partial").symlink_to(outside)
+    loaded = filled(tmp_path / "run", 5).load()
+    assert loaded is not None
+    assert outside.read_text() == "not ours"
