@@ -264,8 +264,7 @@ def test_a_state_of_the_same_settings_or_without_any_is_loaded_silently(name):
     losses(optimizer, model, 12)
     state = optimizer.state_dict()
     for saved in (state, {key: value for key, value in state.items() if key != "settings"}):
-        longer = optim.Horizon(HORIZON.epochs + 1, HORIZON.steps_per_epoch, HORIZON.training_samples)
-        other = optim.create(name, CASE.model(), horizon=longer)
+        other = optim.create(name, CASE.model(), horizon=HORIZON)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             other.load_state_dict(copy.deepcopy(saved))
