@@ -70,16 +70,22 @@ def _text(settings: Settings) -> str:
 
 
 def cost_to_target(task: SuiteTask, outcome: Outcome, cost: Cost = "operations") -> float:
-    """Operations or seconds of steps until a run is at the target; infinite where it never is."""
+    """Operations, or step time in seconds, until a run is at the target; infinite where it never is.
+
+    Step time is the number of steps times the median seconds of a step; NaN for a run whose steps were not timed.
+    """
     step = task.step_reached(outcome)
     if step is None or outcome.steps == 0:
         return math.inf
-    return getattr(outcome, cost) * step / outcome.steps
+    if cost == "operations":
+        return outcome.operations * step / outcome.steps
+    return step * outcome.step_seconds if outcome.step_seconds else math.nan
 
 
 def median_cost(task: SuiteTask, outcomes: list[Outcome], cost: Cost = "operations") -> float:
-    """Median over the seeds, infinite where half of them or more miss the target."""
-    return statistics.median_high([cost_to_target(task, outcome, cost) for outcome in outcomes])
+    """Median over the seeds, infinite where half of them or more miss the target; NaN where a seed was not timed."""
+    costs = [cost_to_target(task, outcome, cost) for outcome in outcomes]
+    return math.nan if any(map(math.isnan, costs)) else statistics.median_high(costs)
 
 
 def final_loss(task: SuiteTask, outcome: Outcome) -> float:

@@ -59,12 +59,17 @@ def loss_summary(plan: SuitePlan, runs: SuiteRuns, method: SuiteMethod) -> LossS
 
 
 def suite_profiles(plan: SuitePlan, runs: SuiteRuns, cost: Cost = "operations") -> list[PerformanceProfile]:
-    """Performance profiles of the methods over the tasks that each has run on all seeds, costly ones apart."""
+    """Performance profiles of the methods over the tasks that each has run on all seeds, costly ones apart.
+
+    By step time, tasks are left out on which a method was not timed.
+    """
     costs = {
         method.name: {task.name: median_cost(task, found, cost) for task, found in complete(plan, runs, method)}
         for method in plan.methods
     }
-    return profiles_of(costs)
+    return profiles_of(
+        {name: {task: c for task, c in found.items() if not math.isnan(c)} for name, found in costs.items()}
+    )
 
 
 def operations_ratio(plan: SuitePlan, runs: SuiteRuns, method: SuiteMethod) -> float:
@@ -87,16 +92,19 @@ def _operations_of_step(outcome: Outcome) -> float:
 
 def one_setting_table(plan: SuitePlan, runs: SuiteRuns) -> str:
     """Each method at one setting for everything, against the best on each task, as Markdown."""
-    scores = {profile.name: score(profile) for profile in suite_profiles(plan, runs)}
+    scores, timed = (
+        {profile.name: f"{score(profile):.2f}" for profile in suite_profiles(plan, runs, cost)}
+        for cost in ("operations", "seconds")
+    )
     rows = []
     for method in plan.methods:
         summary = loss_summary(plan, runs, method)
         if not summary.tasks:
-            rows.append((math.inf, [method.name, method.kind, "not run yet", *["–"] * 5]))
+            rows.append((math.inf, [method.name, method.kind, "not run yet", *["–"] * 6]))
             continue
         reached = [math.isfinite(median_cost(task, found)) for task, found in complete(plan, runs, method)]
         cells = [f"{summary.mean:.2f}", f"{summary.worst:.2f}", str(summary.failures)]
-        cells += [f"{scores[method.name]:.2f}", f"{sum(reached)} of {len(reached)}"]
+        cells += [scores[method.name], timed.get(method.name, "–"), f"{sum(reached)} of {len(reached)}"]
         cells.append(f"{operations_ratio(plan, runs, method):.2f}")
         rows.append((_order(summary, sum(not task.costly for task in plan.tasks)), [method.name, method.kind, *cells]))
     head = (
@@ -215,6 +223,8 @@ def summary_lines(plan: SuitePlan, runs: SuiteRuns) -> list[str]:
         "*failures*: tasks on which a run diverged, failed, or ended above a thousand times the best.",
         "*score*: mean over τ from 1 to 4 of the share of tasks whose target is reached within τ times the operations "
         "of the best (AlgoPerf, arXiv 2306.07179).",
+        "*score by step time*: the same with the steps to the target times the median seconds of a step, which depend "
+        "on the machine and on what else runs there.",
         "*operations*: those of a run over the cheapest method's; of tuned methods with the whole search.",
         "A difference counts only where the mean difference · √n over its standard deviation is at least "
         f"{SIGNIFICANT:g} over the n seeds: bold entries do not differ from the best of their column.",

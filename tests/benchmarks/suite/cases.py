@@ -28,6 +28,7 @@ def outcome(
     settings: dict[str, float] | None = None,
     status: Status = "finished",
     operations: float = 4e9,
+    step_seconds: float = 0.25,
 ) -> Outcome:
     """A run with one value of the task's metric at every evaluation."""
     text = format_settings(method.settings if settings is None else settings)
@@ -37,5 +38,6 @@ def outcome(
     )
     return Outcome(
         f"{task.name}-{method.name}-{text}-{seed}", task.name, method.optimizer, text, seed, status=status,
-        points=points, steps=task.steps, seconds=len(values), operations=operations, labels={"commit": "abcdef123"},
+        points=points, steps=task.steps, seconds=len(values), operations=operations,
+        step_seconds=step_seconds, labels={"commit": "abcdef123"},
     )  # fmt: skip

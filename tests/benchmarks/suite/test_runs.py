@@ -12,7 +12,9 @@ def test_the_cost_is_that_of_the_steps_up_to_the_first_evaluation_at_the_target(
     found = outcome(EASY, ADAM, [0.5, 0.95, 0.8, 0.96], operations=4e9)
     assert EASY.step_reached(found) == 20
     assert cost_to_target(EASY, found) == 2e9
-    assert cost_to_target(EASY, found, "seconds") == 2.0
+    assert cost_to_target(EASY, found, "seconds") == 20 * 0.25
+    assert math.isnan(cost_to_target(EASY, outcome(EASY, ADAM, [0.95], step_seconds=0.0), "seconds"))
+    assert math.isnan(median_cost(EASY, [found, outcome(EASY, ADAM, [0.95], step_seconds=0.0)], "seconds"))
 
 
 def test_a_loss_falls_to_its_target_and_nan_never_reaches_one():

@@ -42,20 +42,23 @@ def test_a_point_that_two_methods_share_runs_once():
 def test_one_setting_for_all_against_the_best_of_each_task():
     outcomes = [
         *seeds(EASY, ADAM, [0.95], [0.95], [0.5], loss=0.4, operations=4e9),
-        *seeds(EASY, AUTO, [0.5, 0.95], [0.5, 0.95], [0.5, 0.95], loss=0.1, operations=8e9),
+        *seeds(EASY, AUTO, [0.5, 0.95], [0.5, 0.95], [0.5, 0.95], loss=0.1, step_seconds=0.5),
         *seeds(HARD, ADAM, [0.4], [0.4], [0.4], loss=0.2),
-        *seeds(HARD, AUTO, [0.9], [0.9], [0.9], status="diverged"),
+        *seeds(HARD, AUTO, [0.9], [0.9], [0.9], status="diverged", operations=8e9),
     ]
     runs = SuiteRuns(outcomes)
     table = tables.one_setting_table(PLAN, runs)
     assert cells(table, "adam")[:5] == ["adam", "default", "2.00", "4.00", "0"]
-    assert cells(table, "adam")[6:] == ["2 of 2", "1.00"]
-    assert cells(table, "auto")[7] == f"{math.sqrt(2):.2f}"
-    assert cells(table, "auto")[2:7] == ["1.00", "1.00", "1", "0.00", "1 of 2"]
+    assert cells(table, "adam")[7:] == ["2 of 2", "1.00"]
+    assert cells(table, "auto")[8] == f"{math.sqrt(2):.2f}"
+    assert cells(table, "auto")[2:8] == ["1.00", "1.00", "1", "0.33", "0.00", "1 of 2"]
     assert cells(table, "sgd, tuned")[1:3] == ["tuned", "not run yet"]
     summary = tables.loss_summary(PLAN, runs, ADAM)
     assert summary.mean == pytest.approx(math.sqrt(4 * 1))
-    assert {p.name: score(p) for p in tables.suite_profiles(PLAN, runs)} == {"adam": 1.0, "auto": 0.0}
+    profiles = {p.name: p for p in tables.suite_profiles(PLAN, runs)}
+    assert profiles["adam"].ratios == (1.0, 1.0)
+    assert profiles["auto"].ratios == (2.0, math.inf)
+    assert score(profiles["auto"]) == pytest.approx(((4 - 2) / 3 + 0) / 2)
 
 
 def test_a_loss_far_above_the_best_is_a_failure():
