@@ -253,3 +253,26 @@ def test_the_deepest_random_network_with_all_its_poolings_takes_small_images():
 def test_an_impossible_network_is_refused_with_what_to_change(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_sparse_initialisation_gives_each_unit_fifteen_connections():
+    torch.manual_seed(0)
+    network = models.mlp(input_shape=MNIST, widths=(128, 64), initialisation="sparse")
+    layers = [layer for layer in network if isinstance(layer, nn.Linear)]
+    for layer, deviation, bias in zip(layers, (0.5, 0.25, 0.5), (0.5, 0.5, 0.0), strict=True):
+        assert set((layer.weight != 0).sum(1).tolist()) == {15}
+        weights = layer.weight.detach()[layer.weight != 0]
+        assert float(weights.std()) == pytest.approx(deviation, rel=0.2)
+        assert (layer.bias == bias).all()
+
+
+def test_sparse_initialisation_of_other_units_is_of_unit_variance_without_bias():
+    torch.manual_seed(0)
+    network = models.mlp(input_shape=(1, 3, 3), widths=(500,), activation="relu", initialisation="sparse")
+    first, last = (layer for layer in network if isinstance(layer, nn.Linear))
+    assert (first.weight != 0).all()  # nine inputs only
+    assert float(first.weight.detach().std()) == pytest.approx(1, rel=0.05)
+    assert set((last.weight != 0).sum(1).tolist()) == {15}
+    assert not first.bias.any()
+    with pytest.raises(ValueError, match="initialisation"):
+        models.mlp(initialisation="zeros")

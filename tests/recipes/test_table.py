@@ -315,6 +315,17 @@ def test_a_setting_that_is_chosen_once_has_a_row_or_column_of_its_own() -> None:
 
 
 @pytest.mark.usefixtures("empty_data")
+def test_the_comparison_with_kfac_has_martens_and_grosses_start_and_pixels() -> None:
+    table = papers.get("curveball_fig2").restrict(("mnist_tanh_mlp",))
+    assert isinstance(table, Table)
+    for config in {member.config.digest: member.config for member in table.first(scale=0.1)}.values():
+        assert config.model.settings["initialisation"] == "sparse"
+        assert (config.data.settings["mean"], config.data.settings["std"]) == ((0.0,), (1.0,))
+    plain = registry.build("mnist_tanh_mlp", {})
+    assert not {"initialisation", "mean"} & {*plain.model.settings, *plain.data.settings}
+
+
+@pytest.mark.usefixtures("empty_data")
 def test_vgg_f_is_trained_on_crops_of_one_scale() -> None:
     for recipe in ("imagenet_curveball", "imagenet100_curveball"):
         settings = registry.build(recipe, {}).data.settings
