@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raycurv.arguments import unknown
 from raycurv.data import image_transforms
 from raycurv.data.errors import DataError
 from raycurv.data.order import Rows, draw_classes
@@ -272,7 +273,7 @@ def parquet_images(
     image_size: int | None = None,
     augmentation: Augmentation = "none",
     channels: int | None = None,
-    classes: int | None = None,
+    classes: int | Sequence[str] | None = None,
     class_seed: int = 0,
     image_column: str | None = None,
     label_column: str = "label",
@@ -296,8 +297,8 @@ def parquet_images(
             time. ``"short_side_crop_flip"`` takes a random part of 7/8 of the shorter side, 224 of 256 pixels, flipped
             half of the time. With both, evaluation takes the middle 7/8.
         channels: 1 or 3; None takes what the first image has.
-        classes: draw so many classes by `class_seed` and keep their images; the names drawn are in ``train.classes``.
-            Every label is read to do so.
+        classes: names of the classes to keep, or a number of classes to draw by `class_seed`. Kept images are numbered
+            anew, by the order of their classes in the set; every label is read to find them.
         class_seed: seed of the draw.
         image_column: None is ``image`` or ``img``.
         label_column: ``fine_label`` for CIFAR-100.
@@ -314,11 +315,7 @@ def parquet_images(
     folder = ShardFolder(locate(path))
     columns = (image_column, label_column)
     learned = folder.open(train, columns, skip_corrupt=skip_corrupt)
-    chosen = None
-    if classes is not None:
-        if classes > len(learned.names):
-            raise DataError(f"classes is {classes}, but {folder.uri} has {len(learned.names)} classes")
-        chosen = draw_classes(len(learned.names), classes, class_seed)
+    chosen = None if classes is None else _chosen(classes, class_seed, learned)
     picture = _picture(learned, image_size, channels, augmentation, mean, std)
 
     def source(split: Split) -> ParquetImages:
@@ -332,11 +329,26 @@ def parquet_images(
     return Data(source(learned), source(folder.open(held_out, columns, skip_corrupt=skip_corrupt, names=learned.names)))
 
 
+def _chosen(classes: int | Sequence[str], class_seed: int, split: Split) -> list[int]:
+    """The labels to keep, in ascending order.
+
+    Raises:
+        DataError: there are not so many classes, or none of that name.
+    """
+    if not isinstance(classes, int):
+        if lacking := [name for name in classes if name not in split.names]:
+            raise DataError(f"{split.uri}: {unknown('class', lacking[0], split.names)}")
+        return sorted({split.names.index(name) for name in classes})
+    if classes > len(split.names):
+        raise DataError(f"classes is {classes}, but {split.uri} has {len(split.names)} classes")
+    return draw_classes(len(split.names), classes, class_seed)
+
+
 def _check_arguments(
     image_size: int | None,
     augmentation: str,
     channels: int | None,
-    classes: int | None,
+    classes: int | Sequence[str] | None,
     max_rows: int | None,
     memory_limit: int,
 ) -> None:
@@ -346,7 +358,7 @@ def _check_arguments(
         raise DataError(f"channels is {channels!r}; it must be 1, 3 or None")
     for name, value in {
         "image_size": image_size,
-        "classes": classes,
+        "classes": classes if classes is None or isinstance(classes, int) else len(classes),
         "max_rows": max_rows,
         "memory_limit": memory_limit,
     }.items():

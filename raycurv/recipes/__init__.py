@@ -2,6 +2,7 @@
 
 from raycurv.deprecation import moved_names
 from raycurv.recipes.digits import digits
+from raycurv.recipes.fine_tuning import digits_first_six, digits_last_four
 from raycurv.recipes.papers.curveball import cifar10_basic_cnn, cifar10_resnet18, imagenet_curveball
 from raycurv.recipes.registry import (
     Recipe,
@@ -26,6 +27,8 @@ __all__ = [
     "cifar10_basic_cnn",
     "cifar10_resnet18",
     "digits",
+    "digits_first_six",
+    "digits_last_four",
     "experiment",
     "get",
     "imagenet_curveball",

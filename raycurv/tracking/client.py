@@ -72,9 +72,9 @@ class TrackingError(RuntimeError):
 def open_command(uri: str) -> str:
     """Command or address that shows the runs, without the password in it."""
     uri = mask_passwords(uri)
-    beside = Path(sys.executable).parent / "mlflow"
-    mlflow_command = shlex.quote(str(beside)) if beside.exists() else "mlflow"
-    return uri if uri.startswith("http") else f"{mlflow_command} ui --backend-store-uri {shlex.quote(uri)}"
+    beside = Path(sys.executable).parent / "raycurv"
+    command = shlex.quote(str(beside)) if beside.exists() else "raycurv"
+    return uri if uri.startswith("http") else f"{command} ui --tracking-uri {shlex.quote(uri)}"
 
 
 class TrackedRun:

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from raycurv.train.evaluation import evaluate
     from raycurv.train.evaluation_metrics import Metric, SummedMetric
     from raycurv.train.export import TrainedModel, load_trained_model
+    from raycurv.train.frozen_parameters import freeze
     from raycurv.train.loop import train
     from raycurv.train.metrics import NonFiniteLoss
+    from raycurv.train.pretrained_start import load_start
     from raycurv.train.records import Record, Result
     from raycurv.train.resume import Resume, ResumeError, require_startable
     from raycurv.train.trust import UntrustedCodeError
@@ -31,8 +33,10 @@ else:
                 "evaluation": ("evaluate",),
                 "evaluation_metrics": ("Metric", "SummedMetric"),
                 "export": ("TrainedModel", "load_trained_model"),
+                "frozen_parameters": ("freeze",),
                 "loop": ("train",),
                 "metrics": ("NonFiniteLoss",),
+                "pretrained_start": ("load_start",),
                 "records": ("Record", "Result"),
                 "resume": ("Resume", "ResumeError", "require_startable"),
                 "trust": ("UntrustedCodeError",),
@@ -58,6 +62,8 @@ __all__ = [
     "WorkersDisagree",
     "check",
     "evaluate",
+    "freeze",
+    "load_start",
     "load_trained_model",
     "require_startable",
     "train",

@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from raycurv import optim
-from raycurv.data import Data
+from raycurv.data import Data, Source
 from raycurv.train.configuration import Component, RunConfig
 from raycurv.train.evaluation_metrics import Metric, require_metric
 from raycurv.train.frozen_parameters import freeze
@@ -60,6 +61,30 @@ def build_model(config: RunConfig, shape: dict[str, Any]) -> nn.Module:
         raise TypeError(f"{config.model.target!r} built a {type(model).__name__}; a model must be a torch.nn.Module")
     freeze(model, config.freeze)
     return model.double() if config.precision == "fp64" else model
+
+
+def require_outputs(config: RunConfig, training: Source) -> None:
+    """Refuse a model that would keep its default number of classes although the targets are real numbers.
+
+    Args:
+        config: configuration of the run.
+        training: the training set; one that is streamed is not looked at.
+
+    Raises:
+        ValueError: the model takes ``num_classes`` with a default, and neither the data nor a setting gives it.
+    """
+    parameter = inspect.signature(config.model.resolve()).parameters.get("num_classes")
+    if parameter is None or not isinstance(parameter.default, int) or "num_classes" in config.model.settings:
+        return
+    if training.classes is not None or not training.in_memory:
+        return
+    _, targets = training.read(np.zeros(1, np.int64), seed=0, epoch=0, training=False)
+    if targets.is_floating_point():
+        outputs = targets[0].numel()
+        raise ValueError(
+            f"the targets of {config.data.target!r} are {outputs} real numbers, and {config.model.target!r} would keep "
+            f"its default of {parameter.default} outputs: set num_classes={outputs} in the settings of the model"
+        )
 
 
 def build_optimizer(config: RunConfig, model: nn.Module, horizon: optim.Horizon) -> optim.StepOptimizer:

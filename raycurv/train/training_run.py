@@ -23,6 +23,7 @@ from raycurv.train.build import (
     build_model,
     build_optimizer,
     data_shape,
+    require_outputs,
     resolve_loss,
     resolve_weights,
 )
@@ -114,6 +115,8 @@ class TrainingRun:
         self.shape = data_shape(self.data)
         self.metrics = build_metrics(config.metrics, self.shape)
         torch.manual_seed(config.seed)
+        if not resumed:
+            require_outputs(config, self.training)
         self.model = build_model(config, self.shape).to(device)
         self.start = None if resumed or config.start_from is None else self._load_start(config.start_from)
         self.loss, self.weights = resolve_loss(config.loss), resolve_weights(config.weights)

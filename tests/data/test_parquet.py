@@ -84,6 +84,19 @@ def test_drawn_classes_are_renumbered_and_named(tmp_path):
     assert parquet_images(tmp_path, classes=3, class_seed=2).train.classes != names
 
 
+def test_classes_are_kept_by_name(tmp_path):
+    write(tmp_path, rows=100)
+    write(tmp_path, rows=50, split="test")
+    data = parquet_images(tmp_path, classes=("class 7", "class 2"), mean=(0,) * 3, std=(1,) * 3)
+    assert data.train.classes == data.evaluation.classes == ("class 2", "class 7")
+    assert (len(data.train), len(data.evaluation)) == (20, 10)
+    inputs, targets = everything(data.train)
+    assert set(((inputs[:, 0, 0, 0] * 255).round().int() % 10).tolist()) == {2, 7}
+    assert targets.unique().tolist() == [0, 1]
+    with pytest.raises(DataError, match="class 'class 10' is unknown; did you mean 'class 1'"):
+        parquet_images(tmp_path, classes=("class 2", "class 10"))
+
+
 def test_max_rows_keeps_the_first(tmp_path):
     write(tmp_path, rows=60)
     found = parquet_images(tmp_path, max_rows=25).train

@@ -133,7 +133,7 @@ def test_it_shows_progress_a_summary_and_how_to_open_mlflow(uninterrupted: Drive
     assert "epoch 0.25/4" in output
     assert "images/s" in output
     assert "test accuracy" in output
-    assert f"mlflow ui --backend-store-uri sqlite:///{uninterrupted.runs}/mlflow.db" in output
+    assert f"raycurv ui --tracking-uri sqlite:///{uninterrupted.runs}/mlflow.db" in output
     assert "Traceback" not in output
     assert "Warning:" not in output
 

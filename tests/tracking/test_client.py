@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 
+from raycurv.cli.parsing import parse
+from raycurv.cli.ui import Ui
 from raycurv.objective.collectives import Local
 from raycurv.service import Cluster
 from raycurv.service.errors import reported
@@ -92,7 +95,9 @@ def test_the_data_base_and_the_artifacts_lie_in_the_folder_of_runs(cluster: Clus
 
     assert tracking.uri == f"sqlite:///{cluster.runs}/mlflow.db"
     assert tracking.client.get_run(run.id).info.artifact_uri.startswith(f"file://{cluster.runs}/artifacts/")
-    assert open_command(tracking.uri).endswith(f"mlflow ui --backend-store-uri sqlite:///{cluster.runs}/mlflow.db")
+    program, command, *options = shlex.split(open_command(tracking.uri))
+    assert (Path(program).name, command) == ("raycurv", "ui")
+    assert parse(Ui, options).tracking_uri == tracking.uri
 
 
 def test_a_resumed_run_is_the_same_one_without_duplicated_steps(cluster: Cluster, tracking: Tracking) -> None:

@@ -23,6 +23,11 @@ def blobs(samples: int = 40, held_out: int = 13, features: int = 4, classes: int
     return Data(TensorSource(inputs[:samples], targets[:samples], names), evaluation)
 
 
+def class_numbers() -> Data:
+    """Classes by number, whose names are not given."""
+    return Data(TensorSource(torch.eye(6), torch.arange(6)))
+
+
 def sentences(pairs: int = 9) -> Data:
     """Pairs of 1 to 6 words: each share of a batch has its own longest sentence."""
     generator = torch.Generator().manual_seed(0)

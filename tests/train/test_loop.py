@@ -17,10 +17,20 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raycurv import Objective, optim
-from raycurv.data import Loader
+from raycurv.data import Loader, csv_table
+from raycurv.models import mlp
 from raycurv.objective.collectives import Local
-from raycurv.train import CheckpointError, CheckpointStore, NonFiniteLoss, Result, RunConfig, load_trained_model, train
-from tests.train.problems import Kept, blobs, config, network
+from raycurv.train import (
+    CheckpointError,
+    CheckpointStore,
+    Component,
+    NonFiniteLoss,
+    Result,
+    RunConfig,
+    load_trained_model,
+    train,
+)
+from tests.train.problems import Kept, blobs, class_numbers, config, network
 from tests.train.test_checkpoint import small_files
 
 
@@ -314,3 +324,21 @@ def test_room_needs_neither_ray_nor_mlflow() -> None:
     code = "import sys, raycurv.train; print({'ray', 'mlflow', 'pandas', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_classifiers_default_outputs_are_refused_where_the_targets_are_numbers(tmp_path: Path) -> None:
+    rows = "".join(f"{i},{i % 3},{i * 0.5}\n" for i in range(20))
+    (tmp_path / "table.csv").write_text(f"a,b,price\n{rows}")
+    data = Component.of(csv_table, path=str(tmp_path / "table.csv"), target="price", held_out=4)
+    wanted = RunConfig("regression", Component.of(mlp), data, loss="squared_error", epochs=1)
+    with pytest.raises(ValueError, match=r"mlp:mlp' would keep its default of 10 outputs: set num_classes=1 in"):
+        train(wanted, collectives=Local(), store=CheckpointStore(str(tmp_path / "a")), emit=Kept())
+    right = replace(wanted, model=Component.of(mlp, num_classes=1))
+    result = train(right, collectives=Local(), store=CheckpointStore(str(tmp_path / "b")), emit=Kept())
+    assert result.steps == 1
+
+
+def test_class_numbers_without_names_leave_the_number_of_outputs_to_the_model(tmp_path: Path) -> None:
+    wanted = RunConfig("numbers", Component.of(mlp, widths=()), Component.of(class_numbers), epochs=1)
+    result = train(wanted, collectives=Local(), store=CheckpointStore(str(tmp_path)), emit=Kept())
+    assert result.steps == 1
