@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from raycurv.curvature import ForwardTape, Tape
-from raycurv.curvature.norms import SynchronisedBatchNorm
+from raycurv.curvature.synchronised_batch_norm import SynchronisedBatchNorm
 from raycurv.objective.direction import Direction
 from raycurv.objective.forward import RandomState, buffers_restored, finished, finite_statistics, recording
 from raycurv.objective.linearisation import Linearisation, Taylor, taylor_of

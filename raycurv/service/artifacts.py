@@ -13,7 +13,7 @@ from raycurv.tracking import provenance
 
 if TYPE_CHECKING:
     from raycurv.figures.report import ReportContext
-    from raycurv.tracking.client import TrackedRun
+    from raycurv.tracking.tracked_run import TrackedRun
 
 
 @dataclass(frozen=True)

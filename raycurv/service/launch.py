@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from raycurv.results.outcomes import Outcome
     from raycurv.service.plan import LaunchPlan, PlannedRun
     from raycurv.service.run_state import RunState
-    from raycurv.tracking.client import TrackedRun, Tracking
+    from raycurv.tracking.client import Tracking
     from raycurv.tracking.messages import Message, RunFailed, WorkersStarted
+    from raycurv.tracking.tracked_run import TrackedRun
     from raycurv.train.configuration import RunConfig
     from raycurv.train.records import Result
 

@@ -35,7 +35,8 @@ from raycurv.train.records import Record
 
 if TYPE_CHECKING:
     from raycurv.service.trial import TrialTask
-    from raycurv.tracking.client import TrackedRun, Tracking
+    from raycurv.tracking.client import Tracking
+    from raycurv.tracking.tracked_run import TrackedRun
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import logging
@@ -28,10 +27,10 @@ from raycurv.tracking.messages import (
     SetStatus,
     SetTags,
     TrackingMessage,
-    batches,
 )
 from raycurv.tracking.outbox import MessageRefused, Outbox, first_line, read_unsent, write_unsent
 from raycurv.tracking.settings import TrackingSettings, resolve_uri
+from raycurv.tracking.tracked_run import LONGEST_TAG, TAG, TrackedRun
 from raycurv.train.checkpoint import CheckpointError
 from raycurv.train.configuration import RunConfig
 from raycurv.train.records import Record
@@ -56,13 +55,12 @@ from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
 LARGEST_BATCH = 100  # parameters or tags in one call
-LONGEST_PARAMETER, LONGEST_TAG, LONGEST_NAME = 6000, 5000, 250  # characters
+LONGEST_PARAMETER, LONGEST_NAME = 6000, 250  # characters
 HEARTBEAT_SECONDS = 30.0
 DEAD_AFTER_SECONDS = 600.0  # without a heartbeat, for a driver on another machine
 REFUSALS = frozenset(
     ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST", "INVALID_STATE")
 )
-TAG = "raycurv."
 
 
 class TrackingError(RuntimeError):
@@ -75,72 +73,6 @@ def open_command(uri: str) -> str:
     beside = Path(sys.executable).parent / "raycurv"
     command = shlex.quote(str(beside)) if beside.exists() else "raycurv"
     return uri if uri.startswith("http") else f"{command} ui --tracking-uri {shlex.quote(uri)}"
-
-
-class TrackedRun:
-    """One run in MLflow.
-
-    Args:
-        run: MLflow's entity of the run.
-        put: callback that takes the messages about the run.
-        logged: last logged step of every metric.
-    """
-
-    def __init__(self, run: Run, put: Callable[[TrackingMessage], None], logged: Mapping[str, int]) -> None:
-        self.id = str(run.info.run_id)
-        self._put = put
-        self._logged = dict(logged)
-
-    def log(self, records: Iterable[Record]) -> None:
-        """Log records, without values at steps that are logged already: a resumed run repeats some."""
-        for group in batches(map(self._new, records)):
-            if new := tuple(record for record in group if record.values):
-                self._put(LogRecords(self.id, new))
-            for record in group:
-                if record.message:
-                    self.tags({"event": f"step {record.step}: {record.message}"})
-
-    def metrics(self, values: Mapping[str, float], step: int, when: float) -> None:
-        """Log values of one step.
-
-        Args:
-            values: metrics by name.
-            step: updates made.
-            when: seconds since 1970.
-        """
-        self.log([Record("progress", step, 0.0, when, values)])
-
-    def next_step(self, name: str) -> int:
-        """Step after the last logged one of metric `name`."""
-        return self._logged.get(name, -1) + 1
-
-    def tags(self, values: Mapping[str, str]) -> None:
-        """Set tags, in this project's name space."""
-        self._put(SetTags(self.id, {TAG + name: mask_passwords(value)[:LONGEST_TAG] for name, value in values.items()}))
-
-    def text(self, name: str, text: str) -> None:
-        """Log a text file as an artifact of the run."""
-        self._put(LogText(self.id, name, text))
-
-    def running(self) -> None:
-        """Set the status RUNNING."""
-        self._put(SetStatus(self.id, "RUNNING"))
-
-    def model(self, checkpoints: str) -> None:
-        """Log the network of the newest checkpoint in folder or address `checkpoints`."""
-        self._put(LogModel(self.id, checkpoints))
-
-    def close(self, status: str, ended: float | None = None) -> None:
-        """Close the run as FINISHED, FAILED or KILLED, now or at `ended` seconds since 1970."""
-        self._put(SetStatus(self.id, status, time.time() if ended is None else ended))
-
-    def _new(self, record: Record) -> Record:
-        values = dict(record.values)
-        if record.kind == "step":
-            values.setdefault("epoch", record.epoch)
-        new = {name: value for name, value in values.items() if record.step > self._logged.get(name, -1)}
-        self._logged |= dict.fromkeys(new, record.step)
-        return dataclasses.replace(record, values=new)
 
 
 class Tracking:

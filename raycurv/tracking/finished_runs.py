@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from raycurv.results.outcomes import SCALARS, EvaluationPoint, Outcome
-from raycurv.tracking.client import TAG
 from raycurv.tracking.stored_runs import ExperimentRuns, tags_of
 from raycurv.tracking.stores import Values, store_at
+from raycurv.tracking.tracked_run import TAG
 
 # Metrics at the end of an epoch that a paper's table may need beyond those of every comparison.
 ALSO = ("training_set/loss", "training_set/accuracy", *SCALARS)

@@ -15,9 +15,10 @@ from raycurv.arguments import format_settings, reformat_settings
 from raycurv.figures.report import ReportContext
 from raycurv.results.conditions import conditions_of
 from raycurv.results.outcomes import EvaluationPoint, Outcome, Status
-from raycurv.tracking.client import TAG, TrackingError
+from raycurv.tracking.client import TrackingError
 from raycurv.tracking.settings import default_runs, default_tracking_uri, resolve_uri
 from raycurv.tracking.stores import StoredRun, Values, store_at
+from raycurv.tracking.tracked_run import TAG
 from raycurv.train import records
 
 EPOCH_LOSS = "train/epoch_loss"

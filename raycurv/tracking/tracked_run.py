@@ -1,0 +1,92 @@
+"""One run in MLflow: its records, tags, texts and status as messages."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from raycurv.arguments import mask_passwords
+from raycurv.tracking.messages import (
+    LogModel,
+    LogRecords,
+    LogText,
+    SetStatus,
+    SetTags,
+    TrackingMessage,
+    batches,
+)
+from raycurv.train.records import Record
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+TAG = "raycurv."
+LONGEST_TAG = 5000  # characters
+
+
+class TrackedRun:
+    """One run in MLflow.
+
+    Args:
+        run: MLflow's entity of the run.
+        put: callback that takes the messages about the run.
+        logged: last logged step of every metric.
+    """
+
+    def __init__(self, run: Run, put: Callable[[TrackingMessage], None], logged: Mapping[str, int]) -> None:
+        self.id = str(run.info.run_id)
+        self._put = put
+        self._logged = dict(logged)
+
+    def log(self, records: Iterable[Record]) -> None:
+        """Log records, without values at steps that are logged already: a resumed run repeats some."""
+        for group in batches(map(self._new, records)):
+            if new := tuple(record for record in group if record.values):
+                self._put(LogRecords(self.id, new))
+            for record in group:
+                if record.message:
+                    self.tags({"event": f"step {record.step}: {record.message}"})
+
+    def metrics(self, values: Mapping[str, float], step: int, when: float) -> None:
+        """Log values of one step.
+
+        Args:
+            values: metrics by name.
+            step: updates made.
+            when: seconds since 1970.
+        """
+        self.log([Record("progress", step, 0.0, when, values)])
+
+    def next_step(self, name: str) -> int:
+        """Step after the last logged one of metric `name`."""
+        return self._logged.get(name, -1) + 1
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags, in this project's name space."""
+        self._put(SetTags(self.id, {TAG + name: mask_passwords(value)[:LONGEST_TAG] for name, value in values.items()}))
+
+    def text(self, name: str, text: str) -> None:
+        """Log a text file as an artifact of the run."""
+        self._put(LogText(self.id, name, text))
+
+    def running(self) -> None:
+        """Set the status RUNNING."""
+        self._put(SetStatus(self.id, "RUNNING"))
+
+    def model(self, checkpoints: str) -> None:
+        """Log the network of the newest checkpoint in folder or address `checkpoints`."""
+        self._put(LogModel(self.id, checkpoints))
+
+    def close(self, status: str, ended: float | None = None) -> None:
+        """Close the run as FINISHED, FAILED or KILLED, now or at `ended` seconds since 1970."""
+        self._put(SetStatus(self.id, status, time.time() if ended is None else ended))
+
+    def _new(self, record: Record) -> Record:
+        values = dict(record.values)
+        if record.kind == "step":
+            values.setdefault("epoch", record.epoch)
+        new = {name: value for name, value in values.items() if record.step > self._logged.get(name, -1)}
+        self._logged |= dict.fromkeys(new, record.step)
+        return dataclasses.replace(record, values=new)
