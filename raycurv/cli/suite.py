@@ -42,6 +42,9 @@ class BenchmarkSuite:
     show: bool = False
     """Train nothing: show the tables and the time left."""
 
+    sweeps: tuple[str, ...] = ()
+    """Sweeps to show where the suite ran in parts. By default that of --run-name."""
+
     output: Path | None = None
     """Folder for suite.md and the performance profile. The figure needs the extra figures."""
 
@@ -62,7 +65,7 @@ class BenchmarkSuite:
         cluster = dataclasses.replace(self.cluster, log_model=False)
         if not self.show:
             suite.run(plan, cluster, self.limits)
-        runs = SuiteRuns(suite.stored(cluster))
+        runs = SuiteRuns(suite.stored(cluster, self.sweeps))
         print(f"{tables.page(plan, runs)}\n{tables.progress(plan, runs)}")
         self._write(plan, runs)
 

@@ -42,17 +42,23 @@ def run(plan: SuitePlan, cluster: Cluster, limits: Limits) -> None:
             sweep.artifacts.write("suite.md", tables.page(plan, done))
 
 
-def stored(cluster: Cluster) -> list[Outcome]:
-    """Outcomes of a suite that has run, or is running; nothing is trained.
+def stored(cluster: Cluster, sweeps: Sequence[str] = ()) -> list[Outcome]:
+    """Outcomes of suites that have run, or are running; nothing is trained.
+
+    Args:
+        cluster: folder of all runs, and the name of the sweep.
+        sweeps: names of the sweeps where a suite ran in parts; by default that of `cluster`.
 
     Raises:
-        ValueError: there are none.
+        ValueError: a sweep has none.
     """
-    name = cluster.run_name or NAME
-    path = Path(cluster.runs) / "sweeps" / name / "outcomes.jsonl"
-    found = list(OutcomeLog(path).done.values())
-    if not found:
-        raise ValueError(f"there are no outcomes at {path}: run the suite first, or give its --runs and --run-name")
+    found: list[Outcome] = []
+    for name in sweeps or (cluster.run_name or NAME,):
+        path = Path(cluster.runs) / "sweeps" / name / "outcomes.jsonl"
+        done = OutcomeLog(path).done
+        if not done:
+            raise ValueError(f"there are no outcomes at {path}: run the suite first, or give its --runs and --run-name")
+        found += done.values()
     return found
 
 

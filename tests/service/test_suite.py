@@ -11,6 +11,7 @@ from raycurv.benchmarks.suite.runs import SuiteRuns, cost_to_target
 from raycurv.results.outcomes import Outcome
 from raycurv.service import suite
 from raycurv.service.cluster import Cluster
+from raycurv.service.outcome_log import OutcomeLog
 from tests.service.driving import Driver, wait_until
 from tests.service.tiny_suite import METHODS, PLAN, TASKS
 
@@ -53,6 +54,14 @@ def test_a_suite_survives_a_killed_driver_and_repeats_no_run(driver: Driver) -> 
     page = (driver.runs / "sweeps" / "tiny" / "suite.md").read_text()
     assert page == tables.page(PLAN, runs)
     assert tables.progress(PLAN, runs) in again.output
+
+
+def test_a_suite_that_ran_in_parts_is_shown_as_one(tmp_path: Path) -> None:
+    outcomes = [Outcome(f"{name}-x", "first", "adam", seed=seed) for seed, name in enumerate(("one", "two"))]
+    for name, outcome in zip(("one", "two"), outcomes, strict=True):
+        OutcomeLog(tmp_path / "sweeps" / name / "outcomes.jsonl").add(outcome)
+    assert suite.stored(Cluster(runs=str(tmp_path)), ["one", "two"]) == outcomes
+    assert suite.stored(Cluster(runs=str(tmp_path), run_name="two")) == outcomes[1:]
 
 
 def test_a_suite_that_has_not_run_has_no_outcomes(tmp_path: Path) -> None:
