@@ -9,7 +9,7 @@ from raycurv.figures import panels
 from raycurv.figures.curves import MetricPanel
 from raycurv.figures.panels import FigureSpec
 from raycurv.figures.rendered_figure import RenderedFigure
-from raycurv.results.histories import RunHistory
+from raycurv.results.histories import RunHistory, separate_conditions
 
 TRAINING_ACCURACY, MOMENTUM = "training_set/accuracy", "optimizer/momentum"
 ALARMS, SCALE, TENSORS = "optimizer/alarms", "optimizer/scale", "optimizer/learning_rate/*"
@@ -221,7 +221,8 @@ def draw(found: Sequence[RunHistory], chosen: Iterable[FigureSpec] = FIGURES) ->
         ValueError: the runs have data for no figure.
         ImportError: matplotlib is not installed.
     """
-    drawn = [one for spec in chosen for one in panels.draw(spec, found)]
+    runs = separate_conditions(found)
+    drawn = [one for spec in chosen for one in panels.draw(spec, runs)]
     if not drawn:
         raise ValueError("no run has a metric that a figure shows: there is nothing to draw")
     return drawn

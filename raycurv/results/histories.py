@@ -5,12 +5,14 @@ Figures are drawn from histories alone, whatever the source of the runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from raycurv.results.conditions import differing_conditions
 from raycurv.results.outcomes import Outcome
 from raycurv.train.records import Record
 
@@ -101,15 +103,17 @@ class RunHistory:
     Attributes:
         outcome: identity and end of the run.
         traces: traces by metric: ``train/loss``, ``test/accuracy``, ``optimizer/learning_rate``, ….
+        differing: conditions in which it differs from other runs of its recipe, as text.
     """
 
     outcome: Outcome
     traces: Mapping[str, MetricTrace] = field(default_factory=dict)
+    differing: str = ""
 
     @property
     def method(self) -> str:
-        """The optimizer with its setting; a figure draws one line for each method."""
-        return f"{self.outcome.optimizer} {self.outcome.setting}".strip()
+        """The optimizer with its setting and differing conditions; a figure draws one line for each method."""
+        return " ".join(filter(None, (self.outcome.optimizer, self.outcome.setting, self.differing)))
 
     def matching(self, metric: str) -> list[str]:
         """Metrics of this name with a finite value; after ``/*``, those with this prefix if there are any."""
@@ -117,6 +121,18 @@ class RunHistory:
         names = [name for name in self.traces if bare != metric and name.startswith(metric[:-1])]
         names = names or [name for name in (bare,) if name in self.traces]
         return [name for name in names if np.isfinite(self.traces[name].values).any()]
+
+
+def separate_conditions(runs: Sequence[RunHistory]) -> list[RunHistory]:
+    """The runs with the conditions in which they differ; random networks stay together, as figures sum over them."""
+    found = []
+    for run in runs:
+        drop = ("model.",) if "network" in run.outcome.labels else ()
+        same = {name: value for name, value in run.outcome.conditions.items() if not name.startswith(drop)}
+        found.append((run.outcome.recipe, same))
+    return [
+        dataclasses.replace(run, differing=text) for run, text in zip(runs, differing_conditions(found), strict=True)
+    ]
 
 
 def history_of_outcome(outcome: Outcome) -> RunHistory:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from raycurv.results import binning, histories
-from raycurv.results.histories import MetricTrace, RunHistory
+from raycurv.results.histories import MetricTrace, RunHistory, separate_conditions
 from raycurv.results.outcomes import Outcome
 from raycurv.train.records import Record
 
@@ -108,3 +108,13 @@ def test_quartiles_put_infinite_runs_last():
     assert high.tolist() == [3.25, np.inf]
     _, low, middle, high, _ = binning.combine_runs(levels[:, :, :1], "range")
     assert (low[0], middle[0], high[0]) == (1.0, 2.5, 4.0)
+
+
+def test_runs_of_other_conditions_are_other_lines():
+    short, long = (Outcome("a", "r", "auto", conditions={"epochs": epochs}) for epochs in ("1", "3"))
+    runs = separate_conditions([RunHistory(short), RunHistory(long)])
+    assert [run.method for run in runs] == ["auto epochs=1", "auto epochs=3"]
+    networks = [
+        Outcome(name, "r", "auto", labels={"network": name}, conditions={"model.settings.seed": name}) for name in "ab"
+    ]
+    assert {run.method for run in separate_conditions([RunHistory(o) for o in networks])} == {"auto"}
