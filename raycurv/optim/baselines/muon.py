@@ -2,10 +2,12 @@
 
 *Muon: An optimizer for hidden layers in neural networks* (Jordan et al. 2024) steps along the averaged gradient with
 all its singular values near 1. ``torch.optim.Muon`` does so for matrices alone. Here every parameter with two
-dimensions is a matrix, embeddings and the last layer among them; biases, norms and convolutions go with AdamW.
+dimensions is a matrix, embeddings and the last layer among them, which its authors leave to AdamW; biases, norms and
+convolutions go with AdamW.
 
-The step of a matrix is scaled by 0.2·√(larger side), so that AdamW's rate and decay fit both (*Muon is Scalable for
-LLM Training*, Liu et al. 2025). Muon's iteration runs in bfloat16, whatever the dtype of the parameters.
+Defaults are those that Muon's authors publish: rate 0.02 for matrices, with torch's ``adjust_lr_fn="original"``, and
+3e-4 with β₂ = 0.95 for the rest; a decay of 0.01. torch's own default of 1e-3 is for another scale of the step. Muon's
+iteration runs in bfloat16, whatever the dtype of the parameters.
 """
 
 from __future__ import annotations
@@ -22,23 +24,23 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Args:
         params: parameters or parameter groups; each group is split in two.
-        lr: learning rate of both.
+        lr: learning rate of Muon.
+        adamw_lr: learning rate of AdamW. A group with an ``lr`` of its own has that in both parts.
         momentum: factor of Muon's average.
         betas: β₁ and β₂ of AdamW.
         weight_decay: decoupled decay of both.
     """
 
     def __init__(
-        self, params: Any, lr: float, momentum: float, betas: tuple[float, float], weight_decay: float
+        self, params: Any, lr: float, adamw_lr: float, momentum: float, betas: tuple[float, float], weight_decay: float
     ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        super().__init__(params, {"weight_decay": weight_decay})
         matrices, rest = self._split(matrix=True), self._split(matrix=False)
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
-            muon = torch.optim.Muon(matrices, momentum=momentum, adjust_lr_fn="match_rms_adamw")
-            self.parts.append(muon)
+            self.parts.append(torch.optim.Muon(matrices, lr=lr, momentum=momentum, adjust_lr_fn="original"))
         if rest:
-            self.parts.append(torch.optim.AdamW(rest, betas=betas))
+            self.parts.append(torch.optim.AdamW(rest, lr=adamw_lr, betas=betas))
         self.param_groups = [group for part in self.parts for group in part.param_groups]
         self._share()
 
@@ -73,11 +75,12 @@ class MuonAdamW(torch.optim.Optimizer):
 def muon(
     parameters: list[Any],
     *,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 0.02,
+    adamw_rate: float = 3e-4,
     momentum: float = 0.95,
     beta1: float = 0.9,
-    beta2: float = 0.999,
+    beta2: float = 0.95,
     weight_decay: float = 0.01,
 ) -> torch.optim.Optimizer:
-    """Muon for matrices, AdamW with `beta1` and `beta2` for all other parameters."""
-    return MuonAdamW(parameters, learning_rate, momentum, (beta1, beta2), weight_decay)
+    """Muon for matrices; AdamW, with `adamw_rate`, `beta1` and `beta2`, for all other parameters."""
+    return MuonAdamW(parameters, learning_rate, adamw_rate, momentum, (beta1, beta2), weight_decay)

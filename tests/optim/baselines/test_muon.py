@@ -24,12 +24,12 @@ def steps(model, optimizer, count):
 
 def test_matrices_go_with_torch_s_muon_and_the_rest_with_torch_s_adamw():
     model, plain = CASE.model(), CASE.model()
-    steps(model, optim.create("muon", model, learning_rate=0.01, weight_decay=0.05), 8)
+    steps(model, optim.create("muon", model, learning_rate=0.01, adamw_rate=0.003, weight_decay=0.05), 8)
     matrices, rest = ([p for p in plain.parameters() if (p.ndim == 2) == matrix] for matrix in (True, False))
     assert matrices
     assert {p.ndim for p in rest} == {1, 4}
-    muon = torch.optim.Muon(matrices, lr=0.01, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
-    adamw = torch.optim.AdamW(rest, lr=0.01, weight_decay=0.05)
+    muon = torch.optim.Muon(matrices, lr=0.01, weight_decay=0.05, adjust_lr_fn="original")
+    adamw = torch.optim.AdamW(rest, lr=0.003, betas=(0.9, 0.95), weight_decay=0.05)
     for _ in range(8):
         plain.zero_grad()
         nn.functional.cross_entropy(plain(CASE.inputs), CASE.targets).backward()
@@ -42,8 +42,9 @@ def test_a_model_without_matrices_is_trained_by_adamw():
     models = [nn.Conv1d(2, 3, 1).double(), nn.Conv1d(2, 3, 1).double()]
     models[1].load_state_dict(models[0].state_dict())
     inputs, targets = torch.randn(5, 2, 1, dtype=torch.float64), torch.zeros(5, 3, 1, dtype=torch.float64)
-    for name, model in zip(("muon", "adamw"), models, strict=True):
-        objective, optimizer = raycurv.Objective(model, "squared_error"), optim.create(name, model)
+    settings = {"muon": {}, "adamw": {"learning_rate": 3e-4, "beta2": 0.95}}
+    for (name, own), model in zip(settings.items(), models, strict=True):
+        objective, optimizer = raycurv.Objective(model, "squared_error"), optim.create(name, model, **own)
         optimizer.step(objective.batch(inputs, targets))
     assert torch.equal(flat(models[0]), flat(models[1]))
 
@@ -66,4 +67,4 @@ def test_groups_keep_their_rates():
     model = CASE.model()
     first, last = list(model.parameters())[:1], list(model.parameters())[1:]
     optimizer = optim.create("muon", [{"params": first, "lr": 0.5}, {"params": last}])
-    assert sorted({group["lr"] for group in optimizer.param_groups}) == [1e-3, 0.5]
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == [3e-4, 0.02, 0.5]

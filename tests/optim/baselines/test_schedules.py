@@ -86,10 +86,10 @@ def test_every_baseline_moves_by_the_scheduled_rate(name):
     """A step at the rate of a schedule is the step of a constant optimizer whose rate is set by hand."""
     model, objective, optimizer = made(name, schedule="robbins_monro")
     other, others, constant = made(name)
-    first = constant.param_groups[0]["lr"]
+    first = [group["lr"] for group in constant.param_groups]
     for k in range(8):
-        for group in constant.param_groups:
-            group["lr"] = first / (1 + k / 5)
+        for group, rate in zip(constant.param_groups, first, strict=True):
+            group["lr"] = rate / (1 + k / 5)
         optimizer.step(objective.batch(CASE.inputs, CASE.targets))
         constant.step(others.batch(CASE.inputs, CASE.targets))
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
