@@ -115,7 +115,7 @@ def one_setting_table(plan: SuitePlan, runs: SuiteRuns) -> str:
         "failures",
         "score",
         "targets reached",
-        "operations / SGD",
+        "operations",
     )
     return table_formats.markdown(head, [cells for _, cells in sorted(rows, key=lambda row: row[0])])
 
@@ -129,7 +129,7 @@ def _order(summary: LossSummary, tasks: int) -> float:
 def target_table(plan: SuitePlan, runs: SuiteRuns) -> str:
     """Operations to the target of each task, as Markdown: median over the seeds, and the seeds that missed it.
 
-    Bold entries do not differ from the best on their task. A cell without a run shows the operations it would take.
+    Bold entries do not differ from the best on their task. Brackets hold the operations of what has not run.
     """
     columns = {task.name: _column(plan, runs, task) for task in plan.tasks}
     rows = [[method.name, *(columns[task.name][method.name] for task in plan.tasks)] for method in plan.methods]
@@ -166,7 +166,7 @@ def _column(plan: SuitePlan, runs: SuiteRuns, task: SuiteTask) -> dict[str, str]
 def _not_run(plan: SuitePlan, task: SuiteTask, method: SuiteMethod) -> str:
     if method not in plan.methods_on(task):
         return "–"
-    return f"not run ({quantity(task.operations * len(method.points))})"
+    return f"[{quantity(task.operations * len(method.points))}]"
 
 
 def _differs(task: SuiteTask, mine: Sequence[Outcome], best: Sequence[Outcome]) -> bool:
@@ -218,7 +218,8 @@ def summary_lines(plan: SuitePlan, runs: SuiteRuns) -> list[str]:
     """What the tables show, one sentence a line."""
     commits = sorted({o.labels["commit"][:7] for t in plan.tasks for o in runs.of_task(t) if "commit" in o.labels})
     lines = [
-        f"Every method ran on {plan.seeds} seeds at one setting for all tasks; tuned ones searched a grid per task.",
+        f"Every method ran on {plan.seeds} seeds at one setting for all tasks.",
+        "Tuned methods took the point of a grid that reaches the target first on the first seed, for each task anew.",
         "*loss / best*: training loss at the end over the smallest of any setting on the task, as geometric mean.",
         "*failures*: tasks on which a run diverged, failed, or ended above a thousand times the best.",
         "*score*: mean over τ from 1 to 4 of the share of tasks whose target is reached within τ times the operations "
@@ -226,6 +227,7 @@ def summary_lines(plan: SuitePlan, runs: SuiteRuns) -> list[str]:
         "*score by step time*: the same with the steps to the target times the median seconds of a step, which depend "
         "on the machine and on what else runs there.",
         "*operations*: those of a run over the cheapest method's; of tuned methods with the whole search.",
+        "Brackets in the table of targets hold the operations that a run would take, for what has not run yet.",
         "A difference counts only where the mean difference · √n over its standard deviation is at least "
         f"{SIGNIFICANT:g} over the n seeds: bold entries do not differ from the best of their column.",
     ]
