@@ -127,13 +127,19 @@ class WindowedRate(FirstOrder):
         rule: maps the rate and the directions to a factor for the rate; :func:`newton` is NTLR.
         window: K, steps between two updates.
         clip_gradient: largest global norm of the gradient, or None.
+        largest_rate: bound of the rate, or None.
 
     Raises:
         ValueError: several parameter groups, no rate to adapt, or `window` below 1.
     """
 
     def __init__(
-        self, inner: torch.optim.Optimizer, rule: Rule, window: int, clip_gradient: float | None = None
+        self,
+        inner: torch.optim.Optimizer,
+        rule: Rule,
+        window: int,
+        clip_gradient: float | None = None,
+        largest_rate: float | None = None,
     ) -> None:
         name = type(inner).__name__
         if len(inner.param_groups) > 1 or not isinstance(inner.param_groups[0].get("lr"), float):
@@ -147,7 +153,7 @@ class WindowedRate(FirstOrder):
                 stacklevel=2,
             )
         super().__init__(inner, clip_gradient)
-        self._rule, self.window = rule, window
+        self._rule, self.window, self.largest_rate = rule, window, largest_rate
 
     @torch.no_grad()
     def step(self, batch: Batch, *, validation: Batch | None = None) -> StepReport:  # type: ignore[override]
@@ -168,6 +174,8 @@ class WindowedRate(FirstOrder):
         pairs = [torch.dot(u, v) for u, v in ((old, direction), (old, old), (direction, direction))]
         u = WindowDirections(*torch.stack(pairs).tolist())
         factor = self._rule(group["lr"], u) if all(map(math.isfinite, (u.cross, u.old, u.new))) else 1.0
+        if self.largest_rate is not None:
+            factor = min(factor, self.largest_rate / group["lr"])
         group["lr"] *= factor
         found = {"learning_rate_factor": factor, "cosine": u.cosine}
         tensors = {key: torch.tensor(value, dtype=torch.float64, device=now.device) for key, value in found.items()}
@@ -199,13 +207,17 @@ class _WindowedMethod(WindowedRate):
         learning_rate: float,
         portion: float,
         clip_gradient: float | None,
+        largest_rate: float | None = None,
     ) -> None:
         require_positive(f"{name}: learning_rate", learning_rate)
         require_positive(f"{name}: portion", portion)
         require_clip_gradient(name, clip_gradient)
+        if largest_rate is not None:
+            allowed = f"None or at least the learning_rate {learning_rate:g}"
+            require(f"{name}: largest_rate", largest_rate, largest_rate >= learning_rate, allowed)
         window = _WINDOW if horizon is None else max(1, round(portion * horizon.steps_per_epoch))
         parameters = one_group(name, model_or_params)
-        super().__init__(inner(parameters, lr=float(learning_rate)), rule, window, clip_gradient)
+        super().__init__(inner(parameters, lr=float(learning_rate)), rule, window, clip_gradient, largest_rate)
         self.horizon, self.learning_rate, self.portion = horizon, learning_rate, portion
 
 
@@ -220,6 +232,7 @@ class NTLR(_WindowedMethod):
         portion: p, share of the training set between two updates of the rate.
         damping: γ, in [0, 1]; 0 leaves the rate.
         clip_gradient: largest global norm of the gradient, or None.
+        largest_rate: bound of the rate; None for none, as in the paper.
 
     Raises:
         ValueError: a setting out of bounds, or several parameter groups.
@@ -234,6 +247,7 @@ class NTLR(_WindowedMethod):
         portion: float = 0.20,  # p
         damping: float = 0.33,  # γ
         clip_gradient: float | None = None,
+        largest_rate: float | None = None,
     ) -> None:
         require("ntlr_sgd: damping", damping, 0 <= damping <= 1, "in [0, 1]")
         super().__init__(
@@ -245,6 +259,7 @@ class NTLR(_WindowedMethod):
             learning_rate=learning_rate,
             portion=portion,
             clip_gradient=clip_gradient,
+            largest_rate=largest_rate,
         )
         self.damping = damping
 

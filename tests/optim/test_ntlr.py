@@ -245,9 +245,24 @@ def test_a_window_shorter_than_adams_memory_is_warned_of():
         WindowedRate(momentum, newton(0.33), window=9)
 
 
+def test_the_rate_may_have_a_bound():
+    case, _, objective, optimizer = made("ntlr_sgd", learning_rate=1e-3, largest_rate=2e-3)
+    rates = []
+    for t in range(30):
+        report = optimizer.step(objective.batch(case.inputs[rows_of(t)], case.targets[rows_of(t)]))
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert max(rates) == pytest.approx(2e-3)
+    assert report.scalars["learning_rate_factor"] <= 2
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
+        (
+            "ntlr_sgd",
+            {"largest_rate": 0.001},
+            "largest_rate is 0.001; it must be None or at least the learning_rate 0.01",
+        ),
         ("ntlr_sgd", {"learning_rate": 0.0}, "ntlr_sgd: learning_rate is 0.0"),
         ("ntlr_adam", {"portion": 0.0}, "ntlr_adam: portion is 0.0"),
         ("ntlr_sgd", {"damping": 1.5}, "ntlr_sgd: damping is 1.5"),

@@ -141,6 +141,25 @@ def test_a_method_takes_over_with_the_rate_that_was_found(name):
     assert float(reports[-1].scalars["learning_rate"]) == pytest.approx(optimizer.found, rel=1e-3)
 
 
+@pytest.mark.parametrize("seed", [1, 2, 9])
+def test_ntlr_with_a_rate_from_curvature_does_not_diverge_on_least_squares(seed):
+    """Windows of four steps average out steps that go to and fro, so that the paper's rate grows for ever."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.logspace(0, -1.5, 10, dtype=torch.float64)
+    inputs = torch.randn(200, 10, generator=generator, dtype=torch.float64) * scales
+    targets = inputs @ torch.randn(10, 1, generator=generator, dtype=torch.float64) * 3
+    targets += 0.1 * torch.randn(200, 1, generator=generator, dtype=torch.float64)
+    model = nn.Linear(10, 1, bias=False).double()
+    nn.init.zeros_(model.weight)
+    objective = raycurv.Objective(model, "squared_error")
+    optimizer = optim.create("ntlr_sgd_free", model, horizon=optim.Horizon(30, 20, 200))
+    for _ in range(600):
+        rows = torch.randint(200, (10,), generator=generator)
+        report = optimizer.step(objective.batch(inputs[rows], targets[rows]))
+    assert report.scalars["learning_rate"] <= optimizer.found
+    assert objective.batch(inputs, targets).value() < 0.05  # the noise is 0.01, the start about 9
+
+
 @pytest.mark.parametrize("steps", [10, 20])
 @pytest.mark.parametrize("name", HANDED_OVER)
 def test_a_state_saved_on_either_side_of_the_hand_over_loads_on_the_other(name, steps):
