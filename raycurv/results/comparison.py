@@ -25,8 +25,8 @@ NAMED = 5  # largest number of comparisons named in one sentence
 class MethodRow:
     """One optimizer on one recipe, under one set of conditions.
 
-    Step time is the number of steps times the median seconds of a step. So it leaves out what only the first run of a
-    process pays for, and evaluation and checkpoints.
+    Step time is the number of steps times the median seconds of a step over all runs of the row. So it leaves out
+    evaluation, checkpoints, and what only the first run of a process pays for.
 
     Attributes:
         recipe: name of the recipe.
@@ -45,7 +45,7 @@ class MethodRow:
             unknown.
         step_time: total step time of the search, plus the mean over the seeds of a final run; seconds with everything
             where no step was timed.
-        step_seconds: median seconds of a step; 0 if no step was timed.
+        step_seconds: seconds of a step, median over the runs and the search; 0 if no step was timed.
         startup_seconds: total extra seconds of the first steps of the search, plus the mean over the seeds.
         seconds: total seconds of the search, plus the mean over the seeds of a final run, everything included.
         searched: number of trials of the search.
@@ -294,7 +294,7 @@ def _row(entry: _Entry, text: str, target: float, prefix: str) -> MethodRow:
     pace = statistics.median(timed) if timed else 0.0
 
     def step_time(o: Outcome) -> float:
-        return o.steps * (o.step_seconds or pace) if pace else o.seconds
+        return o.steps * pace if pace else o.seconds
 
     def total(cost: Callable[[Outcome], float]) -> float:
         return (_mean([cost(o) for o in runs]) if runs else 0.0) + sum(cost(o) for o in search)
