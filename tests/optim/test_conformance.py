@@ -80,6 +80,7 @@ def test_a_saved_state_continues_identically(name):
     copy.load_state_dict(state["model"])
     other = create(name, copy)
     other.load_state_dict(state["optimizer"])
+    assert other.state_dict().get("settings") == optimizer.state_dict().get("settings")
     copied = raycurv.Objective(copy, CASE.loss)
     for i in range(6):
         rows = slice(i % 3, None, 2)

@@ -117,7 +117,9 @@ class FirstOrder(StepOptimizer):
                 "state_dict comes from an optimizer with another schedule: make the optimizer with the same settings"
             )
         self._warn_of_other_settings(state_dict)
+        defaults = dict(self.inner.defaults)
         self.inner.load_state_dict(state_dict)
+        self.defaults = self.inner.defaults = defaults  # torch adds "differentiable" to those of some optimizers
         if self.schedule is not None:
             self.schedule.load_state_dict(state_dict["schedule"])
         self._share()
