@@ -28,6 +28,7 @@ EXPLAINED = (
     "CheckpointError",
     "ResumeError",
     "DataError",
+    "UntrustedCodeError",
     "StorageError",
     "NonFiniteLoss",
     "WorkersDisagree",

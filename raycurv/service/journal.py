@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from raycurv.train.checkpoint import CheckpointStore
@@ -53,9 +53,9 @@ class JournaledCheckpoints(CheckpointStore):
         self._sink.flush()
         return super().save({**state, KEY: [dataclasses.asdict(record) for record in self._recent]}, best=best)
 
-    def load(self) -> dict[str, Any] | None:
+    def load(self, lacking: Callable[[dict[str, Any]], str] = lambda state: "") -> dict[str, Any] | None:
         """The newest checkpoint; its records are sent again."""
-        state = super().load()
+        state = super().load(lacking)
         if state is not None:
             self.emit([Record(**values) for values in state.pop(KEY, [])])
         return state

@@ -2,17 +2,22 @@
 
 A folder holds ``config.json``, the checkpoints such as ``step-000000017.pt``, ``manifest.json`` with size and SHA-256
 sum of every complete checkpoint, and at the end ``result.json``. The manifest is written after the checkpoint. It also
-names the best checkpoint, if the run chooses one. No pickled object is loaded from the folder.
+names the best checkpoint, if the run chooses one. If it is lost or damaged, checkpoints are found by their names and
+checked by the CRC-32 sums that torch stores in them. No pickled object is loaded from the folder.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
 import os
 import pickle
+import re
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, cast
@@ -24,6 +29,9 @@ from raycurv.train.checkpoint_folder import PARTIAL, open_folder
 from raycurv.train.configuration import RunConfig
 from raycurv.train.records import Result
 
+# Errors of a file that holds something else than it should.
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
+_CHECKPOINT = re.compile(r"step-(\d{9,})\.pt")
 CONFIG, MANIFEST, RESULT = "config.json", "manifest.json", "result.json"
 
 
@@ -47,6 +55,11 @@ class ManifestEntry:
     size: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        named = isinstance(self.file, str) and _CHECKPOINT.fullmatch(self.file)
+        if not named or not isinstance(self.sha256, str) or {type(self.step), type(self.size)} != {int}:
+            raise ValueError(f"it lists {dataclasses.asdict(self)}, which is no checkpoint")
+
 
 class CheckpointStore:
     """The checkpoints of one run.
@@ -65,10 +78,12 @@ class CheckpointStore:
         self.keep = keep
         self._folder = open_folder(uri)
         self._damaged: set[str] = set()
+        self._unlisted: set[str] = set()  # files that are no whole checkpoints and never were listed
+        self._recovered: tuple[list[ManifestEntry], None] | None = None
 
     def exists(self) -> bool:
         """Whether the folder holds a run, even one that was interrupted before its first checkpoint."""
-        return self._read(CONFIG) is not None or self._read(MANIFEST) is not None
+        return any(self._read(name) is not None for name in (CONFIG, MANIFEST)) or bool(self._checkpoint_names())
 
     def newest(self) -> str | None:
         """Address of the newest checkpoint; None if there is none."""
@@ -94,11 +109,12 @@ class CheckpointStore:
             CheckpointError: it cannot be written; the earlier checkpoints are unchanged.
         """
         file = f"step-{state['step']:09d}.pt"
+        listed, chosen = self._manifest()
         entry = self._write_checkpoint(file, state)
         self._damaged.discard(file)
-        entries = [e for e in self._entries() if e.step < entry.step and e.file not in self._damaged]
+        entries = [e for e in listed if e.step < entry.step and e.file not in self._damaged]
         entries = [*entries, entry][-self.keep :]
-        chosen = entry if best else self._best_entry()
+        chosen = entry if best else chosen
         if chosen is not None and chosen.step > entry.step:
             chosen = None  # of steps that are done again
         manifest: dict[str, Any] = {"version": 1, "checkpoints": [asdict(e) for e in entries]}
@@ -108,13 +124,17 @@ class CheckpointStore:
         except CheckpointError:
             self._folder.remove(file)
             raise
-        self._prune({e.file for e in (*entries, chosen) if e is not None})
+        self._recovered = None
+        self._prune({e.file for e in (*entries, chosen) if e is not None} | self._unlisted)
         return self._folder.uri(file)
 
-    def load(self) -> dict[str, Any] | None:
+    def load(self, lacking: Callable[[dict[str, Any]], str] = lambda state: "") -> dict[str, Any] | None:
         """The newest checkpoint that is complete and undamaged, on the CPU; None if none was written.
 
         If the newest is missing or damaged, falls back to the one before, with a RuntimeWarning.
+
+        Args:
+            lacking: function that names what a checkpoint lacks; empty if it is complete.
 
         Raises:
             CheckpointError: there are checkpoints, and none can be read.
@@ -124,6 +144,8 @@ class CheckpointStore:
         for entry in reversed(entries):
             try:
                 state = self._load(entry)
+                if missing := lacking(state):
+                    raise CheckpointError(f"the checkpoint {self._folder.uri(entry.file)} lacks {missing}")
             except CheckpointError as error:
                 self._damaged.add(entry.file)
                 errors.append(str(error))
@@ -165,9 +187,10 @@ class CheckpointStore:
             return None
         try:
             return RunConfig.from_json(content.decode())
-        except (ValueError, TypeError, KeyError) as error:
+        except _MALFORMED as error:
             raise CheckpointError(
-                f"{self._folder.uri(CONFIG)} holds no configuration of this version: {error}"
+                f"{self._folder.uri(CONFIG)} holds no configuration of this version: {error}. Put it back from a copy, "
+                "or start a new run under another --run-name"
             ) from error
 
     def begin(self, config: RunConfig) -> None:
@@ -191,9 +214,17 @@ class CheckpointStore:
         self._write(RESULT, result.to_json())
 
     def finished(self) -> Result | None:
-        """The result of the run; None if it has not finished."""
+        """The result of the run; None if it has not finished, or with a RuntimeWarning if the result is damaged."""
         content = self._read(RESULT)
-        return None if content is None else Result.from_json(content.decode())
+        try:
+            return None if content is None else Result.from_json(content.decode())
+        except _MALFORMED as error:
+            where = self._folder.uri(RESULT)
+            message = (
+                f"{where} is damaged ({error}), so the run is not known to be finished: it goes on at its checkpoint"
+            )
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            return None
 
     def _read(self, name: str) -> bytes | None:
         try:
@@ -234,19 +265,63 @@ class CheckpointStore:
     def _manifest(self) -> tuple[list[ManifestEntry], ManifestEntry | None]:
         """The checkpoints in the manifest, oldest first, and the best one if there is one.
 
+        If the manifest is lost or damaged, these are the files that are whole checkpoints, with a RuntimeWarning.
+
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: it is lost or damaged, and no file is a whole checkpoint.
         """
+        if self._recovered is not None:
+            return self._recovered
         content = self._read(MANIFEST)
-        if content is None:
-            return [], None
+        reason = "is missing"
         try:
-            values = json.loads(content)
+            values = {"checkpoints": []} if content is None else json.loads(content)
             entries = [ManifestEntry(**entry) for entry in values["checkpoints"]]
             best = ManifestEntry(**values["best"]) if "best" in values else None
-        except (ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{self._folder.uri(MANIFEST)} is not a manifest of checkpoints: {error}") from error
-        return sorted(entries, key=lambda entry: entry.step), best
+        except _MALFORMED as error:
+            entries, best, reason = [], None, f"is not a manifest of checkpoints ({error})"
+        if entries:
+            return sorted(entries, key=lambda entry: entry.step), best
+        if found := self._recover(reason):
+            self._recovered = found, None
+        return found, None
+
+    def _recover(self, reason: str) -> list[ManifestEntry]:
+        """The whole checkpoints of a folder without a manifest, oldest first; others are never removed.
+
+        Raises:
+            CheckpointError: there are files of checkpoints, and none is whole.
+        """
+        names, where = self._checkpoint_names(), self._folder.uri(MANIFEST)
+        found = [entry for entry in map(self._whole, names) if entry is not None]
+        self._unlisted = set(names) - {entry.file for entry in found}
+        if names and not found:
+            raise CheckpointError(
+                f"{where} {reason}, and none of {', '.join(names)} is a whole checkpoint: put back the files from a "
+                "copy, or start again under another --run-name"
+            )
+        if found:
+            steps = ", ".join(str(entry.step) for entry in found)
+            message = f"{where} {reason}; whole checkpoints are there of the steps {steps}"
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+        return found
+
+    def _checkpoint_names(self) -> list[str]:
+        try:
+            return [name for name in self._folder.names() if _CHECKPOINT.fullmatch(name)]
+        except OSError as error:
+            raise CheckpointError(f"cannot list {self.uri}: {error}") from error
+
+    def _whole(self, name: str) -> ManifestEntry | None:
+        """The entry of a file whose own sums are right; None if it is damaged."""
+        try:
+            content = self._read(name)
+            if content is None or zipfile.ZipFile(io.BytesIO(content)).testzip() is not None:
+                return None
+            step = int(_parsed(content, self._folder.uri(name))["step"])
+        except (CheckpointError, zipfile.BadZipFile, zlib.error, OSError, RuntimeError, *_MALFORMED):
+            return None
+        return ManifestEntry(step, name, len(content), hashlib.sha256(content).hexdigest())
 
     def _load(self, entry: ManifestEntry) -> dict[str, Any]:
         where = self._folder.uri(entry.file)
@@ -255,21 +330,31 @@ class CheckpointStore:
             raise CheckpointError(f"the checkpoint {where} is missing")
         if len(content) != entry.size or hashlib.sha256(content).hexdigest() != entry.sha256:
             raise CheckpointError(f"the checkpoint {where} is damaged ({len(content)} bytes of {entry.size})")
-        try:
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise CheckpointError(f"the checkpoint {where} cannot be loaded: {error}") from error
-        return dict(state)
+        return _parsed(content, where)
 
     def _prune(self, keep: set[str]) -> None:
         """Remove old checkpoints and the files of interrupted writes."""
         try:
             for name in self._folder.names():
-                ours = name.startswith("step-") and name.endswith((".pt", ".pt" + PARTIAL))
-                if ours and name not in keep:
+                if _CHECKPOINT.fullmatch(name.removesuffix(PARTIAL)) and name not in keep:
                     self._folder.remove(name)
         except OSError as error:
             warnings.warn(f"cannot remove old checkpoints in {self.uri}: {error}", RuntimeWarning, stacklevel=3)
+
+
+def _parsed(content: bytes, where: str) -> dict[str, Any]:
+    """The content of a checkpoint.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, *_MALFORMED) as error:
+        raise CheckpointError(f"the checkpoint {where} cannot be loaded: {error}") from error
+    if not isinstance(state, Mapping) or not isinstance(state.get("step"), int):
+        raise CheckpointError(f"the checkpoint {where} cannot be loaded: it is no mapping with a step")
+    return dict(state)
 
 
 def _write_all(file: BinaryIO, content: bytes) -> None:

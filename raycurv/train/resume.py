@@ -14,6 +14,7 @@ from raycurv.train.checkpoint import CheckpointError, CheckpointStore
 from raycurv.train.configuration import RunConfig
 from raycurv.train.distributed import require_equal
 from raycurv.train.records import Result
+from raycurv.train.training_run import lacking
 
 Resume = Literal["never", "auto", "must"]
 # Fields that a resumed run may change, because no update depends on them. Methods whose step sizes follow the length of
@@ -103,7 +104,7 @@ def open_run(
     """
     require_startable(config, store, resume)
     result = _finished(config, store)
-    state = store.load() if result is None else None
+    state = store.load(lacking) if result is None else None
     step = -1 if state is None else int(state["step"])
     # No worker writes before all have read.
     require_equal(step, f"the checkpoint in {store.uri} (do all nodes share this storage?)", collectives, device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -37,6 +38,17 @@ from raycurv.train.trust import trusted_by
 from raycurv.train.validation import ValidationBatches, first_samples, split_validation
 
 VERSION = 2  # of the state in a checkpoint
+
+
+_KEYS = (
+    *("step", "progress", "epoch_sums", "model", "optimizer", "random", "workers", "config", "data", "horizon"),
+    "evaluation_buffers",
+)
+
+
+def lacking(state: Mapping[str, Any]) -> str:
+    """What a checkpoint of this version lacks, as text; empty if it is complete."""
+    return ", ".join(key for key in _KEYS if key not in state) if state.get("version") == VERSION else ""
 
 
 @dataclass

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from raycurv.train import CheckpointError, CheckpointStore, Record, Result
+from raycurv.train.training_run import lacking
 from tests.train import problems
 
 
@@ -79,11 +82,124 @@ def test_nothing_readable_is_an_error_not_a_new_start(tmp_path: Path) -> None:
         store.load()
 
 
-def test_broken_manifest_is_named(tmp_path: Path) -> None:
+def empty(file: Path) -> None:
+    file.write_text("")
+
+
+def dangling(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("nowhere")
+
+
+def without_entries(file: Path) -> None:
+    file.write_text('{"version": 1, "checkpoints": []}')
+
+
+def step_as_text(file: Path) -> None:
+    file.write_text(file.read_text().replace('"step": 10', '"step": "10"'))
+
+
+def file_elsewhere(file: Path) -> None:
+    file.write_text(file.read_text().replace('"step-000000010.pt"', '"../step-000000010.pt"'))
+
+
+def nested(file: Path) -> None:
+    file.write_text("[" * 100_000)
+
+
+LOST = (Path.unlink, cut, empty, dangling, without_entries, step_as_text, file_elsewhere, nested)
+
+
+@pytest.mark.parametrize("lose", LOST)
+def test_checkpoints_are_found_and_kept_without_their_manifest(tmp_path: Path, lose: Callable[[Path], None]) -> None:
+    filled(tmp_path, 5, 10)
+    lose(tmp_path / "manifest.json")
+    store = CheckpointStore(tmp_path)
+    assert store.exists()
+    with pytest.warns(RuntimeWarning, match=r"manifest.json is .*whole checkpoints are there of the steps 5, 10"):
+        loaded = store.load()
+    assert loaded is not None
+    assert loaded["step"] == 10
+    store.save(state(15))
+    assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["step-000000010.pt", "step-000000015.pt"]
+    assert [entry.step for entry in CheckpointStore(tmp_path)._entries()] == [10, 15]
+
+
+def test_a_damaged_checkpoint_without_a_manifest_is_neither_loaded_nor_removed(tmp_path: Path) -> None:
+    filled(tmp_path, 5, 10)
+    (tmp_path / "manifest.json").unlink()
+    file = tmp_path / "step-000000010.pt"
+    weights = struct.pack("d", 10.0)
+    assert weights in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(weights, struct.pack("d", 11.0), 1))
+    store = CheckpointStore(tmp_path)
+    with pytest.warns(RuntimeWarning, match="whole checkpoints are there of the steps 5$"):
+        loaded = store.load()
+    assert loaded is not None
+    assert loaded["step"] == 5
+    store.save(state(7))
+    store.save(state(8))
+    assert {int(p.stem[5:]) for p in tmp_path.glob("*.pt")} == {7, 8, 10}
+
+
+def test_nothing_whole_without_a_manifest_is_an_error_and_not_a_new_start(tmp_path: Path) -> None:
+    filled(tmp_path, 5)
+    (tmp_path / "manifest.json").unlink()
+    cut(tmp_path / "step-000000005.pt")
+    with pytest.raises(CheckpointError, match=r"manifest.json is missing, and none of .* is a whole checkpoint"):
+        CheckpointStore(tmp_path).load()
+    assert (tmp_path / "step-000000005.pt").exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"model": 1}, {"step": "5"}])
+def test_a_checkpoint_that_is_something_else_falls_back(tmp_path: Path, content: Any) -> None:
     store = filled(tmp_path, 5)
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"manifest\.json"):
-        store.load()
+    file = tmp_path / "step-000000010.pt"
+    torch.save(content, file)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    entry = {"step": 10, "file": file.name, "size": file.stat().st_size}
+    entry["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    manifest["checkpoints"].append(entry)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.warns(RuntimeWarning, match=r"it is no mapping with a step. Falling back to .*step 5"):
+        loaded = store.load()
+    assert loaded is not None
+    assert loaded["step"] == 5
+
+
+def test_a_checkpoint_that_lacks_a_part_falls_back(tmp_path: Path) -> None:
+    store = filled(tmp_path, 5, 10)
+    with pytest.warns(RuntimeWarning, match=r"step-000000010.pt lacks optimizer. Falling back to .*step 5"):
+        loaded = store.load(lambda found: "optimizer" if found["step"] == 10 else "")
+    assert loaded is not None
+    assert loaded["step"] == 5
+    assert lacking({"version": 2, **dict.fromkeys(("step", "progress", "epoch_sums", "model", "random", "workers"))})
+
+
+RESULT_TEXTS = [
+    "", "{", "null", "[]", "3", '{"name": "x"}', "\udcff", "[" * 100_000,
+    '{"name": "x", "steps": "3", "epochs": 1.0, "values": {}, "evaluations": [], "seconds": 1, "images_per_second": 1}',
+    '{"name": "x", "steps": 3, "epochs": 1.0, "values": [], "evaluations": [], "seconds": 1, "images_per_second": 1}',
+    '{"name": "x", "steps": 3, "epochs": 1.0, "values": {"a": "b"}, "evaluations": [1], "seconds": 1}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", RESULT_TEXTS)
+def test_a_damaged_result_means_that_the_run_is_not_known_to_be_finished(tmp_path: Path, text: str) -> None:
+    store = filled(tmp_path, 5)
+    (tmp_path / "result.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.warns(RuntimeWarning, match=r"result.json is damaged .*goes on at its checkpoint"):
+        assert store.finished() is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "null", "[]", '{"name": 3}', '{"name": "x", "model": 3, "data": {}}', "[" * 100_000,
+             '{"name": "x", "model": {"target": 3}, "data": {"target": "a:b"}}']
+)  # fmt: skip
+def test_a_damaged_configuration_is_a_declared_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config.json holds no configuration of this version.*Put it back"):
+        CheckpointStore(tmp_path).config()
 
 
 class Evil:
