@@ -151,6 +151,41 @@ class TwoLayerKFAC:
         """``hessian(output)`` is H_L of one sample."""
         self.model, self.hessian, self.l2 = model, hessian, l2
         self.k, self.averages = 0, [0.0, 0.0, 0.0, 0.0]
+        self.damping = 150.0
+        self.last = torch.zeros(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
+
+    def adaptive_step(self, loss: Callable[[Tensor], Tensor], x: Tensor, memory: float) -> dict[str, float]:
+        """Sections 6.4, 6.5 and 7 with the dense Gauss-Newton matrix; ``self.damping`` is λ."""
+        parameters = list(self.model.parameters())
+        flat = torch.nn.utils.parameters_to_vector
+        w = flat(parameters).detach()
+
+        def outputs(v: Tensor) -> Tensor:
+            pieces = iter(v.split([p.numel() for p in parameters]))
+            values = {name: next(pieces).view(p.shape) for name, p in self.model.named_parameters()}
+            return torch.func.functional_call(self.model, values, (x,))
+
+        def value(v: Tensor) -> Tensor:
+            return loss(outputs(v)) + self.l2 / 2 * v @ v
+
+        gradient = torch.autograd.functional.jacobian(value, w)
+        jacobian = torch.autograd.functional.jacobian(outputs, w)
+        at = outputs(w).detach()
+        fisher = sum(j.T @ self.hessian(o) @ j for j, o in zip(jacobian, at, strict=True)) / len(x)
+        fisher = fisher + (self.damping + self.l2) * torch.eye(len(w), dtype=w.dtype)
+        self.step(loss, x, 1.0, self.damping, memory)
+        delta = flat(parameters).detach() - w
+        both = torch.stack([delta, self.last])
+        k, b = both @ fisher @ both.T, both @ gradient
+        x12 = -torch.linalg.pinv(k, hermitian=True, rtol=1e-14) @ b if self.last.any() else -b / k[0, 0]
+        self.last = both.T @ x12
+        torch.nn.utils.vector_to_parameters(w + self.last, parameters)
+        found = {"damping": self.damping, "learning_rate": float(x12[0]), "momentum": float(x12[1])}
+        if self.k % 5 == 0:
+            model = gradient @ self.last + self.last @ fisher @ self.last / 2
+            found["reduction_ratio"] = ratio = float((value(w + self.last) - value(w)) / model)
+            self.damping *= (19 / 20) ** 5 if ratio > 0.75 else (20 / 19) ** 5 if ratio < 0.25 else 1
+        return found
 
     def step(self, loss: Callable[[Tensor], Tensor], x: Tensor, rate: float, damping: float, memory: float) -> None:
         w1, b1, w2, b2 = parameters = list(self.model.parameters())

@@ -8,17 +8,28 @@ convolutional layer, with the inputs a (1 appended for the bias) and back-propag
 
 The optional extra ``kfac`` installs the package, which computes A, B and the product with the inverse.
 
-Symbols: τ ``learning_rate``, λ ``damping``, ε of the averages ``memory``.
+With ``adaptive``, rate, momentum and damping are the paper's (sections 6.4, 6.5 and 7). With F the exact Gauss-Newton
+matrix of the mini-batch, of the same H_L,
+
+    δ = αΔ + μδ₀,    (α, μ) minimising M(δ) = ∇Jᵀδ + ½ δᵀ(F + (λ + l2)I)δ,    Θ ← Θ + δ
+
+where Δ = −(A ⊗ B + (λ + l2)I)⁻¹ ∇J and δ₀ is the step before. Every T₁ = 5 steps, with ρ = (J(Θ + δ) − J(Θ)) / M(δ):
+λ ← ω₁^T₁·λ where ρ > ¾, λ ← λ/ω₁^T₁ where ρ < ¼, ω₁ = 19/20.
+
+Symbols: τ ``learning_rate``, λ ``damping``, ε of the averages ``memory``, μ ``momentum``.
 
 Choices, and parts of the paper that are left out:
 
 - A and B are averages over the steps with the factor min(1 − 1/k, ε), ε = 0.95 (section 5 of the paper).
 - B is that of the Gauss-Newton matrix itself, with one backward pass for each output, where the paper samples one
   target for each input from the model: no random number, so the step does not depend on the number of workers.
-- λ is added to A ⊗ B as a whole, by eigenvalues, not to the factors (section 6.3), together with the factor of the L2
-  term.
-- τ and λ are constant: no rescaling, no momentum and no adaptation of λ (sections 6.2, 6.4, 6.5, 7). The paper compares
-  the best rate of each method; the default of 0.1 with λ = 0.01 is a start.
+- λ is added to A ⊗ B as a whole, by eigenvalues, together with the factor of the L2 term. The paper adds √λ to the
+  factors (section 6.3) and adapts this number by trials of its own (section 6.6); neither is needed here.
+- By default τ, λ and the momentum μ are constant: v ← μv + (A ⊗ B + λI)⁻¹∇J, Θ ← Θ − τv, as in the authors' public
+  TensorFlow implementation, whose momentum is 0.9. CurveBall's paper uses that code "with the best learning rate for
+  each method". The default of 0.1 with λ = 0.01 and μ = 0 is a start.
+- With ``adaptive``, λ₀ is 150, as in the paper. Its mini-batches that grow and its average of the iterates (section 13)
+  are left out. A checked step that leads to a non-finite loss is not taken and counts as ρ < ¼.
 - The factors are computed and their averages decomposed in every step: some fifteen times the time of a step of SGD on
   a small MLP with ten outputs.
 - Parameters in other layers (normalisations, embeddings) take plain steps −τ∇J, as is usual.
@@ -27,7 +38,7 @@ Choices, and parts of the paper that are left out:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,21 +48,27 @@ from raycurv.objective import Batch, Objective
 from raycurv.objective.direction import Direction
 from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, check_batch, has_batch_norm, one_group
 from raycurv.optim.baselines.extras import extra
+from raycurv.optim.curveball import quadratic, solve_system
 from raycurv.optim.registry import register
 
 _LAYERS = (nn.Linear, nn.Conv2d)
+_FIRST_DAMPING = 150.0  # λ₀ of section 13
+_DAMPING_FACTOR, _CHECK_EVERY = 19 / 20, 5  # ω₁ and T₁ of section 6.5
 
 
 @register("kfac")
 class KFAC(StepOptimizer):
-    """K-FAC with constant rate and damping (see the module's text).
+    """K-FAC with constant rate and damping, or the paper's adaptive ones (see the module's text).
 
     Args:
         model_or_params: module or its parameters, one group.
         horizon: not used.
-        learning_rate: τ, the setting ``lr`` of the parameter group, which torch's schedulers can change.
-        damping: λ.
+        learning_rate: τ, the setting ``lr`` of the parameter group, which torch's schedulers can change. Without use if
+            `adaptive`.
+        damping: λ, or λ₀ if `adaptive`; None is 0.01, or 150 if `adaptive`.
         memory: ε, in [0, 1).
+        momentum: μ, in [0, 1); without use if `adaptive`.
+        adaptive: whether rate and momentum come from the quadratic model at every step, and λ is adapted.
 
     Raises:
         ValueError: a setting out of bounds, or several parameter groups.
@@ -66,15 +83,21 @@ class KFAC(StepOptimizer):
         *,
         horizon: Horizon | None = None,
         learning_rate: float = 0.1,  # τ
-        damping: float = 0.01,  # λ
+        damping: float | None = None,  # λ
         memory: float = 0.95,  # ε
+        momentum: float = 0.0,  # μ
+        adaptive: bool = False,
     ) -> None:
         require_positive("kfac: learning_rate", learning_rate)
+        if damping is None:
+            damping = _FIRST_DAMPING if adaptive else 0.01
         require_positive("kfac: damping", damping)
         require("kfac: memory", memory, 0 <= memory < 1, "in [0, 1)")
+        require("kfac: momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
         super().__init__(one_group("kfac", model_or_params), {"lr": learning_rate})
         _package()
         self.learning_rate, self.damping, self.memory = learning_rate, damping, memory
+        self.momentum, self.adaptive = momentum, adaptive
 
     @torch.no_grad()
     def step(self, batch: Batch, *, validation: Batch | None = None) -> StepReport:  # type: ignore[override]
@@ -86,15 +109,48 @@ class KFAC(StepOptimizer):
         """
         check_batch(self, batch)
         _check_supported(batch.objective)
-        rate = self.param_groups[0]["lr"]
         loss, gradient = batch.value_and_gradient()
         finite = torch.isfinite(loss) & torch.isfinite(gradient.flat).all()
+        if self.adaptive:
+            return self._adaptive_step(batch, loss, gradient, finite)
+        rate = self.param_groups[0]["lr"]
         if finite:
-            self._precondition(batch, gradient)
+            self._precondition(batch, gradient, self.damping)
+            if self.momentum:
+                gradient.flat.add_(self._last(gradient), alpha=self.momentum)
+                self.shared["last"] = gradient.flat
             torch._foreach_sub_(batch.objective.parameters, gradient, alpha=rate)
         return StepReport(loss, {"learning_rate": torch.full_like(loss, rate)}, finite)
 
-    def _precondition(self, batch: Batch, gradient: Direction) -> None:
+    def _adaptive_step(self, batch: Batch, loss: Tensor, gradient: Direction, finite: Tensor) -> StepReport:
+        """One step of sections 6.4, 6.5 and 7."""
+        damping, count = self.shared.get("damping", self.damping), self.shared.get("taken", 0) + 1
+        scalars = {"damping": torch.full_like(loss, damping)}
+        if not finite:
+            return StepReport(loss, scalars, finite)
+        delta = Direction(gradient.flat.clone(), gradient)
+        self._precondition(batch, delta, damping)
+        delta.flat.neg_()
+        last = Direction(self._last(gradient), gradient)
+        matrix, right = _quadratic_model(batch, gradient, delta, last, damping + batch.objective.l2)
+        x = -solve_system(matrix, right, 8 * torch.finfo(gradient.flat.dtype).eps)
+        step = Direction(delta.flat.mul_(x[0]).add_(x[1] * last.flat), gradient)
+        if count % _CHECK_EVERY == 0:
+            after = batch.values_along(step, [1.0])[0]
+            ratio = (after - loss) / quadratic(matrix, right, x)
+            self.shared["damping"] = _adapted(damping, float(ratio))
+            scalars["reduction_ratio"], finite = ratio, torch.isfinite(after)
+        self.shared["taken"] = count
+        if finite:
+            torch._foreach_add_(batch.objective.parameters, step)
+            self.shared["last"] = step.flat
+        return StepReport(loss, {**scalars, "learning_rate": x[0], "momentum": x[1]}, finite)
+
+    def _last(self, like: Direction) -> Tensor:
+        """The step or the velocity before; 0 at first."""
+        return cast("Tensor", self.shared.get("last", torch.zeros_like(like.flat)))
+
+    def _precondition(self, batch: Batch, gradient: Direction, damping: float) -> None:
         """Multiply the layers' gradients by the inverse, in place."""
         objective = batch.objective
         model = _BatchModel(batch)
@@ -116,9 +172,7 @@ class KFAC(StepOptimizer):
         with torch.enable_grad():
             operator.compute_kronecker_factors()
         self._average(batch, operator.state_dict(), scale)
-        inverse = _package().KFACInverseLinearOperator(
-            operator, damping=self.damping + objective.l2, use_exact_damping=True
-        )
+        inverse = _package().KFACInverseLinearOperator(operator, damping=damping + objective.l2, use_exact_damping=True)
         for i, step in zip(covered, inverse @ [gradient[i].contiguous() for i in covered], strict=True):
             gradient[i].copy_(step)
 
@@ -139,6 +193,29 @@ class KFAC(StepOptimizer):
         for name, factor in named.items():
             state[name] = torch.lerp(factor, state.get(name, factor), keep)
             factor.copy_(state[name])
+
+
+def _quadratic_model(
+    batch: Batch, gradient: Direction, delta: Direction, last: Direction, shift: float
+) -> tuple[Tensor, Tensor]:
+    """Matrix (2, 2) and slope (2,) of M over (α, μ), float64, from two tangents of the outputs."""
+    linear = batch.linearise()
+    tangents = [linear.push(delta), linear.push(last)]
+    curved = [linear.hessian(tangent) for tangent in tangents]
+    pairs = ((0, 0), (0, 1), (1, 1))
+    _, k11, k12, k22 = linear.means(*[linear.inner(tangents[i], curved[j]) for i, j in pairs])
+    crossed = delta.dot(last)
+    norms = torch.stack([delta.dot(delta), crossed, crossed, last.dot(last)])
+    matrix = (torch.stack([k11, k12, k12, k22]) + shift * norms).view(2, 2)
+    return matrix, torch.stack([gradient.dot(delta), gradient.dot(last)])
+
+
+def _adapted(damping: float, ratio: float) -> float:
+    """λ after a check; a ratio without a value counts as a failure."""
+    factor = _DAMPING_FACTOR**_CHECK_EVERY
+    if ratio > 0.75:
+        return damping * factor
+    return damping / factor if not ratio >= 0.25 else damping
 
 
 class _BatchModel(nn.Module):

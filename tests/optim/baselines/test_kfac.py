@@ -51,6 +51,81 @@ def test_twenty_steps_equal_the_naive_reference(case_name, hessian, memory):
         torch.testing.assert_close(flat(model), flat(plain), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("damping", [150.0, 1e-3])
+@pytest.mark.parametrize(
+    ("case_name", "hessian"),
+    [("mlp-l2", of_cross_entropy), ("regression", of_squared_error)],
+    ids=["mlp", "regression"],
+)
+def test_adaptive_rate_momentum_and_damping_equal_the_naive_reference(case_name, hessian, damping):
+    case = BY_NAME[case_name]
+    model, plain = case.model(), case.model()
+    objective, reference = raycurv.Objective(model, case.loss, case.l2), TwoLayerKFAC(plain, hessian, case.l2)
+    optimizer = optim.create("kfac", model, adaptive=True, damping=damping)
+    reference.damping = damping
+    for t in range(15):
+        rows = torch.randperm(24, generator=torch.Generator().manual_seed(t))[: 5 if t % 4 == 3 else 12]
+        report = optimizer.step(objective.batch(case.inputs[rows], case.targets[rows]))
+
+        def loss(outputs, targets=case.targets[rows]):
+            if hessian is of_cross_entropy:
+                return nn.functional.cross_entropy(outputs, targets)
+            return (outputs - targets).square().sum(1).mean()
+
+        expected = reference.adaptive_step(loss, case.inputs[rows], 0.95)
+        assert report.scalars.keys() == expected.keys()
+        for name, value in expected.items():
+            assert float(report.scalars[name]) == pytest.approx(value, rel=1e-6, abs=1e-9), (t, name)
+        torch.testing.assert_close(flat(model), flat(plain), rtol=1e-8, atol=1e-8)
+
+
+def test_adaptive_damping_begins_at_the_papers_and_falls_where_the_model_fits():
+    case = BY_NAME["mlp"]
+    model = case.model()
+    optimizer = optim.create("kfac", model, adaptive=True)
+    assert optimizer.damping == 150
+    batch = raycurv.Objective(model, case.loss).batch(case.inputs, case.targets)
+    for _ in range(5):
+        report = optimizer.step(batch)
+    assert float(report.scalars["reduction_ratio"]) > 0.75
+    assert float(optimizer.step(batch).scalars["damping"]) == pytest.approx(150 * 0.95**5)
+
+
+def test_a_checked_step_to_a_non_finite_loss_is_not_taken_and_raises_the_damping():
+    model = nn.Sequential(nn.Linear(2, 1, bias=False), Sqrt()).double()
+    nn.init.constant_(model[0].weight, 0.5)
+    inputs = torch.rand(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+    batch = raycurv.Objective(model, "squared_error").batch(inputs, torch.full((8, 1), 0.2, dtype=torch.float64))
+    optimizer = optim.create("kfac", model, adaptive=True, damping=1e3)
+    for _ in range(4):
+        assert bool(optimizer.step(batch).finite)
+    optimizer.shared["damping"] = 1e-6
+    before = flat(model).clone()
+    assert not bool(optimizer.step(batch).finite)
+    assert torch.equal(flat(model), before)
+    assert optimizer.shared["damping"] == pytest.approx(1e-6 / 0.95**5)
+
+
+class Sqrt(nn.Module):
+    def forward(self, x):
+        return x.sqrt()
+
+
+def test_momentum_is_that_of_a_heavy_ball():
+    case = BY_NAME["mlp"]
+    model = case.model()
+    batch = raycurv.Objective(model, case.loss).batch(case.inputs, case.targets)
+    settings = {"learning_rate": 1e8, "damping": 1e9}  # all but plain gradients
+    optimizer, plain = optim.create("kfac", model, momentum=0.9, **settings), case.model()
+    sgd = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(5):
+        optimizer.step(batch)
+        sgd.zero_grad()
+        nn.functional.cross_entropy(plain(case.inputs), case.targets).backward()
+        sgd.step()
+    torch.testing.assert_close(flat(model), flat(plain), rtol=1e-6, atol=1e-8)
+
+
 def test_linear_regression_is_solved_in_one_step():
     """The Gauss-Newton matrix of one linear layer is a Kronecker product."""
     torch.manual_seed(0)
@@ -103,11 +178,12 @@ def test_descends_faster_than_sgd_at_its_rate(case_name):
     assert losses["kfac"] < 0.8 * losses["sgd"]
 
 
-def trajectory(rank, workers):
+def trajectory(rank, workers, **settings):
     case = BY_NAME["convolution"]
     model = case.model()
     collectives = ProcessGroup() if workers > 1 else Local()
-    objective, optimizer = raycurv.Objective(model, case.loss, collectives=collectives), optim.create("kfac", model)
+    objective = raycurv.Objective(model, case.loss, collectives=collectives)
+    optimizer = optim.create("kfac", model, **settings)
     for rows in (torch.arange(24), torch.arange(7), torch.arange(1)):  # even, uneven, and an empty share
         share = rows.tensor_split(workers)[rank]
         optimizer.step(objective.batch(case.inputs[share], case.targets[share]))
@@ -125,14 +201,15 @@ def normalised():
 
 
 def on_worker(rank, workers):
-    return trajectory(rank, workers), normalised()
+    return trajectory(rank, workers), trajectory(rank, workers, adaptive=True), normalised()
 
 
 @pytest.mark.slow
 def test_two_workers_are_one_or_batch_normalisation_is_refused():
-    single = trajectory(0, 1)
-    for found, refusal in distributed.run(2, on_worker, 2):
+    single, adaptive = trajectory(0, 1), trajectory(0, 1, adaptive=True)
+    for found, adapted, refusal in distributed.run(2, on_worker, 2):
         torch.testing.assert_close(found, single, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(adapted, adaptive, rtol=1e-8, atol=1e-10)
         assert "couples the samples of several workers" in refusal
 
 
