@@ -103,12 +103,12 @@ def _row(printed: PrintedTimes, found: Mapping[str, Sequence[float]]) -> Iterato
     paper = dict(zip(OPTIMIZERS, printed.seconds, strict=True))
     for plain, red in (("SGD", "RED-SGD"), ("RMSProp", "RED-RMSProp")):
         for label in (plain, red):
-            yield _entry(printed.title, f"{label}, s", found[label], f"{paper[label]:.1f}")
+            yield _entry(printed.title, f"{label}, s", found[label], f"{paper[label]:.1f}", "{:.1f}")
         ratios = [after / before for before, after in zip(found[plain], found[red], strict=True)]
-        yield _entry(printed.title, f"{red} / {plain}", ratios, f"{paper[red] / paper[plain]:.2f}")
+        yield _entry(printed.title, f"{red} / {plain}", ratios, f"{paper[red] / paper[plain]:.2f}", "{:.2f}")
 
 
-def _entry(row: str, column: str, values: Sequence[float], printed: str) -> TableEntry:
+def _entry(row: str, column: str, values: Sequence[float], printed: str, form: str) -> TableEntry:
     """Median and quartiles over the rounds."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return TableEntry(row, column, middle, low, high, printed=printed, form="{:.3g}", quartiles=True)
+    return TableEntry(row, column, middle, low, high, printed=printed, form=form, quartiles=True)

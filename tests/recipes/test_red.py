@@ -82,6 +82,7 @@ def test_table_3_has_the_papers_seconds_and_ratios_beside_ours() -> None:
     for row, ratio in (("MNIST, LeNet", "1.43"), ("CIFAR-100, VGG19", "1.79")):
         assert printed[row, "RED-SGD / SGD"] == ratio
     assert all(0 < entry.low <= entry.value <= entry.high for entry in found)
+    assert {entry.form for entry in found if "/" in entry.column} == {"{:.2f}"}
 
 
 def test_the_paper_prints_seconds_for_all_four_problems() -> None:
