@@ -61,15 +61,15 @@ def loss_summary(plan: SuitePlan, runs: SuiteRuns, method: SuiteMethod) -> LossS
 def suite_profiles(plan: SuitePlan, runs: SuiteRuns, cost: Cost = "operations") -> list[PerformanceProfile]:
     """Performance profiles of the methods over the tasks that each has run on all seeds, costly ones apart.
 
-    By step time, tasks are left out on which a method was not timed.
+    By step time, tasks are left out on which a run that reached the target was not timed.
     """
     costs = {
         method.name: {task.name: median_cost(task, found, cost) for task, found in complete(plan, runs, method)}
         for method in plan.methods
     }
-    return profiles_of(
-        {name: {task: c for task, c in found.items() if not math.isnan(c)} for name, found in costs.items()}
-    )
+    untimed = {task for found in costs.values() for task, value in found.items() if math.isnan(value)}
+    kept = {name: {t: c for t, c in found.items() if t not in untimed} for name, found in costs.items()}
+    return profiles_of(kept)
 
 
 def operations_ratio(plan: SuitePlan, runs: SuiteRuns, method: SuiteMethod) -> float:
@@ -103,9 +103,9 @@ def one_setting_table(plan: SuitePlan, runs: SuiteRuns) -> str:
             rows.append((math.inf, [method.name, method.kind, "not run yet", *["–"] * 6]))
             continue
         reached = [math.isfinite(median_cost(task, found)) for task, found in complete(plan, runs, method)]
-        cells = [f"{summary.mean:.2f}", f"{summary.worst:.2f}", str(summary.failures)]
+        cells = [*map(_ratio, (summary.mean, summary.worst)), str(summary.failures)]
         cells += [scores[method.name], timed.get(method.name, "–"), f"{sum(reached)} of {len(reached)}"]
-        cells.append(f"{operations_ratio(plan, runs, method):.2f}")
+        cells.append(_ratio(operations_ratio(plan, runs, method)))
         rows.append((_order(summary, sum(not task.costly for task in plan.tasks)), [method.name, method.kind, *cells]))
     head = (
         "method",
@@ -120,6 +120,10 @@ def one_setting_table(plan: SuitePlan, runs: SuiteRuns) -> str:
     return table_formats.markdown(head, [cells for _, cells in sorted(rows, key=lambda row: row[0])])
 
 
+def _ratio(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}"
+
+
 def _order(summary: LossSummary, tasks: int) -> float:
     """Place of a row: whole rows by the mean, then those that lack tasks."""
     mean = 1e9 if math.isnan(summary.mean) else summary.mean
@@ -127,18 +131,30 @@ def _order(summary: LossSummary, tasks: int) -> float:
 
 
 def target_table(plan: SuitePlan, runs: SuiteRuns) -> str:
-    """Operations to the target of each task, as Markdown: median over the seeds, and the seeds that missed it.
+    """Operations to the target of each task with a run, as Markdown: median over the seeds, and the seeds that missed.
 
     Bold entries do not differ from the best on their task. Brackets hold the operations of what has not run.
     """
-    columns = {task.name: _column(plan, runs, task) for task in plan.tasks}
-    rows = [[method.name, *(columns[task.name][method.name] for task in plan.tasks)] for method in plan.methods]
-    head = ["operations to the target", *(task.title for task in plan.tasks)]
-    return table_formats.markdown(head, [_targets(plan.tasks), *rows])
+    tasks = [task for task in plan.tasks if runs.of_task(task)]
+    columns = {task.name: _column(plan, runs, task) for task in tasks}
+    rows = [[method.name, *(columns[task.name][method.name] for task in tasks)] for method in plan.methods]
+    return table_formats.markdown(["operations to the target", *(task.title for task in tasks)], rows)
 
 
-def _targets(tasks: Sequence[SuiteTask]) -> list[str]:
-    return ["*target*", *(f"*{task.metric} {task.target:g}*" for task in tasks)]
+def task_table(plan: SuitePlan, runs: SuiteRuns) -> str:
+    """Tasks with their steps, targets, expected operations and runs so far, as Markdown."""
+    rows = [
+        [
+            task.title,
+            f"`{task.recipe}`",
+            f"{task.steps:,}",
+            f"{task.metric} {task.target:g}",
+            quantity(task.operations),
+            f"{plan.done(task, runs)} of {plan.expected(task)}",
+        ]
+        for task in plan.tasks
+    ]
+    return table_formats.markdown(("task", "recipe", "steps", "target", "operations of SGD", "runs"), rows)
 
 
 def _column(plan: SuitePlan, runs: SuiteRuns, task: SuiteTask) -> dict[str, str]:
@@ -235,6 +251,7 @@ def summary_lines(plan: SuitePlan, runs: SuiteRuns) -> list[str]:
 
 
 def page(plan: SuitePlan, runs: SuiteRuns) -> str:
-    """Both tables and what they show, as Markdown."""
+    """All tables and what they show, as Markdown."""
     lines = "\n".join(f"- {line}" for line in summary_lines(plan, runs))
-    return f"{one_setting_table(plan, runs)}\n\n{lines}\n\n{target_table(plan, runs)}\n"
+    tables = (one_setting_table(plan, runs), lines, target_table(plan, runs), task_table(plan, runs))
+    return "\n\n".join(tables) + "\n"

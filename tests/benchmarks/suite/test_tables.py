@@ -78,12 +78,30 @@ def test_the_cost_to_the_target_says_what_was_missed_and_what_was_not_run():
         *seeds(HARD, ADAM, [0.9], [0.9], [0.9]),
     ]
     table = tables.target_table(PLAN, SuiteRuns(outcomes))
-    assert cells(table, "adam") == ["adam", "**1 G** (1 of 3 missed)", "missed (3 of 3 missed)", "–"]
+    assert cells(table, "adam") == ["adam", "**1 G** (1 of 3 missed)", "missed (3 of 3 missed)"]
+    assert cells(table, "auto")[1:] == ["2 G", f"[{tables.quantity(HARD.operations)}]"]
+    assert cells(table, "sgd, tuned")[1] == f"[{tables.quantity(3 * EASY.operations)}]"
+
+
+def test_costly_tasks_show_once_they_have_run_and_only_the_methods_for_them():
+    table = tables.target_table(PLAN, SuiteRuns(seeds(COSTLY, AUTO, [0.95])))
     airbench = 3e9 * 0.236 * 1024 * 40
-    assert cells(table, "auto")[1:] == ["2 G", cells(table, "auto")[2], f"[{tables.quantity(airbench)}]"]
-    assert cells(table, "auto")[2].startswith("[")
-    assert cells(table, "sgd, tuned")[3] == f"[{tables.quantity(3 * airbench)}]"
-    assert cells(table, r"*target*")[1:3] == ["*test/accuracy 0.9*", "*test/loss 0.5*"]
+    assert table.splitlines()[0] == "| operations to the target | Costly |"
+    assert cells(table, "adam")[1] == "–"
+    assert cells(table, "auto")[1] == "1 G (1 of 3 seeds)"
+    assert cells(table, "sgd, tuned")[1] == f"[{tables.quantity(3 * airbench)}]"
+
+
+def test_the_tasks_show_their_targets_and_runs():
+    table = tables.task_table(PLAN, SuiteRuns(seeds(EASY, ADAM, [0.95])))
+    expected = ["Easy", "`mnist_algoperf`", "40", "test/accuracy 0.9", tables.quantity(EASY.operations), "1 of 11"]
+    assert cells(table, "Easy") == expected
+
+
+def test_a_task_that_was_not_timed_has_no_score_by_step_time():
+    timed, untimed = seeds(EASY, ADAM, *[[0.95]] * 3), seeds(EASY, AUTO, *[[0.95]] * 3, step_seconds=0.0)
+    assert tables.suite_profiles(PLAN, SuiteRuns([*timed, *untimed]), "seconds") == []
+    assert [p.name for p in tables.suite_profiles(PLAN, SuiteRuns(timed), "seconds")] == ["adam"]
 
 
 def test_what_does_not_differ_from_the_best_is_bold():
