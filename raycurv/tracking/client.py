@@ -193,11 +193,11 @@ class Tracking:
         count = 0
         folders = (self._unsent, *self._former_unsent)
         for path in sorted(file for folder in folders for file in folder.glob("*.jsonl")):
-            try:
-                messages = read_unsent(path)
-            except ValueError as error:
-                self._notify(f"{path} holds messages for MLflow and cannot be read, so it stays there: {error}")
-                continue
+            messages, bad = read_unsent(path)
+            if bad:
+                aside = path.with_suffix(".bad")
+                aside.write_text("\n".join(bad) + "\n")
+                self._notify(f"{len(bad)} line(s) of {path} are no messages for MLflow; they are set aside in {aside}")
             untrusted = [message for message in messages if not self._deliver_late(message)]
             if untrusted:
                 write_unsent(untrusted, self._unsent)  # for a start that trusts their modules

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -146,24 +147,42 @@ def write_unsent(messages: list[TrackingMessage], folder: Path) -> Path:
     """Write messages to a new file in `folder`, one per line; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{time.time_ns()}.jsonl"
-    path.write_bytes(b"".join(to_bytes(message) + b"\n" for message in messages))
+    partial = path.with_suffix(".partial")
+    with partial.open("xb") as file:
+        file.write(b"".join(to_bytes(message) + b"\n" for message in messages))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
     return path
 
 
-def read_unsent(path: Path) -> list[TrackingMessage]:
+def read_unsent(path: Path) -> tuple[list[TrackingMessage], list[str]]:
     """Read messages that :func:`write_unsent` wrote, including those of versions before 0.2.
 
-    Raises:
-        ValueError: a line is not a message for MLflow.
+    Returns:
+        The messages, and the lines that are none, such as one that was cut.
     """
     found: list[TrackingMessage] = []
-    for line in path.read_text().splitlines():
-        values = json.loads(line)
-        message = _former(values) if "metrics" in values else from_bytes(line)
-        if not isinstance(message, get_args(TrackingMessage)):
-            raise ValueError(f"{path} holds a message of kind {type(message).__name__}, which is none for MLflow")
-        found.append(message)
-    return found
+    bad = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            found.append(_message(line))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            bad.append(line)
+    return found, bad
+
+
+def _message(line: str) -> TrackingMessage:
+    """Message from a line.
+
+    Raises:
+        ValueError: it is no message for MLflow.
+    """
+    values = json.loads(line)
+    message = _former(values) if "metrics" in values else from_bytes(line)
+    if not isinstance(message, get_args(TrackingMessage)):
+        raise ValueError(f"a message of kind {type(message).__name__} is none for MLflow")
+    return message
 
 
 def _merge(last: TrackingMessage, new: TrackingMessage) -> LogRecords | None:

@@ -354,9 +354,15 @@ class RunConfig:
         """Read the text of :meth:`to_json`, also of an earlier version.
 
         Raises:
-            ValueError: unknown or missing fields, or values out of bounds.
+            ValueError: it is no configuration, has unknown or missing fields, or values out of bounds.
         """
-        values = json.loads(text)
+        try:
+            return cls._of(json.loads(text))
+        except (TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"it is no configuration of a run: {type(error).__name__}: {error}") from error
+
+    @classmethod
+    def _of(cls, values: dict[str, Any]) -> RunConfig:
         fields = {f.name for f in dataclasses.fields(cls)}
         if extra := sorted(set(values) - fields):
             raise ValueError(f"RunConfig has no field {', '.join(extra)}; its fields are {', '.join(sorted(fields))}")

@@ -281,3 +281,19 @@ def test_a_password_in_the_tracking_uri_is_shown_nowhere(
     assert any("failures" in path.parts for path in written)
     assert not any("sesame" in f"{path} {path.read_bytes()!r}" for path in written)
     assert "sesame" not in shown.err + shown.out
+
+
+def test_what_an_earlier_driver_left_is_delivered_beside_a_line_that_was_cut(
+    cluster: Cluster, tracking: Tracking, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tracking.open(mine(), TAGS, None, resume=False)
+    tracking.finish()
+    path = write_unsent([LogRecords(run.id, (step(1),)), LogRecords(run.id, (step(2),))], tracking._unsent)
+    path.write_text(path.read_text()[:-20])
+
+    again = Tracking(cluster, print)
+    assert again.send_unsent() == 1
+    assert "1 line(s) of" in capsys.readouterr().out
+    assert [file.suffix for file in sorted(path.parent.iterdir())] == [".bad", ".sent"]
+    assert steps(again, run.id) == [1]
+    again.finish()

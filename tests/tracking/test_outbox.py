@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from raycurv.tracking.messages import LogModel, LogRecords, LogText, SetStatus, SetTags, TrackingMessage
-from raycurv.tracking.outbox import MessageRefused, Outbox, read_unsent
+from raycurv.tracking.outbox import MessageRefused, Outbox, read_unsent, write_unsent
 from raycurv.train import Record
 
 
@@ -76,7 +76,7 @@ def test_what_a_dead_server_does_not_take_is_written_down(tmp_path: Path) -> Non
     path = outbox.close(0.1)
 
     assert path is not None
-    assert read_unsent(path) == [metric(3), CLOSE]
+    assert read_unsent(path) == ([metric(3), CLOSE], [])
 
 
 def test_a_refused_message_holds_nobody_up(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_what_there_is_no_time_for_waits_in_a_file(tmp_path: Path) -> None:
     assert outbox.close(5.0) is None
     assert server.got == [CLOSE]
     (path,) = tmp_path.iterdir()
-    assert read_unsent(path) == [MODEL]
+    assert read_unsent(path) == ([MODEL], [])
 
 
 def test_what_is_on_its_way_at_the_end_is_not_lost(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_what_is_on_its_way_at_the_end_is_not_lost(tmp_path: Path) -> None:
     hang.set()
 
     assert left is not None
-    assert read_unsent(left) == [metric(1), CLOSE]
+    assert read_unsent(left) == ([metric(1), CLOSE], [])
 
 
 def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
@@ -135,7 +135,8 @@ def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     ]
     path = tmp_path / "unsent.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    first, *others = read_unsent(path)
+    (first, *others), bad = read_unsent(path)
+    assert not bad
 
     assert isinstance(first, LogRecords)
     assert [(record.step, record.time) for record in first.records] == [(3, 0.001), (4, 1.001)]
@@ -145,3 +146,16 @@ def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
         SetTags("run", {"raycurv.event": "x"}), LogText("run", "config.json", "{}"), SetStatus("run", "RUNNING"), MODEL,
         CLOSE,
     ]  # fmt: skip
+
+
+BAD = [
+    *('{"kind": "SetStatus", "run": "1", "sta', "null", "3", "[]", '{"kind": "exec"}'),
+    *('{"metrics": [], "kind": "tags"}', "[" * 10**5),
+]
+
+
+def test_lines_that_are_no_messages_are_set_aside_and_the_others_are_read(tmp_path: Path) -> None:
+    path = write_unsent([metric(1), CLOSE], tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    path.write_text("\n".join([*BAD[:3], path.read_text().rstrip("\n"), *BAD[3:]]))
+    assert read_unsent(path) == ([metric(1), CLOSE], BAD)
