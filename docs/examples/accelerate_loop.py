@@ -27,7 +27,7 @@ def main(checkpoint=None):
 
     collectives = ProcessGroup() if accelerator.num_processes > 1 else Local()
     objective = Objective(model, "cross_entropy", collectives=collectives)
-    optimizer = optim.create("auto", model, horizon=optim.Horizon(EPOCHS, len(loader), len(data)))
+    optimizer = optim.Auto(model)
     accelerator.register_for_checkpointing(model, optimizer)
     for _ in range(EPOCHS):
         for batch in loader:

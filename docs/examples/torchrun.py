@@ -26,8 +26,7 @@ def main(checkpoint=None):
     targets = inputs[:, :5].argmax(1)
 
     objective = Objective(model, "cross_entropy", l2=1e-4, collectives=ProcessGroup())  # no DDP around the model
-    horizon = optim.Horizon(EPOCHS, -(-SAMPLES // BATCH), SAMPLES)
-    optimizer = optim.create("auto", model, horizon=horizon)
+    optimizer = optim.Auto(model)
     for epoch in range(EPOCHS):
         order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(epoch))
         for rows in order.split(BATCH):

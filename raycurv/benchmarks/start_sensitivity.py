@@ -165,7 +165,8 @@ METHODS = (
     Method("Adam, best of the grid", "adam", "learning_rate", (1e-3, 3e-3, 1e-2), tuned=True),
     Method("SGD + momentum, one cycle, best", "momentum", "learning_rate", (3e-2, 1e-1, 3e-1), True, _ONE_CYCLE),
     Method("Adam, one cycle, best", "adam", "learning_rate", (1e-3, 3e-3, 1e-2), True, _ONE_CYCLE),
-    Method("**`auto`** (`red_adam_free`)", "auto", "start", _FACTORS),
+    Method("**`auto`**", "auto", "start", _FACTORS),
+    Method("`red_adam_free`", "red_adam_free", "start", _FACTORS),
     Method("`curveball`", "curveball", "damping", _DAMPINGS),
     Method("`curveball_free`", "curveball_free", "start", _DAMPINGS),
     Method("`ntlr_sgd`", "ntlr_sgd", "learning_rate", _RATES),
@@ -186,8 +187,9 @@ class StartOutcome:
         optimizer: method of the row, :attr:`Method.method`.
         value: value of the setting that is varied.
         seed: seed of the initial weights and of the order of the data.
-        raw: mean loss over the measured training samples at the last weights; infinite if it diverged.
-        averaged: the same at the averaged weights.
+        raw: mean loss over the measured training samples at the weights that the method evaluates, which for most are
+            the last ones; infinite if it diverged.
+        averaged: the same at an exponential average of the weights.
         seconds: wall time of all steps, in seconds.
     """
 
@@ -230,7 +232,8 @@ def run(
         stepper.step(objective.batch(inputs[rows], targets[rows]))
         average.update()
     seconds = time.perf_counter() - began
-    raw = measured(objective, inputs, targets)
+    with stepper.evaluation_weights():
+        raw = measured(objective, inputs, targets)
     with average.applied():
         averaged = measured(objective, inputs, targets)
     return raw, averaged, seconds

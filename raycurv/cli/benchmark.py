@@ -1,4 +1,4 @@
-"""``raycurv benchmark``: steps, data, workers, starts, and CurveBall's Table 1; :mod:`suite` has the suite."""
+"""``raycurv benchmark``: steps, data, workers, starts, robustness, Table 1; :mod:`suite` has the suite."""
 
 from __future__ import annotations
 
@@ -210,6 +210,54 @@ class BenchmarkStarts:
             value = f"{o.optimizer} {o.value:g}"
             print(f"{o.seconds:4.0f} s  {o.problem}: {value}: {o.raw:.4g} / {o.averaged:.4g}", file=sys.stderr)
         print(start_sensitivity.to_markdown(start_sensitivity.finished(self.output)))
+
+
+@dataclass(frozen=True)
+class BenchmarkRobustness:
+    """Judge `auto` over batch sizes, lengths of runs and disturbances, beside Adam at two settings."""
+
+    EXAMPLE: ClassVar = "raycurv benchmark robustness --seeds 0 1 2 --output runs/robustness.jsonl"
+    LOADS: ClassVar = "torch"
+
+    output: Path = Path("runs/robustness.jsonl")
+    """File with one line for each run. Runs that are in it are not repeated."""
+
+    problems: tuple[str, ...] = ()
+    """Problems to judge on. By default all."""
+
+    conditions: tuple[str, ...] = ()
+    """Conditions, such as "batches of 4, 300 steps". By default all."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the initial weights and of the order of the data."""
+
+    def run(self) -> None:
+        """Do the missing runs, show each as it ends, and print the table of all.
+
+        Raises:
+            ValueError: there is no such problem or condition.
+        """
+        import torch
+
+        from raycurv.arguments import unknown
+        from raycurv.benchmarks import robustness
+
+        problems = {problem.name: problem for problem in robustness.PROBLEMS}
+        conditions = {condition.name: condition for condition in robustness.CONDITIONS}
+        for kind, given, allowed in (
+            ("problem", self.problems, tuple(problems)),
+            ("condition", self.conditions, tuple(conditions)),
+        ):
+            for name in given:
+                if name not in allowed:
+                    raise ValueError(unknown(kind, name, allowed))
+        torch.set_num_threads(1)  # small tensors: more threads only wait for each other
+        chosen = [problems[name] for name in self.problems or problems]
+        varied = [conditions[name] for name in self.conditions or conditions]
+        for o in robustness.campaign(self.output, chosen, varied, self.seeds):
+            text = f"{o.seconds:4.0f} s  {o.problem}, {o.condition}, seed {o.seed}: {o.method}: {o.loss:.4g}"
+            print(text, file=sys.stderr)
+        print(robustness.to_markdown(robustness.finished(self.output)))
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ COMMANDS = (
     Command("benchmark data", "speed of reading and decoding images", "benchmark:BenchmarkData"),
     Command("benchmark workers", "images per second over the number of workers", "benchmark:BenchmarkWorkers"),
     Command("benchmark starts", "how little auto depends on where it starts", "benchmark:BenchmarkStarts"),
+    Command("benchmark robustness", "auto over batch sizes and disturbances", "benchmark:BenchmarkRobustness"),
     Command("benchmark table1", "CurveBall's Table 1: iterations on small problems", "benchmark:BenchmarkTable1"),
     Command("prepare digits", "write the digits, small images without a download", "prepare:PrepareDigits"),
     Command("prepare torchvision", "convert a set of torchvision.datasets", "prepare:PrepareTorchvision"),

@@ -2,8 +2,9 @@
 
 | name | class |
 |---|---|
-| `auto` (older: `red_adam_free`) | :class:`Auto` |
-| `red_momentum_free`, `red_sgd_free` | :class:`Auto` with ``beta2=None``; with ``beta1=0.0, beta2=None`` |
+| `auto` | :class:`Auto` |
+| `red_adam_free` | :class:`AveragedRED` |
+| `red_momentum_free`, `red_sgd_free` | :class:`AveragedRED` with ``beta2=None``; with ``beta1=0.0, beta2=None`` |
 | `curveball` | :class:`CurveBall` |
 | `curveball_free` | :class:`CurveBall` with ``damping=1.0, damping_factor=0.95`` |
 | `red_sgd` | :class:`RED` |
@@ -41,6 +42,7 @@
 
 from raycurv.optim.ag_adam import AgAdam
 from raycurv.optim.auto import Auto
+from raycurv.optim.averaged_red import AveragedRED
 from raycurv.optim.base import Horizon, StepOptimizer, StepReport, parameters_of
 from raycurv.optim.baselines import muon as _muon  # noqa: F401  for its name in the registry
 from raycurv.optim.baselines import nadamw as _nadamw  # noqa: F401
@@ -80,6 +82,7 @@ __all__ = [
     "SPS",
     "AgAdam",
     "Auto",
+    "AveragedRED",
     "CurveBall",
     "DoG",
     "EstimatedRate",

@@ -28,7 +28,7 @@ class Horizon:
 
     | method | use of the horizon | without a horizon |
     |---|---|---|
-    | `auto`, `red_*_free` | step size rises for a tenth of the run, falls in its last quarter | rises for 100 steps |
+    | `red_*_free` | step size rises for a tenth of the run, falls in its last quarter | rises for 100 steps |
     | `ntlr_sgd_free`, `alera_free`, `salera_free`, `llr_free` | hand-over after a tenth of the run | after 100 steps |
     | `red_*` | `scale` decays over the epochs | `scale` stays |
     | `ran_*` | phases count epochs | an epoch is 196 steps |

@@ -212,9 +212,14 @@ class Rescaled(StepOptimizer):
         mean = state["gradient"] if self.beta1 else gradient.flat
         factor = 1 / _correction(self.beta1, state["counted"], mean) if self.beta1 else 1.0
         if self.beta2 is not None:
-            root = (state["square"] / _correction(self.beta2, state["counted"], mean)).sqrt_().add_(self.eps)
+            root = (state["square"] / _correction(self.beta2, state["counted"], mean)).sqrt_()
+            root.add_(self._guard(root))
             return Direction(torch.div(mean, root, out=root).mul_(factor), gradient)
         return Direction(mean * factor, gradient) if self.beta1 else gradient
+
+    def _guard(self, root: Tensor) -> Tensor | float:
+        """ε of RMSProp's preconditioner, given √ṽ."""
+        return self.eps
 
     def _lipschitz(self, taylor: Taylor, squared_norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """C, ĉ and L̃ (Algorithm 1, lines 4-6)."""

@@ -1,10 +1,10 @@
 """Methods of the papers without a number to set: rates and damping that forget where they start.
 
 **Hand-over** (`ntlr_sgd_free`, `alera_free`, `salera_free`, `llr_free`). A method that needs an initial rate gets the R
-of `auto` after the first tenth of the run and at least 20 steps (100 without a horizon). Until then the parameters take
-averaged RED steps along the gradient. R is read from the device once in a run. After that the method follows its
-paper, but for NTLR's rate, which stays at or below R: windows of few steps average out steps that go to and fro, so
-that the paper's rate may grow without end (on least squares in batches of 10 it diverged for 10 of 12 seeds).
+of `red_sgd_free` after the first tenth of the run and at least 20 steps (100 without a horizon). Until then the
+parameters take averaged RED steps along the gradient. R is read from the device once in a run. After that the method
+follows its paper, but for NTLR's rate, which stays at or below R: windows of few steps average out steps that go to and
+fro, so that the paper's rate may grow without end (on least squares in batches of 10 it diverged for 10 of 12 seeds).
 
 "Free" means that there is no number to set. It does not mean that no run fails: `llr_free` may diverge on batches of a
 few samples, and `curveball_free` may explode on small ones, after some hundred steps.
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from raycurv.arguments import require_positive
 from raycurv.objective import Batch
-from raycurv.optim.auto import FIRST_STEPS, Auto, warmup_steps
+from raycurv.optim.averaged_red import FIRST_STEPS, AveragedRED, warmup_steps
 from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport
 from raycurv.optim.curveball import CurveBall
 from raycurv.optim.learned_rate import LLRSecondOrder
@@ -84,7 +84,7 @@ class SwitchingOptimizer(StepOptimizer):
         build: ``build(parameters, learning_rate=…)`` makes the method.
     """
 
-    def __init__(self, pilot: Auto, build: Callable[..., StepOptimizer]) -> None:
+    def __init__(self, pilot: AveragedRED, build: Callable[..., StepOptimizer]) -> None:
         super().__init__(pilot.param_groups, {})
         self.follows_horizon = pilot.follows_horizon
         self.pilot, self.build = pilot, build
@@ -154,6 +154,6 @@ def llr_free(model_or_params: Params, *, horizon: Horizon | None = None, start: 
     return SwitchingOptimizer(_pilot(model_or_params, horizon, start), LLRRelativeDamping)
 
 
-def _pilot(model_or_params: Params, horizon: Horizon | None, start: float) -> Auto:
+def _pilot(model_or_params: Params, horizon: Horizon | None, start: float) -> AveragedRED:
     """Averaged RED steps along the gradient."""
-    return Auto(model_or_params, horizon=horizon, beta1=0.0, beta2=None, start=start)
+    return AveragedRED(model_or_params, horizon=horizon, beta1=0.0, beta2=None, start=start)

@@ -14,7 +14,7 @@ def test_one_process_equals_a_plain_loop_and_two_ranks(tmp_path, batches, capsys
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 32, bias=False), nn.BatchNorm1d(32), nn.Tanh(), nn.Linear(32, 5))
     objective = Objective(model, "cross_entropy")
-    optimizer = optim.create("auto", model, horizon=optim.Horizon(example.EPOCHS, 8, 504))
+    optimizer = optim.Auto(model)
     for batch in list(batches):
         report = optimizer.step(objective.batch(*batch))
     one, two = (tmp_path / name / "custom_checkpoint_0.pkl" for name in ("one", "two"))

@@ -13,7 +13,7 @@ def plain(samples, batch, epochs):
     inputs = torch.randn(samples, 20)
     targets = inputs[:, :5].argmax(1)
     objective = Objective(model, "cross_entropy", l2=1e-4)
-    optimizer = optim.create("auto", model, horizon=optim.Horizon(epochs, -(-samples // batch), samples))
+    optimizer = optim.Auto(model)
     for epoch in range(epochs):
         order = torch.randperm(samples, generator=torch.Generator().manual_seed(epoch))
         for rows in order.split(batch):

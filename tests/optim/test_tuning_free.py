@@ -6,7 +6,7 @@ from torch import nn
 
 import raycurv
 from raycurv import optim
-from raycurv.optim.auto import schedule_factor
+from raycurv.optim.averaged_red import schedule_factor
 from raycurv.optim.tuning_free import LLRRelativeDamping, SwitchingOptimizer
 from tests.cases import BY_NAME
 from tests.reference.auto import NaiveAveraged, NaiveRelative
@@ -16,7 +16,6 @@ DIRECTIONS = {
     "red_sgd_free": {},
     "red_momentum_free": {"beta1": 0.8},
     "red_adam_free": {"beta1": 0.8, "beta2": 0.999},
-    "auto": {"beta1": 0.8, "beta2": 0.999},
 }
 HANDED_OVER = ("alera_free", "llr_free", "ntlr_sgd_free", "salera_free")
 
@@ -48,8 +47,8 @@ def check_steps(case, model, optimizer, reference, steps):
 @pytest.mark.parametrize(
     ("name", "case_name"),
     [
-        ("auto", "mlp"),
-        ("auto", "batch-norm-l2"),
+        ("red_adam_free", "mlp"),
+        ("red_adam_free", "batch-norm-l2"),
         ("red_adam_free", "dropout"),
         ("red_momentum_free", "mlp-l2"),
         ("red_sgd_free", "mlp-l2"),
@@ -85,7 +84,7 @@ def run(name, steps, *, factor=1.0, case_name="regression", **settings):
     return torch.cat([p.detach().flatten() for p in model.parameters()]), reports, optimizer, objective
 
 
-@pytest.mark.parametrize("name", ["auto", "red_momentum_free", "llr_free"])
+@pytest.mark.parametrize("name", ["red_momentum_free", "llr_free"])
 def test_the_scale_of_the_loss_does_not_matter(name):
     plain, scaled = (run(name, 20, factor=factor)[0] for factor in (1.0, 1e4))
     torch.testing.assert_close(plain, scaled, rtol=1e-4, atol=1e-4)
@@ -118,7 +117,7 @@ def test_the_schedule_rises_stays_and_falls_to_zero():
 
 
 @pytest.mark.parametrize("start", [1e-5, 10.0])
-@pytest.mark.parametrize("name", ["auto", "llr_free"])
+@pytest.mark.parametrize("name", ["red_adam_free", "llr_free"])
 def test_the_start_is_forgotten(name, start):
     rates = [float(run(name, 20, start=value)[1][-1].scalars["learning_rate"]) for value in (1.0, start)]
     assert rates[0] / 3 < rates[1] < rates[0] * 3

@@ -1,8 +1,11 @@
-"""Averaged RED steps and LLR with a relative damping, one sample after the other, by double backward. Slow, float64,
-shares no code."""
+"""Auto, averaged RED steps and LLR with a relative damping, by double backward of one sample after the other.
+
+Slow, float64, shares no code.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -57,6 +60,56 @@ class NaiveAveraged(Naive):
         rate = schedule * max(0.0, self.up / self.down)
         self.theta = self.theta - rate * d
         return {"loss": float(sum(losses).detach()) / len(y), "learning_rate": rate, "schedule": schedule}
+
+
+class NaiveAuto(Naive):
+    """Every length is computed anew from a list of all measurements, the average from a list of all weights."""
+
+    def __init__(self, model, loss, l2, start: float = 1.0) -> None:
+        super().__init__(model, loss, l2)
+        self.start = start
+        self.m, self.v = torch.zeros_like(self.theta), torch.zeros_like(self.theta)
+        self.slopes, self.curved, self.history = [], [], [self.theta]
+        self.direction, self.length, self.k = None, 0.0, 0
+
+    def step(self, x: Tensor, y: Tensor, seed: int) -> dict[str, float]:
+        theta = self.theta.clone().requires_grad_()
+        losses = self.samples(theta, x, y, seed)
+        gradients = [torch.autograd.grad(j, theta, create_graph=True)[0] for j in losses]
+        g = sum(gradients).detach() / len(y)
+        k, d = self.k, self.direction
+        if d is not None:
+            self.slopes.append((100 + k, float(g @ d)))
+            if k < 20 or k % 5 == 0:
+                hs = [float(d @ torch.autograd.grad(h @ d, theta, retain_graph=True)[0]) for h in gradients]
+                self.curved.append((100 + k, self.length * sum(hs) / len(hs), sum(map(abs, hs)) / len(hs)))
+        self.k += 1
+        self.m, self.v = 0.8 * self.m + 0.2 * g, 0.999 * self.v + 0.001 * g * g
+        root = torch.sqrt(self.v / (1 - 0.999**self.k))
+        self.direction = self.m / (1 - 0.8**self.k) / (root + 1e-6 * float((root**2).mean()) ** 0.5)
+        slope = curvature = rate = 0.0
+        if self.curved:
+            total = sum(w for w, _, _ in self.curved)
+            slope = sum(w * s for w, s in self.slopes) / sum(w for w, _ in self.slopes)
+            slope += sum(w * ah for w, ah, _ in self.curved) / total
+            curvature = sum(w * c for w, _, c in self.curved) / total
+            rate = min(1.0, self.k / 10) * (self.start if k < 20 else 1.0) * 1.5 * max(0.0, slope) / curvature
+        self.length = rate
+        self.theta = self.theta - rate * self.direction
+        self.history.append(self.theta)
+        return {
+            "loss": float(sum(losses).detach()) / len(y),
+            "learning_rate": rate,
+            "slope": slope,
+            "curvature": curvature,
+        }
+
+    def average(self) -> Tensor:
+        """Weights after each step k that measured curvature, weighted by k¹⁰ less that of the one before."""
+        taken = [k for k in range(2, len(self.history)) if k <= 20 or (k - 1) % 5 == 0]
+        powers = [float(k) ** 10 for k in taken]
+        shares = [powers[0], *(b - a for a, b in itertools.pairwise(powers))]
+        return sum(s * self.history[k] for s, k in zip(shares, taken, strict=True)) / powers[-1]
 
 
 class NaiveRelative(Naive):

@@ -142,7 +142,7 @@ def test_the_horizon_is_what_will_be_done(tmp_path: Path, optimizer: str, settin
     assert_same(dict(a.model.state_dict()), dict(b.model.state_dict()))
 
 
-@pytest.mark.parametrize("optimizer", ["auto", "red_sgd"])
+@pytest.mark.parametrize("optimizer", ["red_adam_free", "red_sgd"])
 def test_another_length_of_a_scheduled_run_is_refused_unless_asked_for(tmp_path: Path, optimizer: str) -> None:
     wanted = config(epochs=3, optimizer=optimizer, stop_after=7)
     go(tmp_path, wanted)
