@@ -14,12 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raycurv.arguments import unknown
 from raycurv.data import image_transforms
 from raycurv.data.errors import DataError
-from raycurv.data.order import Rows, draw_classes
+from raycurv.data.order import Rows
 from raycurv.data.row_groups import RowGroups
-from raycurv.data.shards import ShardFolder, Split, concurrently, locate, read_images, read_labels
+from raycurv.data.shards import ShardFolder, Split, choose_labels, concurrently, locate, read_images, read_labels
 from raycurv.data.source import Data
 
 _LOG = logging.getLogger(__name__)
@@ -315,7 +314,7 @@ def parquet_images(
     folder = ShardFolder(locate(path))
     columns = (image_column, label_column)
     learned = folder.open(train, columns, skip_corrupt=skip_corrupt)
-    chosen = None if classes is None else _chosen(classes, class_seed, learned)
+    chosen = None if classes is None else choose_labels(learned, classes, class_seed)
     picture = _picture(learned, image_size, channels, augmentation, mean, std)
 
     def source(split: Split) -> ParquetImages:
@@ -327,21 +326,6 @@ def parquet_images(
     if held_out is None:
         return Data(source(learned))
     return Data(source(learned), source(folder.open(held_out, columns, skip_corrupt=skip_corrupt, names=learned.names)))
-
-
-def _chosen(classes: int | Sequence[str], class_seed: int, split: Split) -> list[int]:
-    """The labels to keep, in ascending order.
-
-    Raises:
-        DataError: there are not so many classes, or none of that name.
-    """
-    if not isinstance(classes, int):
-        if lacking := [name for name in classes if name not in split.names]:
-            raise DataError(f"{split.uri}: {unknown('class', lacking[0], split.names)}")
-        return sorted({split.names.index(name) for name in classes})
-    if classes > len(split.names):
-        raise DataError(f"classes is {classes}, but {split.uri} has {len(split.names)} classes")
-    return draw_classes(len(split.names), classes, class_seed)
 
 
 def _check_arguments(

@@ -19,8 +19,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
 
+from raycurv.arguments import unknown
 from raycurv.data import storage
 from raycurv.data.errors import DataError
+from raycurv.data.order import draw_classes
 
 _LOG = logging.getLogger(__name__)
 _EVALUATION = ("validation", "val", "valid", "test")
@@ -237,6 +239,21 @@ def check_reachable(split: Split, info: fs.FileInfo) -> None:
 def _check_reachable(uri: str, system: fs.FileSystem, info: fs.FileInfo) -> None:
     with storage.explained(uri), system.open_input_file(info.path) as file:
         file.read(1)
+
+
+def choose_labels(split: Split, classes: int | Sequence[str], class_seed: int) -> list[int]:
+    """The labels to keep, in ascending order.
+
+    Raises:
+        DataError: there are not so many classes, or none of that name.
+    """
+    if not isinstance(classes, int):
+        if lacking := [name for name in classes if name not in split.names]:
+            raise DataError(f"{split.uri}: {unknown('class', lacking[0], split.names)}")
+        return sorted({split.names.index(name) for name in classes})
+    if classes > len(split.names):
+        raise DataError(f"classes is {classes}, but {split.uri} has {len(split.names)} classes")
+    return draw_classes(len(split.names), classes, class_seed)
 
 
 def read_labels(split: Split, group: RowGroup) -> NDArray[np.int64]:

@@ -16,9 +16,9 @@ LINE_SECONDS = 2.0  # between two lines without a terminal
 # Shown values of a step: label, metric, format.
 COLUMNS = (
     ("loss", "train/loss", "{:.4g}"),
-    ("ρ", "optimizer/momentum", "{:.3g}"),
-    ("β", "optimizer/learning_rate", "{:.3g}"),
-    ("λ", "optimizer/damping", "{:.3g}"),
+    ("momentum", "optimizer/momentum", "{:.3g}"),
+    ("learning rate", "optimizer/learning_rate", "{:.3g}"),
+    ("damping", "optimizer/damping", "{:.3g}"),
     ("images/s", "throughput/images_per_second", "{:,.0f}"),
     ("accuracy", "test/accuracy", "{:.2%}"),
 )

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import logging
-import math
 import os
 import shlex
 import sys
@@ -14,8 +13,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from raycurv.arguments import mask_passwords
 from raycurv.tracking import provenance, run_names
@@ -30,6 +27,7 @@ from raycurv.tracking.messages import (
 )
 from raycurv.tracking.outbox import MessageRefused, Outbox, first_line, read_unsent, write_unsent
 from raycurv.tracking.settings import TrackingSettings, resolve_uri
+from raycurv.tracking.system_metrics import system_metrics
 from raycurv.tracking.tracked_run import LONGEST_TAG, TAG, TrackedRun
 from raycurv.train.checkpoint import CheckpointError
 from raycurv.train.configuration import RunConfig
@@ -288,7 +286,7 @@ class Tracking:
         if every and now - self._sampled_at >= every:
             self._sampled_at = now
             for run in self._active[-1:]:
-                run.metrics(_system_metrics(), run.next_step("system/cpu_utilization_percentage"), time.time())
+                run.metrics(system_metrics(), run.next_step("system/cpu_utilization_percentage"), time.time())
         if now - self._heartbeat_at >= HEARTBEAT_SECONDS:
             self._heartbeat_at = now
             for run in self._active:
@@ -386,16 +384,6 @@ def _driver_is_gone(tags: Mapping[str, str]) -> bool:
         return False  # a run of another program
     alive = provenance.driver_alive(dict(tags))
     return time.time() - float(tags["heartbeat"]) > DEAD_AFTER_SECONDS if alive is None else not alive
-
-
-def _system_metrics() -> dict[str, float]:
-    memory = psutil.virtual_memory()
-    values = {
-        "cpu_utilization_percentage": psutil.cpu_percent(),
-        "system_memory_usage_megabytes": (memory.total - memory.available) / 1e6,
-        "system_memory_usage_percentage": memory.percent,
-    }
-    return {f"system/{name}": value for name, value in values.items() if math.isfinite(value)}
 
 
 def _safe(text: str) -> str:

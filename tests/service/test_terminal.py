@@ -23,7 +23,15 @@ def test_a_terminal_gets_a_bar_that_moves() -> None:
     progress.show([step(10), Record("progress", 10, 1.0, 0.0, {"throughput/images_per_second": 1234.0})])
 
     shown = stream.getvalue().rpartition("\r")[2]
-    for part in ("██████████░░░░░░░░░░", "epoch 1.00/2", "loss 0.25", "ρ 0.9", "β 0.1", "λ 3", "images/s 1,234"):
+    for part in (
+        "██████████░░░░░░░░░░",
+        "epoch 1.00/2",
+        "loss 0.25",
+        "momentum 0.9",
+        "learning rate 0.1",
+        "damping 3",
+        "images/s 1,234",
+    ):
         assert part in shown
 
 
