@@ -223,10 +223,10 @@ class LLRSecondOrder(LearnedRate):
         else:
             slope, curvature = self._along(batch, descent, rate)
         finite = _move(batch.objective, descent, rate, torch.isfinite(loss + slope + curvature))
-        self._learn(-slope / (curvature + self._damping(curvature, finite)), finite)
+        self._learn(-slope / (curvature + self._damping(slope, curvature, finite)), finite)
         return StepReport(loss, {"learning_rate": rate, "slope": slope, "curvature": curvature}, finite)
 
-    def _damping(self, curvature: Tensor, finite: Tensor) -> float | Tensor:
+    def _damping(self, slope: Tensor, curvature: Tensor, finite: Tensor) -> float | Tensor:
         """The number added to f″."""
         return self.damping
 

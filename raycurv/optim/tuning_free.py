@@ -6,8 +6,8 @@ parameters take averaged RED steps along the gradient. R is read from the device
 follows its paper, but for NTLR's rate, which stays at or below R: windows of few steps average out steps that go to and
 fro, so that the paper's rate may grow without end (on least squares in batches of 10 it diverged for 10 of 12 seeds).
 
-"Free" means that there is no number to set. It does not mean that no run fails: `llr_free` may diverge on batches of a
-few samples, and `curveball_free` may explode on small ones, after some hundred steps.
+"Free" means that there is no number to set. It does not mean that no run fails: `curveball_free` may explode on small
+batches, after some hundred steps.
 
 **LLR with a relative damping** (`llr_free`). The paper's 2500 in f′/(f″ + 2500) is a curvature, so it depends on the
 scale of the loss. Here it is a multiple of the running mean of |f″|:
@@ -15,7 +15,8 @@ scale of the loss. Here it is a multiple of the running mean of |f″|:
     η ← max(η − f′/(f″ + D), 0),    D = 30·max(mean of |f″|, |f″|)
 
 A step goes a thirtieth of the way to the batch's own minimum, weighted by its curvature: η is a mean of such minima
-over the last thirty or so steps, whatever the scale of the loss. The denominator is positive.
+over the last thirty or so steps, whatever the scale of the loss. The denominator is positive. The running mean starts
+at max(|f″|, |f′|/η) of the first batch, so that the first change is at most a 29th, however flat that batch is.
 
 **CurveBall that forgets λ₀** (`curveball_free`): 0.95 in place of 0.999, so that λ changes by up to 29 % in a check.
 
@@ -68,9 +69,11 @@ class LLRRelativeDamping(LLRSecondOrder):
     def __init__(self, model_or_params: Params, *, learning_rate: float) -> None:
         super().__init__(model_or_params, learning_rate=learning_rate, floor=0.0)
 
-    def _damping(self, curvature: Tensor, finite: Tensor) -> Tensor:
+    def _damping(self, slope: Tensor, curvature: Tensor, finite: Tensor) -> Tensor:
         size, state = curvature.abs(), self.shared
-        before = state.get("mean_curvature", size)
+        first = torch.maximum(size, slope.abs() / state["rate"])
+        before = state.get("mean_curvature", first)
+        before = torch.where(torch.isfinite(before), before, first)
         mean = torch.lerp(size, before, _KEEP)
         state["mean_curvature"] = torch.where(finite & torch.isfinite(mean), mean, before)
         return _MEMORY * torch.maximum(mean, size)

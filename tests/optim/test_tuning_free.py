@@ -140,6 +140,27 @@ def test_a_method_takes_over_with_the_rate_that_was_found(name):
     assert float(reports[-1].scalars["learning_rate"]) == pytest.approx(optimizer.found, rel=1e-3)
 
 
+def test_a_first_batch_without_curvature_does_not_change_llrs_rate_at_once():
+    """Such as a batch of two samples that the network fits: from it alone, the rate would be thousands."""
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(model.weight, 1.0)
+    objective = raycurv.Objective(model, "squared_error")
+    optimizer = LLRRelativeDamping(model, learning_rate=0.07)
+    flat = objective.batch(torch.full((2, 1), 1e-3).double(), torch.ones(2, 1).double())  # f″ = ‖g‖²·2e-6
+    rates = [float(optimizer.step(flat).scalars["learning_rate"]) for _ in range(2)]
+    assert rates[0] < rates[1] <= rates[0] * (1 + 1 / 29)
+
+
+def test_llr_learns_on_after_a_first_batch_that_is_not_finite():
+    case = BY_NAME["regression"]
+    model = case.model()
+    objective = raycurv.Objective(model, case.loss, case.l2)
+    optimizer = LLRRelativeDamping(model, learning_rate=0.01)
+    optimizer.step(objective.batch(case.inputs * float("nan"), case.targets))
+    rates = [float(optimizer.step(objective.batch(case.inputs, case.targets)).scalars["learning_rate"]) for _ in "ab"]
+    assert rates[0] != rates[1]
+
+
 @pytest.mark.parametrize("seed", [1, 2, 9])
 def test_ntlr_with_a_rate_from_curvature_does_not_diverge_on_least_squares(seed):
     """Windows of four steps average out steps that go to and fro, so that the paper's rate grows for ever."""

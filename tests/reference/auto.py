@@ -129,7 +129,8 @@ class NaiveRelative(Naive):
         _, there, point = self.mean_gradient(self.theta - self.eta * g, x, y, seed)
         slope = -float(g @ there.detach())
         curvature = float(g @ torch.autograd.grad(there @ g, point)[0])
-        self.mean = abs(curvature) if self.mean is None else 0.99 * self.mean + 0.01 * abs(curvature)
+        before = max(abs(curvature), abs(slope) / self.eta) if self.mean is None else self.mean
+        self.mean = 0.99 * before + 0.01 * abs(curvature)
         self.theta, used = self.theta - self.eta * g, self.eta
         self.eta = max(0.0, self.eta - slope / (curvature + 30 * max(self.mean, abs(curvature))))
         return {"loss": value, "learning_rate": used, "slope": slope, "curvature": curvature}
