@@ -18,7 +18,7 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, cast
 
@@ -131,7 +131,8 @@ class CheckpointStore:
     def load(self, lacking: Callable[[dict[str, Any]], str] = lambda state: "") -> dict[str, Any] | None:
         """The newest checkpoint that is complete and undamaged, on the CPU; None if none was written.
 
-        If the newest is missing or damaged, falls back to the one before, with a RuntimeWarning.
+        If the newest is missing or damaged, falls back to the one before, with a RuntimeWarning. If all that are listed
+        are, falls back to files that are whole by their own sums: the manifest may be what is damaged.
 
         Args:
             lacking: function that names what a checkpoint lacks; empty if it is complete.
@@ -141,7 +142,7 @@ class CheckpointStore:
         """
         entries = self._entries()
         errors: list[str] = []
-        for entry in reversed(entries):
+        for entry in self._newest_first(entries):
             try:
                 state = self._load(entry)
                 if missing := lacking(state):
@@ -150,6 +151,7 @@ class CheckpointStore:
                 self._damaged.add(entry.file)
                 errors.append(str(error))
                 continue
+            self._damaged.discard(entry.file)
             if errors:
                 file = self._folder.uri(entry.file)
                 message = f"{'; '.join(errors)}. Falling back to {file} (step {entry.step})"
@@ -161,6 +163,18 @@ class CheckpointStore:
                 "Start again under another --run-name, or put back the files from a copy"
             )
         return None
+
+    def _newest_first(self, listed: list[ManifestEntry]) -> Iterator[ManifestEntry]:
+        """Order in which checkpoints are tried.
+
+        Yields:
+            The listed checkpoints, then files that are whole by their own sums, which are listed from then on.
+        """
+        yield from reversed(listed)
+        found = [entry for entry in map(self._whole, self._checkpoint_names() if listed else []) if entry is not None]
+        if found:
+            self._recovered = found, None
+        yield from reversed(found)
 
     def load_best(self) -> dict[str, Any]:
         """The best checkpoint, on the CPU.

@@ -125,6 +125,22 @@ def test_checkpoints_are_found_and_kept_without_their_manifest(tmp_path: Path, l
     assert [entry.step for entry in CheckpointStore(tmp_path)._entries()] == [10, 15]
 
 
+def test_checkpoints_are_whole_where_their_sums_in_the_manifest_are_damaged(tmp_path: Path) -> None:
+    filled(tmp_path, 5, 10)
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"sha256": "', '"sha256": "0'))
+    store = CheckpointStore(tmp_path)
+    with pytest.warns(RuntimeWarning, match=r"is damaged .*Falling back to .*step-000000010.pt \(step 10\)"):
+        loaded = store.load()
+    assert loaded is not None
+    assert loaded["step"] == 10
+    store.save(state(15))
+    assert [entry.step for entry in CheckpointStore(tmp_path)._entries()] == [10, 15]
+    again = CheckpointStore(tmp_path).load()
+    assert again is not None
+    assert again["step"] == 15
+
+
 def test_a_damaged_checkpoint_without_a_manifest_is_neither_loaded_nor_removed(tmp_path: Path) -> None:
     filled(tmp_path, 5, 10)
     (tmp_path / "manifest.json").unlink()
