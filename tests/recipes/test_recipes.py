@@ -32,4 +32,4 @@ def test_an_option_that_the_recipe_does_not_take_is_refused(tmp_path: Path) -> N
 
 def test_a_recipe_that_returns_something_else_is_refused() -> None:
     with pytest.raises(TypeError, match=r"returned a Sequential;"):
-        recipes.build("tests.service.problems:perceptron", {"num_classes": 3})
+        recipes.build("tests.service.problems:mislabelled", {})

@@ -39,6 +39,11 @@ class Slow(nn.Module):
         return inputs
 
 
+def mislabelled() -> RunConfig:
+    """A function that says that it is a recipe, and returns a network."""
+    return perceptron(3)  # type: ignore[return-value]
+
+
 def perceptron(num_classes: int, hidden: int = 8, pause: float = 0.0) -> nn.Module:
     """A small smooth network."""
     return nn.Sequential(Slow(pause), nn.Linear(2, hidden), nn.Tanh(), nn.Linear(hidden, num_classes))
