@@ -27,6 +27,7 @@ EXPLAINED = (
     "TrackingError",
     "CheckpointError",
     "ResumeError",
+    "StartError",
     "DataError",
     "UntrustedCodeError",
     "StorageError",

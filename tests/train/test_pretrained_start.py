@@ -306,3 +306,9 @@ def test_the_configuration_keeps_its_start_and_its_patterns(tmp_path: Path, monk
 def test_the_bytes_of_a_file_may_come_from_an_object_store(tmp_path: Path) -> None:
     file = save(network(), tmp_path / "weights", "state_dict")
     assert read_weights(f"file://{file}").keys() == torch.load(io.BytesIO(file.read_bytes())).keys()
+
+
+def test_the_message_of_a_refused_start_stands_for_itself() -> None:
+    from raycurv.service.errors import describe
+
+    assert describe(StartError.__name__, "start_from: nothing fits") == "start_from: nothing fits"
