@@ -33,6 +33,7 @@ Deviations from the paper:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -148,14 +149,14 @@ class CurveBall(StepOptimizer):
 
         revoked = ~finite & (self.shared["failures"] == 1)  # the second failure in a row: the last step led here
         new = _next_direction(z, step_direction, x, finite)
-        moved = self._move(objective, new, finite, revoked)
+        self._move(objective, new, finite, revoked)
         taken, ratio = finite, torch.where(revoked, 0.0, math.nan)  # γ; NaN leaves λ as it is
         adapts = self.damping_interval is not None and (steps + 1) % self.damping_interval == 0
         if adapts or steps == 0:
             after = batch.value()
             taken = finite & torch.isfinite(after)
             undone = finite & ~taken
-            _set_parameters(objective, torch.where(undone, self.shared["previous_parameters"], moved))
+            _replace(objective.parameters, self._previous(objective), undone)
             if adapts:
                 predicted = quadratic(matrix, right, x)
                 scalars["reduction_ratio"] = (after - loss) / predicted
@@ -178,7 +179,7 @@ class CurveBall(StepOptimizer):
             state["steps"] = 0
         if "failures" not in state:  # also in states of earlier versions
             state["failures"] = torch.zeros((), dtype=torch.int64, device=objective.device)
-            state["previous_parameters"] = _get_parameters(objective)
+            state["previous_parameters"] = torch.cat([p.detach().reshape(-1) for p in objective.parameters])
         return Direction(state["direction"], objective.parameters), state["damping"], state["steps"]
 
     def _system(
@@ -224,13 +225,16 @@ class CurveBall(StepOptimizer):
                 right = right + torch.stack([l2_delta.dot(at), l2_z.dot(at)])
         return data_loss + objective.l2_value(objective.parameters), matrix, right
 
-    def _move(self, objective: Objective, new: Tensor, finite: Tensor, revoked: Tensor) -> Tensor:
-        """w ← w + z; or w from before the last step if that is revoked. Returns the new w; decided on the device."""
-        w, previous = _get_parameters(objective), self.shared["previous_parameters"]
-        moved = torch.where(revoked, previous, w)
-        torch.where(finite, w, previous, out=previous)
-        _set_parameters(objective, moved.add_(new))
-        return moved
+    def _move(self, objective: Objective, new: Tensor, finite: Tensor, revoked: Tensor) -> None:
+        """w ← w + z; or w from before the last step if that is revoked. Decided on the device."""
+        previous = self._previous(objective)
+        _replace(previous, objective.parameters, finite)
+        _replace(objective.parameters, previous, revoked)
+        torch._foreach_add_(objective.parameters, Direction(new, objective.parameters))
+
+    def _previous(self, objective: Objective) -> Direction:
+        """w before the last step that was taken."""
+        return Direction(self.shared["previous_parameters"], objective.parameters)
 
     def _finish(self, steps: int, damping: Tensor, finite: Tensor, ratio: Tensor) -> None:
         """Count the step, and adapt λ to γ where γ is known."""
@@ -271,13 +275,10 @@ def _next_direction(z: Direction, delta: Direction, x: Tensor, finite: Tensor) -
     return delta.flat.mul_(minus_beta).addcmul_(z.flat, rho).masked_fill_(~finite, 0.0)
 
 
-def _get_parameters(objective: Objective) -> Tensor:
-    """A copy of w, (number of parameters,)."""
-    return torch.cat([parameter.detach().reshape(-1) for parameter in objective.parameters])
-
-
-def _set_parameters(objective: Objective, flat: Tensor) -> None:
-    torch._foreach_copy_(objective.parameters, Direction(flat, objective.parameters))
+def _replace(tensors: Sequence[Tensor], values: Sequence[Tensor], condition: Tensor) -> None:
+    """Set the tensors to the values if a 0-d condition holds, in place; decided on the device."""
+    for tensor, value in zip(tensors, values, strict=True):
+        torch.where(condition, value, tensor, out=tensor)
 
 
 def _default_damping(model: nn.Module) -> float:
