@@ -93,7 +93,11 @@ class FirstOrder(StepOptimizer):
 
     def _scalars(self, like: Tensor) -> dict[str, Tensor]:
         rate = self._rate()
-        return {} if rate is None else {"learning_rate": torch.as_tensor(rate, dtype=like.dtype, device=like.device)}
+        if rate is None:
+            return {}
+        # A number is filled in on the device: a copy from the host would wait for the device.
+        on_device = rate.to(like) if isinstance(rate, Tensor) else torch.full_like(like, rate)
+        return {"learning_rate": on_device}
 
     def _rate(self) -> float | Tensor | None:
         """Learning rate of this step in the first parameter group."""
