@@ -33,7 +33,14 @@ def markdown(head: Cells, rows: Iterable[Cells]) -> str:
     Args:
         head: titles of the columns.
         rows: rows, each with one cell for every column.
+
+    Raises:
+        ValueError: a row has another number of cells than the head.
     """
+    rows = list(rows)
+    for row in rows:
+        if len(row) != len(head):
+            raise ValueError(f"a row has {len(row)} cells where the head has {len(head)}: {list(row)}")
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in (head, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 

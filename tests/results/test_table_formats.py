@@ -57,3 +57,8 @@ def test_aligned_text_has_columns_as_wide_as_their_longest_cells():
         "b          1,000",
     ]
     assert table_formats.aligned(("run", "steps"), []) == "run  steps"
+
+
+def test_a_row_with_another_number_of_cells_than_the_head_is_refused():
+    with pytest.raises(ValueError, match="a row has 3 cells where the head has 2"):
+        table_formats.markdown(["a", "b"], [["1", "2"], ["1", "2", "3"]])

@@ -114,6 +114,7 @@ def one_setting_table(plan: SuitePlan, runs: SuiteRuns) -> str:
         "worst",
         "failures",
         "score",
+        "score by step time",
         "targets reached",
         "operations",
     )
