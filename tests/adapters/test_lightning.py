@@ -49,7 +49,7 @@ def test_lightning_counts_the_steps_and_runs_its_callbacks(example):
     run = trainer(max_epochs=2, callbacks=[seen])
     run.fit(example.Classifier(network()), loader())
     assert (run.global_step, seen.steps) == (6, 6)
-    assert set(run.callback_metrics) >= {"train/loss", "learning_rate", "schedule"}
+    assert set(run.callback_metrics) >= {"train/loss", "learning_rate", "curvature"}
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")  # two runs share it on purpose

@@ -32,7 +32,7 @@ def test_the_log_shows_what_the_method_uses(tmp_path):
     run = trainer(tmp_path, classifier(), rows(), max_steps=2)
     run.train()
     shown = run.state.log_history[1]
-    assert {"loss", "schedule", "learning_rate"} <= set(shown)
+    assert {"loss", "curvature", "learning_rate"} <= set(shown)
     assert shown["learning_rate"] == run.report.scalars["learning_rate"].item()
     assert "grad_norm" not in shown
 

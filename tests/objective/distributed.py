@@ -15,6 +15,16 @@ import torch.multiprocessing
 
 def run(workers: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Call ``function(rank, *arguments)`` in each worker; what it returns must be loadable with ``weights_only``."""
+    try:
+        return _run(workers, function, arguments)
+    except torch.multiprocessing.ProcessRaisedException as error:
+        # On a busy machine gloo sometimes closes a connection that is still being opened, before anything has run.
+        if "connectFullMesh failed" not in str(error):
+            raise
+        return _run(workers, function, arguments)
+
+
+def _run(workers: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_worker, (workers, folder, function, arguments), nprocs=workers)
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(workers)]

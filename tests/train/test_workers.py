@@ -185,7 +185,8 @@ def test_workers_that_see_other_checkpoints_do_not_start(tmp_path: Path) -> None
     for rank in range(2):
         train(wanted, collectives=Local(), store=CheckpointStore(str(tmp_path / str(rank))), emit=Kept())
     longer = dataclasses.replace(wanted, max_steps=3 + 2)
-    (tmp_path / "1" / "manifest.json").unlink()
+    for path in [tmp_path / "1" / "manifest.json", *(tmp_path / "1").glob("step-*")]:
+        path.unlink()
 
     def worker(collectives: threads.Threads) -> None:
         store = CheckpointStore(str(tmp_path / str(collectives.rank)))
