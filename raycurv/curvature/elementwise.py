@@ -79,7 +79,7 @@ def _in_chunks(
 
     size = max(1, at.numel())
     if like_point(d) and like_point(dd) and like_point(at):
-        size = min(size, rules.CHUNK_SIZE)
+        size = min(size, rules.chunk_size(at))
     else:  # different layouts in memory: one chunk
         at, d = (t.contiguous() for t in torch.broadcast_tensors(at, d))
         dd = None if dd is None else dd.expand(at.shape).contiguous()

@@ -80,7 +80,7 @@ class Normalised:
             A function that takes one chunk of a tensor.
         """
         size = None if self.chunk_dim is None or not self.x.is_contiguous() else self.x.shape[self.chunk_dim]
-        step = size and max(1, rules.CHUNK_SIZE * size // max(1, self.x.numel()))
+        step = size and max(1, rules.chunk_size(self.x) * size // max(1, self.x.numel()))
         if size is None or step is None or step >= size:
             yield lambda t: t
             return

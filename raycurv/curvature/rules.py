@@ -35,6 +35,13 @@ Both = Callable[[Sequence[Tangent], Sequence[Tangent], Sequence[Tangent]], tuple
 # Elements per chunk, where one layer would need several temporaries of its own size: 256 KB of float32 stay in the
 # cache.
 CHUNK_SIZE = 1 << 16
+# Elsewhere than on the CPU, where every chunk costs the launch of its kernels: 64 MB of float32.
+DEVICE_CHUNK_SIZE = 1 << 24
+
+
+def chunk_size(x: Tensor) -> int:
+    """Elements per chunk of operations on `x`."""
+    return CHUNK_SIZE if x.device.type == "cpu" else DEVICE_CHUNK_SIZE
 
 
 class UnsupportedOperator(NotImplementedError):
