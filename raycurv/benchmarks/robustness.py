@@ -11,12 +11,11 @@ schedule up to 3e-3. Of several seeds the geometric mean counts.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from raycurv import optim
+from raycurv.benchmarks import outcome_file
 from raycurv.benchmarks.start_sensitivity import FLOOR, Samples, images, measured, sentences
 from raycurv.models.basic_cnn import basic_cnn
 from raycurv.models.mlp import mlp
@@ -270,10 +270,7 @@ def _order(batch_size: int, steps: int, seed: int, samples: int = SAMPLES) -> It
 
 def finished(path: Path) -> list[RobustnessOutcome]:
     """The runs in a file; a last line that was cut off is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [RobustnessOutcome(**json.loads(line)) for line in lines if line.endswith("\n")]
+    return outcome_file.read(path, RobustnessOutcome)
 
 
 def campaign(
@@ -289,8 +286,7 @@ def campaign(
         The new ones.
     """
     kept = finished(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(_line(outcome) for outcome in kept))  # without a line that was cut off
+    outcome_file.rewrite(path, kept)
     done = {outcome.key for outcome in kept}
     for seed in seeds:
         for condition in conditions:
@@ -300,13 +296,8 @@ def campaign(
                         continue
                     found = run(problem, condition, method, seed)
                     outcome = RobustnessOutcome(problem.name, condition.name, method.name, seed, *found)
-                    with path.open("a") as file:
-                        file.write(_line(outcome))
+                    outcome_file.append(path, outcome)
                     yield outcome
-
-
-def _line(outcome: RobustnessOutcome) -> str:
-    return json.dumps(asdict(outcome)) + "\n"
 
 
 def ratios(outcomes: Sequence[RobustnessOutcome]) -> dict[tuple[str, str], float]:

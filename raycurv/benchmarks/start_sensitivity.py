@@ -7,12 +7,11 @@ that is stopped goes on where it was, and no finished run is repeated.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from raycurv import optim
+from raycurv.benchmarks import outcome_file
 from raycurv.data import Source, locate, parquet_images
 from raycurv.data.translation import multi30k
 from raycurv.models.autoencoder import autoencoder
@@ -261,10 +261,7 @@ def measured(objective: Objective, inputs: Tensor, targets: Tensor) -> float:
 
 def finished(path: Path) -> list[StartOutcome]:
     """The runs in a file; a last line that was cut off is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [StartOutcome(**json.loads(line)) for line in lines if line.endswith("\n")]
+    return outcome_file.read(path, StartOutcome)
 
 
 def campaign(
@@ -276,8 +273,7 @@ def campaign(
         The new ones.
     """
     kept = finished(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(_line(outcome) for outcome in kept))  # without a line that was cut off
+    outcome_file.rewrite(path, kept)
     done = {outcome.key for outcome in kept}
     for problem in problems:
         for entry in entries:
@@ -286,13 +282,8 @@ def campaign(
                     continue
                 found = run(problem, entry.optimizer, {entry.setting: value, **entry.fixed}, seed)
                 outcome = StartOutcome(problem.name, entry.method, value, seed, *found)
-                with path.open("a") as file:
-                    file.write(_line(outcome))
+                outcome_file.append(path, outcome)
                 yield outcome
-
-
-def _line(outcome: StartOutcome) -> str:
-    return json.dumps(asdict(outcome)) + "\n"
 
 
 def to_markdown(

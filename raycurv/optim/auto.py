@@ -18,7 +18,8 @@ has the slope ah/2 at its beginning, so that R = κa/2 < a.
 The first step measures only; the next ones rise to R until step 10. After that nothing depends on the length of the
 run. Evaluated are averaged weights, ``evaluation_weights()``, in which step k has a weight proportional to k⁹: the last
 tenth of the run counts for two thirds. So a run may end or go on at any step. Curvature is computed in the first 20
-steps and then in every fifth, when the average is updated too: the mean step of a long run costs 1.2 plain gradients.
+steps and then in every fifth, when the average is updated too: the mean step of a long run costs 1.2 to 1.3 plain
+gradients.
 
 ε of Adam's denominator is 10⁻⁶ of the root mean square of its other part, so that the scale of the loss has no
 influence. There is no decoupled weight decay: how strong it should be depends on the data, which no number-free rule

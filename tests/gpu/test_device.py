@@ -79,7 +79,7 @@ def test_steps_are_those_of_the_cpu(name: str, case_name: str) -> None:
     torch.testing.assert_close(run(name, "cuda", 12, case), run(name, "cpu", 12, case), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in PAPERS if not name.startswith("red_sgd_free")])
+@pytest.mark.parametrize("name", PAPERS)
 def test_no_step_waits_for_the_device(name: str) -> None:
     objective, batch = made(BY_NAME["batch-norm-l2"], "cuda", torch.float32)
     long = optim.Horizon(epochs=4, steps_per_epoch=500, training_samples=12_000)  # NTLR reads numbers once a window
@@ -91,7 +91,7 @@ def test_no_step_waits_for_the_device(name: str) -> None:
     for i in range(10):
         optimizer.step(batches[i % 3], validation=held_out)
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("error")  # torch raises where a step waits
     for i in range(10):
         optimizer.step(batches[i % 3], validation=held_out)
     torch.cuda.set_sync_debug_mode("default")

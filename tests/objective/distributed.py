@@ -18,7 +18,7 @@ def run(workers: int, function: Callable[..., Any], *arguments: Any) -> list[Any
     try:
         return _run(workers, function, arguments)
     except torch.multiprocessing.ProcessRaisedException as error:
-        # On a busy machine gloo sometimes closes a connection that is still being opened, before anything has run.
+        # Seen once on a busy machine, cause unknown: gloo lost a connection before anything of the test had run.
         if "connectFullMesh failed" not in str(error):
             raise
         return _run(workers, function, arguments)

@@ -39,4 +39,4 @@ def test_a_network_that_has_learned_some_digits_learns_the_others_faster(tmp_pat
     tuned, messages = go(tmp_path / "tuned", start)
     assert any("drawn anew: fc.weight (6, 128) → (4, 128), fc.bias (6,) → (4,)" in message for message in messages)
     frozen, _ = go(tmp_path / "frozen", dataclasses.replace(start, freeze=("conv1.*", "layer1.*", "layer2.*")))
-    assert min(tuned, frozen) > scratch + 0.05
+    assert min(tuned, frozen) > scratch + 0.1
