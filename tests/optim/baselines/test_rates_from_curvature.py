@@ -21,7 +21,8 @@ REFERENCES = {
 # The settings of the reference, for those of the optimizer.
 GREEDY = {"scale": 1.0, "memory": 0.0}, {"sigma": 1.0, "beta": 0.0}
 EAGER = {"learning_rate": 0.5, "smoothing": 0.5, "interval": 1}, {"eta": 0.5, "gamma": 0.5, "phi": 1}
-CASES = ("mlp", "mlp-l2", "regression", "batch-norm-l2", "dropout")
+# The reference of one sample after the other takes ten seconds through batch normalisation.
+CASES = ("mlp", "mlp-l2", "regression", pytest.param("batch-norm-l2", marks=pytest.mark.slow), "dropout")
 
 
 def rows_of(step):
