@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,28 +23,17 @@ Pixels = NDArray[np.uint8]
 CENTRE = 224 / 256
 _TRIES = 10
 _TURN = 2**32  # a draw of its own, beside those of the crop
-# What Pillow raises on bytes that are no image, or only a part of one.
-_CORRUPT = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+_NO_RANGE = {"I": "32-bit integer", "F": "floating-point"}  # modes of Pillow whose white is not known
 
 
 def describe(encoded: Any) -> tuple[int, int, int]:
     """(height, width, channels) of encoded bytes; channels are 1 for grey and 3 for colour.
 
     Raises:
-        ValueError: the bytes are no image.
+        ValueError: the bytes are no image that :func:`decode` accepts.
     """
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            return image.height, image.width, 1 if image.getbands()[0] in ("1", "L", "I", "F") else 3
-    except _CORRUPT as error:
-        raise ValueError(str(error)) from error
+    with _opened(encoded) as image:
+        return image.height, image.width, 1 if image.getbands()[0] in ("1", "L", "I") else 3
 
 
 def decode(encoded: Any, channels: int, fast: bool = False) -> Pixels:
@@ -52,22 +41,61 @@ def decode(encoded: Any, channels: int, fast: bool = False) -> Pixels:
 
     JPEG goes through libjpeg-turbo directly, which takes a fifth of Pillow's time on small images; `fast` chooses its
     quicker transforms, which differ by a few levels of 255, good enough under a random crop. What it refuses is left
-    to Pillow, which has the last word on what is corrupt.
+    to Pillow, which has the last word on what is corrupt. Of pixels with 16 bits the upper 8 are kept.
 
     Raises:
-        ValueError: the bytes are no image.
+        ValueError: the bytes are no image, or one with 32-bit integer or floating-point pixels, or one with more pixels
+            than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
     try:
+        _check_pixels(*simplejpeg.decode_jpeg_header(encoded)[:2])
         colours = "GRAY" if channels == 1 else "RGB"
         return simplejpeg.decode_jpeg(encoded, colours, fastdct=fast, fastupsample=fast)
-    except ValueError:
+    except (ValueError, MemoryError):
         pass
+    with _opened(encoded) as image:
+        pixels = np.array(_with_bytes(image).convert("L" if channels == 1 else "RGB"))
+        return pixels.reshape(*pixels.shape[:2], channels)
+
+
+@contextmanager
+def _opened(encoded: Any) -> Iterator[Image.Image]:
+    """Open an image with Pillow.
+
+    Yields:
+        The image.
+
+    Raises:
+        ValueError: the bytes are no image, or one that is not accepted.
+    """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
-            return pixels.reshape(*pixels.shape[:2], channels)
-    except _CORRUPT as error:
-        raise ValueError(str(error)) from error
+            _check_pixels(image.height, image.width)
+            _check_format(image)
+            yield image
+    except Exception as error:  # Pillow raises errors of every kind on damaged bytes, such as TypeError on a TIFF
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _check_pixels(height: int, width: int) -> None:
+    if Image.MAX_IMAGE_PIXELS is not None and height * width > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"the image claims {height}×{width} pixels; at most {Image.MAX_IMAGE_PIXELS} are read")
+
+
+def _check_format(image: Image.Image) -> None:
+    if image.format == "EPS":
+        raise ValueError("the image is a PostScript program, which is not run; convert it to PNG")
+    if image.mode in _NO_RANGE and image.format != "PNG":  # PNG has at most 16 bits
+        raise ValueError(
+            f"the image has {_NO_RANGE[image.mode]} pixels, whose range is not known; convert it to 8 or 16 bits"
+        )
+
+
+def _with_bytes(image: Image.Image) -> Image.Image:
+    """The image, with 8 bits in place of 16: Pillow would cut what is above 255."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
 
 
 def fit(image: Pixels, size: tuple[int, int], centre: float = 1.0) -> Pixels:

@@ -15,10 +15,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raycurv.data import image_transforms
-from raycurv.data.errors import DataError
+from raycurv.data.errors import CorruptRowGroupError, DataError
 from raycurv.data.order import Rows
 from raycurv.data.row_groups import RowGroups
-from raycurv.data.shards import ShardFolder, Split, choose_labels, concurrently, locate, read_images, read_labels
+from raycurv.data.shards import (
+    ShardFolder,
+    Split,
+    check_labels,
+    choose_labels,
+    concurrently,
+    locate,
+    read_images,
+    read_labels,
+)
 from raycurv.data.source import Data
 
 _LOG = logging.getLogger(__name__)
@@ -124,7 +133,15 @@ class ParquetImages:
         self._lock, self._loaded, self._corrupt = threading.Lock(), False, set[int]()
 
     def _kept_rows(self, number: int) -> NDArray[np.int64]:
-        return np.flatnonzero(self._renumbered[read_labels(self._split, self._split.groups[number])] >= 0)
+        group = self._split.groups[number]
+        try:
+            labels = read_labels(self._split, group)
+        except CorruptRowGroupError:
+            if not self._skip_corrupt:
+                raise
+            return np.arange(group.rows)  # counted as left out when they are read
+        check_labels(self._split, group, labels)
+        return np.flatnonzero(self._renumbered[labels] >= 0)
 
     def _lay_out(self, memory_limit: int) -> None:
         """Decide between memory and streams, from the metadata alone."""
@@ -315,7 +332,7 @@ def parquet_images(
     columns = (image_column, label_column)
     learned = folder.open(train, columns, skip_corrupt=skip_corrupt)
     chosen = None if classes is None else choose_labels(learned, classes, class_seed)
-    picture = _picture(learned, image_size, channels, augmentation, mean, std)
+    picture = _picture(learned, image_size, channels, augmentation, mean, std, skip_corrupt)
 
     def source(split: Split) -> ParquetImages:
         return ParquetImages(
@@ -357,23 +374,14 @@ def _picture(
     augmentation: Augmentation,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
+    skip_corrupt: bool,
 ) -> ImageSettings:
     """What every image becomes, by the arguments and the first images of the set.
 
     Raises:
         DataError: the first images cannot be decoded, or differ in size without `image_size`; or wrong statistics.
     """
-    encoded, _ = read_images(split, split.groups[0])
-    first = []
-    for value in encoded[:16]:
-        try:
-            first.append(image_transforms.describe(value.as_py() or b""))
-        except ValueError:
-            continue  # named when its batch is made
-    if not first:
-        raise DataError(
-            f"{split.groups[0].shard.info.path}: none of the first {len(encoded[:16])} images can be decoded"
-        )
+    first = _first_images(split, skip_corrupt)
     channels = channels or first[0][2]
     sizes = {(height, width) for height, width, _ in first}
     if image_size is None and len(sizes) > 1:
@@ -385,3 +393,33 @@ def _picture(
     if any(len(values) != channels for values in statistics) or min(statistics[1]) <= 0:
         raise DataError(f"mean {mean} and std {std} must have {channels} values each, and std only positive ones")
     return ImageSettings(channels, (height, width), augmentation, *statistics)
+
+
+def _first_images(split: Split, skip_corrupt: bool) -> list[tuple[int, int, int]]:
+    """Height, width and channels of up to 16 images that can be decoded.
+
+    Raises:
+        DataError: there are none.
+        CorruptRowGroupError: the first row group cannot be read (without `skip_corrupt`).
+    """
+    reason = ""
+    for group in split.groups:
+        try:
+            encoded, _ = read_images(split, group)
+        except CorruptRowGroupError as error:
+            if not skip_corrupt:
+                raise
+            reason = str(error)
+            continue
+        found = []
+        for value in encoded[:16]:
+            try:
+                found.append(image_transforms.describe(value.as_py() or b""))
+            except ValueError as error:
+                reason = str(error)  # named when its batch is made
+        if found:
+            return found
+        reason = f"{group.name}: none of the first {len(encoded[:16])} images can be decoded: {reason}"
+        if not skip_corrupt:
+            break
+    raise DataError(reason)

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raycurv.data.errors import DataError
-from raycurv.data.shards import Split, check_labels, check_reachable, read_images
+from raycurv.data.errors import CorruptRowGroupError
+from raycurv.data.shards import Split, check_labels, read_images
 
 _LOG = logging.getLogger(__name__)
 
@@ -85,13 +85,10 @@ class RowGroups:
         group = self._split.groups[number]
         try:
             encoded, labels = read_images(self._split, group)
-        except (pa.ArrowException, OSError) as error:
-            check_reachable(self._split, group.shard.info)
-            last = group.first + group.rows - 1
-            message = f"{group.shard.info.path}, rows {group.first} to {last} (from 0): corrupt row group: {error}"
+        except CorruptRowGroupError as error:
             if not self._skip_corrupt:
-                raise DataError(f"{message}; --skip-corrupt leaves it out") from error
-            _LOG.warning("left out %s", message)
+                raise
+            _LOG.warning("left out %s", error)
             return None
         check_labels(self._split, group, labels)
         rows = np.arange(len(labels))

@@ -21,13 +21,18 @@ from pyarrow import fs
 
 from raycurv.arguments import unknown
 from raycurv.data import storage
-from raycurv.data.errors import DataError
+from raycurv.data.errors import CorruptRowGroupError, DataError
 from raycurv.data.order import draw_classes
+from raycurv.data.parquet_footer import ColumnFooter, RowGroupFooter, parse_row_groups, read_footer
 
 _LOG = logging.getLogger(__name__)
 _EVALUATION = ("validation", "val", "valid", "test")
 _IMAGES = ("image", "img")
 _THREADS = 16  # requests under way at once; most of the time is waiting for the server
+# Errors of pyarrow on damaged files, names that are no UTF-8 among them.
+_CORRUPT = (pa.ArrowException, OSError, ValueError, KeyError)
+_BLOCK = 2**22  # bytes
+_MOST_CLASSES = 10**6  # that have no names
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -40,11 +45,23 @@ def concurrently(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
 
 @dataclass(frozen=True)
 class Shard:
-    """An open Parquet file: its footer is read, its rows are not."""
+    """A Parquet file: its footer is read, its rows are not.
+
+    Attributes:
+        info: its path, and what the file system says of it.
+        version: changes when the file is replaced.
+        metadata: its footer, for pyarrow.
+        schema: its columns.
+        leaves: paths of the columns that hold values.
+        row_groups: its row groups.
+    """
 
     info: fs.FileInfo
+    version: tuple[object, ...]
     metadata: pq.FileMetaData
     schema: pa.Schema
+    leaves: tuple[str, ...]
+    row_groups: tuple[RowGroupFooter, ...]
 
 
 @dataclass(frozen=True)
@@ -64,6 +81,11 @@ class RowGroup:
     first: int
     rows: int
     bytes: int
+
+    @property
+    def name(self) -> str:
+        """File and rows, for messages."""
+        return f"{self.shard.info.path}, rows {self.first} to {self.first + self.rows - 1} (from 0)"
 
 
 @dataclass(frozen=True)
@@ -151,7 +173,8 @@ class ShardFolder:
             if found.type == fs.FileType.NotFound:
                 raise DataError(f"there is no data at {uri}")
             self._file = found if found.type == fs.FileType.File else None
-            listed = [found] if self._file else self.system.get_file_info(fs.FileSelector(root, recursive=True))
+            selector = fs.FileSelector(root, allow_not_found=True, recursive=True)
+            listed = [found] if self._file else self.system.get_file_info(selector)
         files = [info for info in listed if info.type == fs.FileType.File]
         self._shards = {info.path[len(root) :].strip("/"): info for info in files if info.extension == "parquet"}
         self._shards = {name: info for name, info in self._shards.items() if not re.search(r"(^|/)[._]", name)}
@@ -196,7 +219,7 @@ class ShardFolder:
         found = next((found for shard in shards if (found := _class_names(shard.schema, where.label))), ())
         opened = Split(self.uri, self.system, where, groups, names or found, len(chosen) - len(shards))
         if not opened.names:
-            opened = replace(opened, names=_numbered(opened))
+            opened = replace(opened, names=_numbered(opened, skip_corrupt))
         for group in groups:
             known = _label_range(opened, group)
             if known is not None and (known[0] < 0 or known[1] >= len(opened.names)):
@@ -218,10 +241,8 @@ class ShardFolder:
 
     def _opened(self, info: fs.FileInfo, skip_corrupt: bool) -> Shard | None:
         try:
-            with self.system.open_input_file(info.path) as file:
-                parquet = pq.ParquetFile(file)
-                return Shard(info, parquet.metadata, parquet.schema_arrow)
-        except (pa.ArrowInvalid, OSError) as error:
+            return _open_shard(self.system, info)
+        except _CORRUPT as error:
             _check_reachable(self.uri, self.system, info)
             if not skip_corrupt:
                 raise DataError(
@@ -231,14 +252,30 @@ class ShardFolder:
             return None
 
 
-def check_reachable(split: Split, info: fs.FileInfo) -> None:
+def _open_shard(system: fs.FileSystem, info: fs.FileInfo) -> Shard:
+    with system.open_input_file(info.path) as file:
+        version, footer = _version(system, info.path, file), read_footer(file)
+    metadata = pq.read_metadata(pa.BufferReader(footer))
+    schema = metadata.schema.to_arrow_schema()
+    leaves = tuple(metadata.schema.column(i).path for i in range(len(metadata.schema)))
+    str(schema)  # finds names that are no UTF-8
+    return Shard(info, version, metadata, schema, leaves, parse_row_groups(footer, len(leaves)))
+
+
+def _version(system: fs.FileSystem, path: str, file: pa.NativeFile) -> tuple[object, ...]:
+    """Size and entity tag of an object that is open, size and time of a file."""
+    if isinstance(system, fs.LocalFileSystem):
+        info = system.get_file_info(path)
+        return info.size, info.mtime_ns
+    return file.size(), (file.metadata() or {}).get(b"ETag")
+
+
+def _check_reachable(uri: str, system: fs.FileSystem, info: fs.FileInfo, start: int = 0, stop: int = 1) -> None:
     """Raise the error of the file system, should reading the bytes of a file fail too: then nothing is corrupt."""
-    _check_reachable(split.uri, split.system, info)
-
-
-def _check_reachable(uri: str, system: fs.FileSystem, info: fs.FileInfo) -> None:
     with storage.explained(uri), system.open_input_file(info.path) as file:
-        file.read(1)
+        stop = min(stop, file.size())
+        for position in range(start, stop, _BLOCK):
+            file.read_at(min(_BLOCK, stop - position), position)
 
 
 def choose_labels(split: Split, classes: int | Sequence[str], class_seed: int) -> list[int]:
@@ -257,15 +294,27 @@ def choose_labels(split: Split, classes: int | Sequence[str], class_seed: int) -
 
 
 def read_labels(split: Split, group: RowGroup) -> NDArray[np.int64]:
-    """The labels of a row group; a missing one is -1."""
-    return _label_array(_read(split, group, [split.columns.label]), split.columns)
+    """The labels of a row group; a missing one is -1.
+
+    Raises:
+        CorruptRowGroupError: it cannot be read.
+    """
+    columns = [split.columns.label]
+    return _read(split, group, columns, lambda table: _label_array(table, split.columns))
 
 
-def read_images(split: Split, group: RowGroup) -> tuple[pa.BinaryArray, NDArray[np.int64]]:
-    """The encoded images and the labels of a row group."""
-    table = _read(split, group, [f"{split.columns.image}.bytes", split.columns.label])
-    encoded = pc.struct_field(table.column(split.columns.image), "bytes").combine_chunks()
-    return pc.cast(encoded, pa.large_binary()), _label_array(table, split.columns)
+def read_images(split: Split, group: RowGroup) -> tuple[pa.LargeBinaryArray, NDArray[np.int64]]:
+    """The encoded images and the labels of a row group.
+
+    Raises:
+        CorruptRowGroupError: it cannot be read.
+    """
+
+    def parts(table: pa.Table) -> tuple[pa.LargeBinaryArray, NDArray[np.int64]]:
+        encoded = pc.struct_field(table.column(split.columns.image), "bytes").combine_chunks()
+        return pc.cast(encoded, pa.large_binary()), _label_array(table, split.columns)
+
+    return _read(split, group, [f"{split.columns.image}.bytes", split.columns.label], parts)
 
 
 def check_labels(split: Split, group: RowGroup, labels: NDArray[np.int64]) -> None:
@@ -284,11 +333,9 @@ def check_labels(split: Split, group: RowGroup, labels: NDArray[np.int64]) -> No
 
 def _label_range(split: Split, group: RowGroup) -> tuple[int, int] | None:
     """The smallest and largest label of a row group by the statistics of its file; None where there are none."""
-    metadata = group.shard.metadata
-    statistics = metadata.row_group(group.index).column(_leaf(metadata, split.columns.label)).statistics
-    if statistics is None or not statistics.has_min_max or not statistics.has_null_count or statistics.null_count:
-        return None
-    return int(statistics.min), int(statistics.max)
+    label = split.columns.label
+    signed = not pa.types.is_unsigned_integer(group.shard.schema.field(label).type)
+    return _column(group.shard, group.shard.row_groups[group.index], label).bounds(signed)
 
 
 def _label_array(table: pa.Table, columns: Columns) -> NDArray[np.int64]:
@@ -296,10 +343,41 @@ def _label_array(table: pa.Table, columns: Columns) -> NDArray[np.int64]:
     return np.asarray(labels.to_numpy(zero_copy_only=False), np.int64)
 
 
-def _read(split: Split, group: RowGroup, columns: list[str]) -> pa.Table:
-    with split.system.open_input_file(group.shard.info.path) as file:
-        parquet = pq.ParquetFile(file, metadata=group.shard.metadata, pre_buffer=True)
-        return parquet.read_row_group(group.index, columns=columns, use_threads=False)
+def _read(split: Split, group: RowGroup, columns: list[str], parts: Callable[[pa.Table], A]) -> A:
+    """`parts` of the columns of a row group. Tried twice: what failed on its way from a server may be well.
+
+    Raises:
+        DataError: the file has been replaced.
+        CorruptRowGroupError: the row group cannot be read, though the bytes of the file can.
+    """
+    try:
+        return parts(_table(split, group, columns))
+    except DataError:
+        raise
+    except _CORRUPT:
+        footer = group.shard.row_groups[group.index]
+        _check_reachable(split.uri, split.system, group.shard.info, max(0, footer.first_byte), footer.last_byte)
+    try:
+        return parts(_table(split, group, columns))
+    except DataError:
+        raise
+    except _CORRUPT as error:
+        raise CorruptRowGroupError(f"{group.name}: corrupt row group: {error}; --skip-corrupt leaves it out") from error
+
+
+def _table(split: Split, group: RowGroup, columns: list[str]) -> pa.Table:
+    shard = group.shard
+    with split.system.open_input_file(shard.info.path) as file:
+        if _version(split.system, shard.info.path, file) != shard.version:
+            raise DataError(
+                f"{shard.info.path} has been replaced since it was opened: keep data sets unchanged while a run reads "
+                "them; --resume goes on at the last checkpoint"
+            )
+        parquet = pq.ParquetFile(file, metadata=shard.metadata, pre_buffer=True)
+        table = parquet.read_row_group(group.index, columns=columns, use_threads=False)
+    if len(table) != group.rows:
+        raise ValueError(f"it has {len(table)} rows, not {group.rows}")
+    return table
 
 
 def _belongs(name: str, split: str) -> bool:
@@ -340,17 +418,17 @@ def _check_columns(shard: Shard, columns: Columns) -> None:
         raise DataError(f"{shard.info.path}: column {columns.label!r} is {label}, not a whole number")
 
 
-def _leaf(metadata: pq.FileMetaData, path: str) -> int:
-    return next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == path)
+def _column(shard: Shard, group: RowGroupFooter, path: str) -> ColumnFooter:
+    return group.columns[shard.leaves.index(path)]
 
 
 def _row_groups(shard: Shard, columns: Columns) -> list[RowGroup]:
-    leaf, first, groups = _leaf(shard.metadata, f"{columns.image}.bytes"), 0, []
-    for index in range(shard.metadata.num_row_groups):
-        stored = shard.metadata.row_group(index)
-        if stored.num_rows:
-            groups.append(RowGroup(shard, index, first, stored.num_rows, stored.column(leaf).total_uncompressed_size))
-        first += stored.num_rows
+    first, groups = 0, []
+    for index, stored in enumerate(shard.row_groups):
+        if stored.rows:
+            size = _column(shard, stored, f"{columns.image}.bytes").size
+            groups.append(RowGroup(shard, index, first, stored.rows, size))
+        first += stored.rows
     return groups
 
 
@@ -358,12 +436,29 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     try:
         stored: Any = json.loads((schema.metadata or {})[b"huggingface"])
         return tuple(str(name) for name in stored["info"]["features"][label]["names"])
-    except (KeyError, TypeError, json.JSONDecodeError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None  # another writer's metadata: the labels tell how many classes there are
 
 
-def _numbered(split: Split) -> tuple[str, ...]:
-    """Names for classes that have none: the numbers from 0 to the largest label."""
-    ranges = [_label_range(split, group) for group in split.groups]
-    largest = [r[1] if r else int(read_labels(split, g).max()) for r, g in zip(ranges, split.groups, strict=True)]
-    return tuple(str(label) for label in range(max(largest) + 1))
+def _numbered(split: Split, skip_corrupt: bool) -> tuple[str, ...]:
+    """Names for classes that have none: the numbers from 0 to the largest label.
+
+    Raises:
+        DataError: a label is too large to be the number of a class.
+        CorruptRowGroupError: a row group cannot be read (without `skip_corrupt`).
+    """
+    largest = -1
+    for group in split.groups:
+        known = _label_range(split, group)
+        try:
+            found = known[1] if known else int(read_labels(split, group).max())
+        except CorruptRowGroupError:
+            if not skip_corrupt:
+                raise
+            continue
+        if found >= _MOST_CLASSES:
+            raise DataError(
+                f"{group.name}: the label {found} is too large for a class without a name; at most {_MOST_CLASSES - 1}"
+            )
+        largest = max(largest, found)
+    return tuple(str(label) for label in range(largest + 1))

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
+from raycurv.data import Loader
 from raycurv.data.prepare import Sample, write_split
 
 
@@ -52,3 +54,9 @@ def write_raw(path: Path, encoded: Sequence[bytes | None], labels: Sequence[int 
     names = [columns.get("image", "image"), columns.get("label", "label")]
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table([images, pa.array(labels, pa.int64())], names=names), path)
+
+
+def everything(source, **settings):
+    """All inputs and targets of a source."""
+    batches = list(Loader(source, batch_size=16, seed=0, training=False, **settings).epoch(0))
+    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])

@@ -13,12 +13,7 @@ import torch
 from raycurv.data import DataError, Loader, locate, parquet_images, tensors
 from raycurv.data.decoded_images import decoded
 from raycurv.data.digits import write_digits
-from tests.data.cases import image, numbered, write, write_raw
-
-
-def everything(source, **settings):
-    batches = list(Loader(source, batch_size=16, seed=0, training=False, **settings).epoch(0))
-    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+from tests.data.cases import everything, image, numbered, write, write_raw
 
 
 def test_names_shapes_and_splits(tmp_path):
