@@ -69,6 +69,7 @@ class TrainingPosition:
         step_seconds: mean seconds of a step in the log intervals after them.
         first_losses: training losses of the first steps (:mod:`raycurv.train.divergence`).
         last_losses: step and training loss in the last tenth of the run.
+        last_move: the last step whose learning rate was not 0.
         evaluations: all evaluations so far.
     """
 
@@ -84,6 +85,7 @@ class TrainingPosition:
     step_seconds: list[float] = field(default_factory=list)
     first_losses: list[float] = field(default_factory=list)
     last_losses: list[tuple[int, float]] = field(default_factory=list)
+    last_move: int = 0
     evaluations: list[Record] = field(default_factory=list)
 
     @classmethod

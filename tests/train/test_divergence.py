@@ -70,3 +70,18 @@ def test_the_result_of_an_earlier_version_is_read() -> None:
     text = '{"name": "a", "steps": 1, "epochs": 1.0, "values": {}, "evaluations": [], "seconds": 1.0, '
     old = Result.from_json(text + '"images_per_second": 2.0, "stopped": false}')
     assert (old.diverged, old.operations, old.step_seconds) == ("", 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("losses", "still"), [([2.3] * 100, True), ([2.3, *([0.1] * 99)], False)])
+def test_a_run_that_never_takes_a_step_is_named_unless_its_loss_is_low(losses: list[float], still: bool) -> None:
+    position = TrainingPosition()
+    rates = [1.0] * 40 + [0.0] * 60
+    values = [{"train/loss": loss, "optimizer/learning_rate": rate} for loss, rate in zip(losses, rates, strict=True)]
+    add_losses(position, [Record("step", i + 1, 0.0, 0.0, value) for i, value in enumerate(values)], 64, 100)
+    said = divergence(position, 64, 100)
+    assert said == ("the learning rate was 0 since step 41: no direction led downhill" if still else "")
+
+
+def test_a_concave_run_of_auto_to_1e26_is_named(tmp_path: Path) -> None:
+    wanted = config(optimizer="auto", optimizer_settings={}, loss="tests.train.problems:negative_square", epochs=6)
+    assert go(tmp_path, wanted).diverged
