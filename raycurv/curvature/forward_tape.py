@@ -134,7 +134,8 @@ class ForwardTape(Tape):
         for cdata in freed:
             for key in self._storages.pop(cdata)[1]:
                 self._slots.pop(key, None)
-        return set(self._slots.values())
+        # A parameter is read again by its slot, also where a view of the same geometry has taken its key.
+        return {*self._slots.values(), *self._leaves.values()}
 
     @contextlib.contextmanager
     def _outside_dispatch(self) -> Iterator[None]:

@@ -7,7 +7,8 @@ batch.
 """
 
 from raycurv.objective.batch import Batch
+from raycurv.objective.consistency import InconsistentModel
 from raycurv.objective.linearisation import Linearisation, Taylor
 from raycurv.objective.objective import Objective
 
-__all__ = ["Batch", "Linearisation", "Objective", "Taylor"]
+__all__ = ["Batch", "InconsistentModel", "Linearisation", "Objective", "Taylor"]

@@ -13,8 +13,10 @@ from torch.utils import _pytree as pytree
 
 from raycurv.curvature import ForwardTape, Tape
 from raycurv.curvature.synchronised_batch_norm import SynchronisedBatchNorm
+from raycurv.objective.consistency import FirstPass
 from raycurv.objective.direction import Direction
 from raycurv.objective.forward import RandomState, buffers_restored, finished, finite_statistics, recording
+from raycurv.objective.hidden_state import Values
 from raycurv.objective.linearisation import Linearisation, Taylor, taylor_of
 from raycurv.objective.micro_batches import (
     MicroBatchedLinearisation,
@@ -71,6 +73,7 @@ class Batch:
         blank = torch.zeros(1, dtype=torch.float64, device=targets.device)
         self.sample_weights = blank if self.empty else objective.sample_weights(targets)
         self._random_state: RandomState | None = None  # saved at the first question
+        self._hidden_values: Values = {}  # of the model's hidden state, before the first question
         if objective.micro_batch is not None and not is_micro_batch:
             divide(self, micro_batch_sizes(self, objective.micro_batch))
 
@@ -171,9 +174,11 @@ class Batch:
         if data_parallel is None:
             linear = self.local_linearisation(record=record)
         else:
-            tape = Tape(self.objective.parameters) if record else None
+            tape, first = Tape(self.objective.parameters) if record else None, self._first_pass(None)
             with torch.enable_grad():
                 outputs, weight = data_parallel.forward(self, tape)
+            if first is not None:
+                first.compare(outputs)
             linear = Linearisation(self, outputs, tape, weight=weight)
         if direction is not None:
             linear.tangent = linear.push(direction)
@@ -204,9 +209,8 @@ class Batch:
             return x[: self.samples].double() if x.is_floating_point() else x[: self.samples]
 
         batch = objective.in_double().batch(pytree.tree_map(wide, self.inputs), wide(self.targets))
-        batch._random_state = self._random_state
-        for copied, original in zip(batch.micro_batches, self.micro_batches, strict=True):
-            copied._random_state = original._random_state
+        for copied, original in zip([batch, *batch.micro_batches], [self, *self.micro_batches], strict=True):
+            copied._random_state, copied._hidden_values = original._random_state, original._hidden_values
         return batch
 
     # --- building blocks of the questions, also for optimizers that need other products -----------------------------
@@ -223,10 +227,19 @@ class Batch:
             points: values in place of the parameters; None is the parameters themselves.
             tape: tape that records the forward pass.
         """
+        first = self._first_pass(points)
         with self.counted("forward", type(tape).__name__):
             with self.forward_context(tape), recording(tape):
                 outputs = self.objective.outputs(self.inputs, points)
-            return finished(tape, outputs)
+            outputs = finished(tape, outputs)
+        if first is not None:
+            first.compare(outputs)
+        return outputs
+
+    def repeated_outputs(self, points: Sequence[Tensor] | None = None) -> Tensor:
+        """Outputs of another forward pass after the first one, which leaves no trace."""
+        with self.forward_context(None):
+            return self.objective.outputs(self.inputs, points)
 
     def local_linearisation(self, *, record: bool) -> Linearisation:
         """A linearisation of this worker's undivided share, which DDP takes no part in."""
@@ -274,8 +287,10 @@ class Batch:
     def forward_context(self, tape: Tape | None) -> Iterator[None]:
         """Context of every forward pass: the same random numbers; buffers that move at the first pass only."""
         objective, first = self.objective, self._random_state is None
+        hidden = objective.hidden_state
         if self._random_state is None:
             self._random_state = RandomState(objective.device)
+            self._hidden_values = hidden.get()
         torch.clear_autocast_cache()  # it would return weights that were cast before the last step
         with contextlib.ExitStack() as stack:
             if first:
@@ -283,12 +298,15 @@ class Batch:
             else:
                 stack.enter_context(self._random_state.replayed())
                 stack.enter_context(buffers_restored(objective.model))
+                stack.enter_context(hidden.replayed(self._hidden_values))
             if objective.collectives.size > 1:
                 stack.enter_context(SynchronisedBatchNorm(objective.collectives.sum, empty=self.empty, tape=tape))
             if tape is not None:
                 # The fused attention kernels have no forward-mode rule.
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
+        if first:
+            self._hidden_values = hidden.keep_moved(self._hidden_values)
 
     def counted(self, *kind: Hashable) -> contextlib.AbstractContextManager[None]:
         """Context whose operations count as a question of this kind about inputs of these shapes."""
@@ -297,11 +315,18 @@ class Batch:
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
         """Context of forward passes that leave no trace: neither in random numbers nor in buffers."""
-        saved, self._random_state = self._random_state, RandomState(self.objective.device)
+        saved = self._random_state, self._hidden_values
+        self._random_state, self._hidden_values = RandomState(self.objective.device), self.objective.hidden_state.get()
         try:
             yield
         finally:
-            self._random_state = saved
+            self._random_state, self._hidden_values = saved
+
+    def _first_pass(self, points: Sequence[Tensor] | None) -> FirstPass | None:
+        """What the check of a model needs before its first forward pass; None where it is not checked."""
+        objective = self.objective
+        new = objective.check_consistency and not self.asked and objective.hidden_state.unknown
+        return FirstPass(self, points) if new else None
 
     # --- helpers ---------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from raycurv.objective.collectives import Collectives, Local
 from raycurv.objective.ddp import DataParallel
 from raycurv.objective.direction import Direction
 from raycurv.objective.forward import ModelCall
+from raycurv.objective.hidden_state import HiddenState
 from raycurv.objective.loss_derivatives import LossFunction
 from raycurv.objective.losses import Loss
 from raycurv.objective.operations import OperationCounter
@@ -56,6 +58,9 @@ class Objective:
             move once for each.
         call: ``call(model, inputs)`` returns the outputs of a model that is called in another way, such as
             ``lambda model, inputs: model(**inputs).logits`` for inputs that are a dict.
+        check_consistency: whether the first batch is computed twice, once in all, and the outputs compared. A model
+            whose outputs differ raises :class:`~raycurv.objective.consistency.InconsistentModel`. Dropout, batch
+            normalisation, and buffers and generators of modules are no reason.
 
     Attributes:
         parameters: the trainable parameters, in the order of ``model.parameters()``. Directions in parameter space,
@@ -83,8 +88,10 @@ class Objective:
         l2_covers: Covers = "all",
         micro_batch: int | None = None,
         call: Callable[[nn.Module, Any], Tensor] | None = None,
+        check_consistency: bool = True,
     ) -> None:
         self.model = model
+        self.check_consistency, self.hidden_state = check_consistency, HiddenState(model)
         self.loss = Loss(loss)
         named = trainable(model)
         self.names = [name for name, _ in named]
@@ -148,6 +155,10 @@ class Objective:
         """Outputs of the model, (B, …); `points` take the place of the parameters."""
         return self.model_call(inputs) if points is None else self.model_call.at(self.names, points, inputs)
 
+    def uncounted(self) -> contextlib.AbstractContextManager[None]:
+        """Context whose operations :attr:`operations` does not count."""
+        return contextlib.nullcontext() if self.operations is None else self.operations.uncounted()
+
     def sample_weights(self, targets: Tensor) -> Tensor:
         """Weight of each sample, (B,) float64.
 
@@ -167,6 +178,8 @@ class Objective:
             l2_covers=self.l2_covers,
             micro_batch=self.micro_batch,
             call=self.model_call.call,
+            check_consistency=self.check_consistency,
         )
         twin._in_l2_term, twin.operations = self._in_l2_term, self.operations
+        twin.hidden_state = self.hidden_state.of_copy(twin.model)
         return twin

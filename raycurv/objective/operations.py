@@ -32,6 +32,7 @@ class OperationCounter:
         self._sum = 0.0
         self._stepping = False
         self._watched, self._outside = 0, 0.0  # steps so far that were watched, and their operations outside questions
+        self._uncounted = 0  # operations of this step that do not belong to the optimizer
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -42,13 +43,29 @@ class OperationCounter:
                 yield
                 self._sum += self._outside / WATCHED_STEPS
                 return
+            self._uncounted = 0
             with _CountingMode() as mode:
                 yield
-            self._outside += asked + mode.operations - self._sum
-            self._sum = asked + mode.operations
+            counted = asked + mode.operations - self._uncounted
+            self._outside += counted - self._sum
+            self._sum = counted
             self._watched += 1
         finally:
             self._stepping = False
+
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Context whose operations do not count."""
+        if not self._stepping:
+            yield
+            return
+        self._stepping = False  # for the questions inside
+        try:
+            with _CountingMode() as mode:
+                yield
+            self._uncounted += mode.operations
+        finally:
+            self._stepping = True
 
     @contextlib.contextmanager
     def question(self, *key: Hashable) -> Iterator[None]:

@@ -73,6 +73,11 @@ class Recurrent(nn.Module):
         return self.layer(x)[0]
 
 
+class ViewedInItsOwnShape(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight / self.weight.view(self.weight.shape).norm())
+
+
 def overwritten(x: Tensor) -> Tensor:
     y = x.view(x.shape[0], -1)
     y.mul_(3)
@@ -126,6 +131,7 @@ LAYERS = {
     norm_first=True), SEQUENCE),
     "weight-norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(8, 3)), SEQUENCE),
     "spectral-norm": (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 3)).eval(), SEQUENCE),
+    "viewed-in-its-own-shape": (lambda: ViewedInItsOwnShape(8, 3, bias=False), SEQUENCE),
     "lstm": (lambda: Recurrent(nn.LSTM(8, 4, batch_first=True)), SEQUENCE),
     "gru": (lambda: Recurrent(nn.GRU(8, 4, bidirectional=True)), SEQUENCE),
     "pad-with-a-value": (lambda: nn.ConstantPad2d(1, 5.0), IMAGE),
