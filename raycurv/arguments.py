@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
 import math
 import re
 import string
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 _EXACT_WHOLE = 1e15  # floats below it hold every whole number
 _NAME = frozenset(string.ascii_letters + string.digits + "-_.")
 _PASSWORD = re.compile(r"(\b[a-zA-Z][\w+.-]*://[^\s/:@'\"]*:)[^\s/'\"]+@")  # scheme://user:password@
@@ -50,6 +52,39 @@ def require_whole(argument: str, value: object, least: int) -> None:
     """
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
     require(argument, value, whole, f"a whole number of at least {least}")
+
+
+_FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
+    "int": int,
+    "float": (int, float),
+    "str": str,
+    "bool": bool,
+    **dict.fromkeys(("Kind", "Status"), str),  # one of several words
+    "Mapping[str, float]": Mapping,
+    "Mapping[str, str]": Mapping,
+}
+
+
+def require_field_types(found: T) -> T:
+    """Check a dataclass that was read from a file.
+
+    Args:
+        found: instance, whose fields may have any values.
+
+    Returns:
+        The instance, if its fields of plain types have the types of their annotations.
+
+    Raises:
+        ValueError: one has another type.
+    """
+    for field in dataclasses.fields(found):  # type: ignore[arg-type]
+        value, kind = getattr(found, field.name), str(field.type)
+        right = isinstance(value, _FIELD_TYPES.get(kind, object))
+        if kind == "Mapping[str, float]" and right:
+            right = all(isinstance(number, (int, float)) for number in value.values())
+        if not right:
+            raise ValueError(f"{field.name} is {value!r}, which is no {kind}")
+    return found
 
 
 def require_run_name(argument: str, name: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
@@ -224,7 +225,7 @@ def _lines(folder: str, split: str, language: str) -> list[str]:
             continue
         try:
             text = (gzip.decompress(stored) if name.endswith(".gz") else stored).decode("utf-8")
-        except (OSError, EOFError, UnicodeDecodeError) as error:
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
             raise DataError(f"{uri} is no {'compressed ' if name.endswith('.gz') else ''}text: {error}") from error
         return text.splitlines()
     raise DataError(f"{folder} has neither {split}.{language}.gz nor {split}.{language}: one sentence a line is wanted")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from raycurv.arguments import reformat_settings
+from raycurv.arguments import reformat_settings, require_field_types
 
 # Metrics of a step: an evaluation also reports those of the last step before it.
 SCALARS = ("optimizer/learning_rate", "optimizer/descent_share")
@@ -86,7 +86,14 @@ class Outcome:
 
     @classmethod
     def from_json(cls, text: str) -> Outcome:
-        """Read the output of :meth:`to_json`."""
-        values: dict[str, Any] = json.loads(text)
-        values["points"] = tuple(EvaluationPoint(**point) for point in values["points"])
-        return cls(**values)
+        """Read the output of :meth:`to_json`, also of an earlier version.
+
+        Raises:
+            ValueError: a field is missing, unknown or of another type.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            points = tuple(require_field_types(EvaluationPoint(**point)) for point in values.pop("points"))
+            return require_field_types(cls(points=points, **values))
+        except (TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"it is no outcome of a trial: {error!r}") from error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
 from pathlib import Path
 
 from raycurv.results.outcomes import Outcome
 from raycurv.service.errors import LaunchError
+
+_LOG = logging.getLogger(__name__)
 
 
 class OutcomeLog:
@@ -25,12 +27,19 @@ class OutcomeLog:
         self.done: dict[str, Outcome] = {}
         self._incomplete = False  # whether the last line lacks its end, which the next must not continue
         if path.exists():
-            text = path.read_text()
-            self._incomplete = bool(text) and not text.endswith("\n")
-            for line in text.splitlines():
-                with contextlib.suppress(ValueError):  # the last line of a driver that was killed while it wrote
-                    outcome = Outcome.from_json(line)
-                    self.done[outcome.name] = outcome
+            content = path.read_bytes()
+            self._incomplete = bool(content) and not content.endswith(b"\n")
+            for number, line in enumerate(content.splitlines(), start=1):
+                self._read(line, number)
+
+    def _read(self, line: bytes, number: int) -> None:
+        try:
+            outcome = Outcome.from_json(line.decode())
+        except ValueError as error:  # usually the last line of a driver that was killed while it wrote
+            if line.strip():
+                _LOG.warning("%s, line %d: %s; a trial that has no other line is done again", self.path, number, error)
+            return
+        self.done[outcome.name] = outcome
 
     def add(self, outcome: Outcome) -> None:
         """Write a line.

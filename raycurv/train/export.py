@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,8 @@ from raycurv.train.build import build_model, build_optimizer
 from raycurv.train.checkpoint import CheckpointError, CheckpointStore
 from raycurv.train.configuration import RunConfig
 from raycurv.train.trust import require_trusted
+
+_MOST_VALUES = 2**31  # of one sample and its outputs, a bound on what a damaged checkpoint may ask for
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,53 @@ def trained_from(
 
     Raises:
         UntrustedCodeError: the checkpoint names a function of another module.
-        CheckpointError: the checkpoint holds no average.
+        CheckpointError: the checkpoint holds no average, or its parts do not fit each other.
         ValueError: the model's component cannot be built.
     """
-    config = RunConfig.from_json(state["config"])
-    require_trusted(config, origin, trust)
-    shape = state["data"]
+    with _fitting(origin):
+        config = RunConfig.from_json(state["config"])
+        require_trusted(config, origin, trust)
+        shape = _checked_shape(state["data"])
     with torch.random.fork_rng(devices=[]):
-        model = build_model(config, shape)
+        model = build_model(config, shape)  # errors of the network's own code as they come
+    with _fitting(origin):
+        _load_weights(model, config, state, averaged)
+        return trained_model(model, config, state["step"], shape)
+
+
+@contextmanager
+def _fitting(origin: str) -> Iterator[None]:
+    """Errors of parts of a checkpoint that lack something, or do not fit each other.
+
+    Raises:
+        CheckpointError: in place of them.
+        ValueError: as it came.
+    """
+    try:
+        yield
+    except (CheckpointError, ValueError):
+        raise
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{origin} holds no network that fits its configuration: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _checked_shape(shape: dict[str, Any]) -> dict[str, Any]:
+    """The shape of the data, as :func:`raycurv.train.build.data_shape` gives it.
+
+    Raises:
+        TypeError: it is none.
+    """
+    sides, classes = shape["input_shape"], shape["num_classes"]
+    whole = all(type(side) is int and side > 0 for side in (*sides, 1 if classes is None else classes))
+    if not whole or math.prod(sides) * (classes or 1) >= _MOST_VALUES:
+        raise TypeError(f"its data have the shape {sides!r} and {classes!r} classes")
+    return shape
+
+
+def _load_weights(model: nn.Module, config: RunConfig, state: dict[str, Any], averaged: bool) -> None:
+    """Put the weights that a run evaluates, or their average, into the model."""
     model.load_state_dict(state["model"])
     if averaged:
         _copy_average(model, config, state)
@@ -87,7 +130,6 @@ def trained_from(
         model.load_state_dict(weights)
         if state["evaluation_buffers"]:
             overwrite(list(model.buffers()), state["evaluation_buffers"])
-    return trained_model(model, config, state["step"], shape)
 
 
 def trained_model(model: nn.Module, config: RunConfig, step: int, shape: dict[str, Any]) -> TrainedModel:

@@ -7,7 +7,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal
+
+from raycurv.arguments import require_field_types
 
 OPERATIONS = "progress/operations"  # metric of the floating-point operations so far
 Kind = Literal["step", "progress", "evaluation", "event"]
@@ -94,32 +96,7 @@ class Result:
         """
         values = json.loads(text)
         try:
-            values["evaluations"] = tuple(_typed(Record(**record)) for record in values["evaluations"])
-            return _typed(cls(**values))
+            values["evaluations"] = tuple(require_field_types(Record(**record)) for record in values["evaluations"])
+            return require_field_types(cls(**values))
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"it is no result of a run: {error}") from error
-
-
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "int": int,
-    "float": (int, float),
-    "str": str,
-    "Kind": str,
-    "bool": bool,
-    "Mapping[str, float]": dict,
-}
-_T = TypeVar("_T", Record, Result)
-
-
-def _typed(found: _T) -> _T:
-    """The object itself, if its fields have the types of their annotations.
-
-    Raises:
-        ValueError: they have others.
-    """
-    for field_ in dataclasses.fields(found):
-        value, wanted = getattr(found, field_.name), _TYPES.get(str(field_.type), object)
-        numbers = isinstance(value, dict) and not all(isinstance(number, (int, float)) for number in value.values())
-        if not isinstance(value, wanted) or numbers:
-            raise ValueError(f"{field_.name} is {value!r}, which is no {field_.type}")
-    return found

@@ -6,7 +6,6 @@ Nothing is unpickled: files of torch are read with ``weights_only``.
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -84,9 +83,10 @@ def _parsed(start: str, content: bytes, trust: Collection[str] | None) -> Mappin
             return load(content)
     try:
         found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+    except Exception as error:  # damaged files raise many kinds
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise StartError(
-            f"start_from: {start} cannot be read without unpickling objects ({str(error).splitlines()[0]}): write its "
+            f"start_from: {start} cannot be read without unpickling objects ({reason}): write its "
             "state_dict alone, torch.save(model.state_dict(), file), or use safetensors"
         ) from error
     if isinstance(found, Mapping) and {"config", "optimizer", "horizon"} <= found.keys():
