@@ -1,35 +1,43 @@
 """Journal of records in every checkpoint, so that none is lost and none counts twice when a process dies.
 
-A process that goes on from a checkpoint sends its newest records again, since the driver may have died before it logged
-them; the driver skips those that it has.
+The journal has every record that the driver has not accepted, and the newest ones in any case. A process that goes on
+from a checkpoint sends them again, since the driver may have died before it had them; the driver skips those that it
+has.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from raycurv.train.checkpoint import CheckpointStore
-from raycurv.train.records import Record
+from raycurv.train.checkpoint import CheckpointError, CheckpointStore
+from raycurv.train.records import Record, Result
 
-RECENT = 500  # records in a checkpoint
+RECENT = 500  # records that every checkpoint has, in case that the driver's disk is lost with it
 KEY = "journal"
 
 
 class RecordSink(Protocol):
-    """Destination of records."""
+    """Destination of records.
 
-    def send(self, records: Sequence[Record]) -> None:
-        """Hand over without waiting."""
+    Attributes:
+        accepted: number of messages that are safe there.
+    """
+
+    accepted: int
+
+    def send(self, records: Sequence[Record]) -> int:
+        """Hand over without waiting; returns the number of messages so far."""
 
     def flush(self) -> None:
         """Wait until everything has arrived."""
 
 
 class JournaledCheckpoints(CheckpointStore):
-    """The checkpoints of a run, with the newest of its records in each.
+    """The checkpoints of a run, each with the records that could be lost.
 
     Args:
         uri: folder or address of the checkpoints.
@@ -40,18 +48,20 @@ class JournaledCheckpoints(CheckpointStore):
     def __init__(self, uri: str, keep: int, sink: RecordSink) -> None:
         super().__init__(uri, keep)
         self._sink = sink
-        self._recent: deque[Record] = deque(maxlen=RECENT)
+        self._kept: deque[tuple[int, Record]] = deque()  # with the number of their message
 
     def emit(self, records: Iterable[Record]) -> None:
         """Send records to the driver."""
         new = list(records)
-        self._recent.extend(new)
-        self._sink.send(new)
+        number = self._sink.send(new)
+        self._kept.extend((number, record) for record in new)
+        while len(self._kept) > RECENT and self._kept[0][0] <= self._sink.accepted:
+            self._kept.popleft()
 
     def save(self, state: Mapping[str, Any], *, best: bool = False) -> str:
         """Write a checkpoint, once the records before it have arrived."""
         self._sink.flush()
-        return super().save({**state, KEY: [dataclasses.asdict(record) for record in self._recent]}, best=best)
+        return super().save({**state, KEY: [dataclasses.asdict(record) for _, record in self._kept]}, best=best)
 
     def load(self, lacking: Callable[[dict[str, Any]], str] = lambda state: "") -> dict[str, Any] | None:
         """The newest checkpoint; its records are sent again."""
@@ -59,3 +69,11 @@ class JournaledCheckpoints(CheckpointStore):
         if state is not None:
             self.emit([Record(**values) for values in state.pop(KEY, [])])
         return state
+
+    def finished(self) -> Result | None:
+        """The result of the run if it has finished; the records of its last checkpoint are sent again."""
+        result = super().finished()
+        if result is not None:
+            with contextlib.suppress(CheckpointError):  # the result is whole without them
+                self.load()
+        return result

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from raycurv.service.plan import LaunchPlan, PlannedRun
     from raycurv.service.run_state import RunState
     from raycurv.tracking.client import Tracking
-    from raycurv.tracking.messages import Message, RunFailed, WorkersStarted
+    from raycurv.tracking.messages import Message, WorkersStarted
     from raycurv.tracking.tracked_run import TrackedRun
     from raycurv.train.configuration import RunConfig
     from raycurv.train.records import Result
@@ -79,6 +79,7 @@ class _Launch:
         self.asked: signal.Signals | None = None
         self.stopped = False
         self.mailbox = open_mailbox()
+        self._unaccepted = 0  # messages that were received, and are not on disk
         self.parent, self.tracked = self._open_runs()
 
     def run(self) -> list[Result]:
@@ -185,8 +186,15 @@ class _Launch:
     def _receive(self) -> None:
         from raycurv.service.mailbox import receive
 
-        for message in receive(self.mailbox):
+        received = receive(self.mailbox)
+        self._unaccepted += len(received)
+        for message in received:
             self._handle(message)
+        if self._unaccepted and self.tracking.save():
+            self.mailbox.accept.remote(self._unaccepted)
+            self._unaccepted = 0
+        for message in received:
+            self._raise_failure(message)
 
     def _handle(self, message: Message) -> None:
         from raycurv.tracking import messages
@@ -204,8 +212,6 @@ class _Launch:
                 self.progress.show(records)
             case messages.RunFinished(name, result) if not again:
                 self._finish(name, result)
-            case messages.RunFailed():
-                self._fail(message)
 
     def _show_start(self, message: WorkersStarted) -> None:
         self.attempts += 1
@@ -226,6 +232,7 @@ class _Launch:
         summary = {"result/seconds": result.seconds, "result/images_per_second": result.images_per_second}
         summary |= {"result/operations": result.operations} if result.operations else {}
         summary |= {"result/step_seconds": result.step_seconds, "result/startup_seconds": result.startup_seconds}
+        tracked.log(result.evaluations)  # those that MLflow lacks
         tracked.metrics(summary, result.steps, time.time())
         if self.cluster.log_model:
             tracked.model(planned.checkpoints)
@@ -236,7 +243,11 @@ class _Launch:
         why = f": {result.diverged}" if result.diverged else ""
         self.progress.notify(f"{planned.label}: {status} after {result.steps} steps, {result.seconds:.1f} s{why}")
 
-    def _fail(self, message: RunFailed) -> None:
+    def _raise_failure(self, message: Message) -> None:
+        from raycurv.tracking.messages import RunFailed
+
+        if not isinstance(message, RunFailed):
+            return
         self.tracked[message.run].text("failure.txt", mask_passwords(message.traceback))
         reason = describe(message.error, message.reason)
         raise LaunchError(f"run {message.run} failed: {reason}", message.traceback)

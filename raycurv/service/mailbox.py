@@ -1,8 +1,13 @@
-"""Queue from the training processes to the driver: an actor that takes no CPU and makes nobody wait."""
+"""Queue from the training processes to the driver: an actor that takes no CPU and makes nobody wait.
+
+A training process learns which of its messages the driver has accepted, that is, has written to its disk.
+"""
 
 from __future__ import annotations
 
+import secrets
 import sys
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,29 +28,38 @@ class Mailbox:
     """Keeps messages as bytes until the driver takes them, and the driver's request to stop."""
 
     def __init__(self) -> None:
-        self._messages: list[bytes] = []
+        self._messages: list[tuple[str, bytes]] = []
+        self._taken: deque[str] = deque()  # senders of messages that are not accepted yet, oldest first
+        self._accepted: Counter[str] = Counter()
         self._stop = False
         self._failed: set[str] = set()
 
-    def put(self, message: bytes, failed: str | None = None) -> bool:
+    def put(self, message: bytes, sender: str = "", failed: str | None = None) -> tuple[bool, int]:
         """Add a message.
 
         Args:
             message: the message as bytes.
+            sender: process that sends it.
             failed: name of the run if the message reports its failure.
 
         Returns:
-            Whether the training processes should stop.
+            Whether the training processes should stop, and the number of messages of the sender that are accepted.
         """
-        self._messages.append(message)
+        self._messages.append((sender, message))
         if failed is not None:
             self._failed.add(failed)
-        return self._stop
+        return self._stop, self._accepted[sender]
 
     def take(self) -> list[bytes]:
         """Remove and return all messages, oldest first."""
-        messages, self._messages = self._messages, []
-        return messages
+        taken, self._messages = self._messages, []
+        self._taken.extend(sender for sender, _ in taken)
+        return [message for _, message in taken]
+
+    def accept(self, count: int) -> None:
+        """Confirm the oldest messages that were taken, once losing them here does no harm."""
+        for _ in range(count):
+            self._accepted[self._taken.popleft()] += 1
 
     def stop(self) -> None:
         """Ask the training processes to write a checkpoint and end."""
@@ -63,33 +77,46 @@ class MessageSender:
         mailbox: actor that takes them.
         run: name of the run that records belong to.
         active: whether this process sends records; of several workers only the first one does.
+
+    Attributes:
+        accepted: number of messages that the driver is known to have accepted.
     """
 
     def __init__(self, mailbox: Any, run: str, active: bool = True) -> None:
         self._mailbox, self._run, self._active = mailbox, run, active
+        self._name = secrets.token_hex(8)
         self._pending: Any = None
         self._stop = False
+        self._sent = self.accepted = 0
 
-    def put(self, message: RunMessage) -> None:
-        """Send a message once the one before has arrived."""
-        if not self._active:
-            return
-        self.flush()
-        self._pending = self._mailbox.put.remote(to_bytes(message))
+    def put(self, message: RunMessage) -> int:
+        """Send a message once the one before has arrived.
+
+        Returns:
+            Number of messages so far.
+        """
+        if self._active:
+            self.flush()
+            self._sent += 1
+            self._pending = self._mailbox.put.remote(to_bytes(message), self._name)
+        return self._sent
 
     def fail(self, message: RunFailed) -> None:
         """Report a failure from any worker, and wait until it has arrived."""
         ray.get(self._mailbox.put.remote(to_bytes(message), failed=message.run), timeout=SECONDS)
 
-    def send(self, records: Sequence[Record]) -> None:
-        """Send records if there are any."""
-        if records:
-            self.put(LogRecords(self._run, tuple(records)))
+    def send(self, records: Sequence[Record]) -> int:
+        """Send records if there are any.
+
+        Returns:
+            Number of messages so far.
+        """
+        return self.put(LogRecords(self._run, tuple(records))) if records else self._sent
 
     def flush(self) -> None:
         """Wait until the last message has arrived."""
         if self._pending is not None:
-            self._stop = ray.get(self._pending, timeout=SECONDS)
+            self._stop, self.accepted = ray.get(self._pending, timeout=SECONDS)
             self._pending = None
 
     def stop(self) -> bool:
@@ -107,5 +134,5 @@ def open_mailbox() -> Any:
 
 
 def receive(mailbox: Any) -> list[Message]:
-    """Take the messages that came since the last call, oldest first."""
+    """Take the messages that came since the last call, oldest first; the driver accepts them afterwards."""
     return [from_bytes(message) for message in ray.get(mailbox.take.remote(), timeout=SECONDS)]

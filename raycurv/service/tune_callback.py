@@ -65,7 +65,10 @@ class SweepCallback(tune.Callback):
 
     def _receive(self) -> None:
         self._received = time.monotonic()
-        for message in receive(self._mailbox):
+        received = receive(self._mailbox)
+        if received:  # a trial that is done again sends its evaluations again
+            self._mailbox.accept.remote(len(received))
+        for message in received:
             if not isinstance(message, WorkersStarted) and message.run in self._runs:
                 self._runs[message.run].add(message)
 

@@ -25,14 +25,15 @@ from raycurv.tracking.messages import (
     SetTags,
     TrackingMessage,
 )
-from raycurv.tracking.outbox import MessageRefused, Outbox, first_line, read_unsent, write_unsent
+from raycurv.tracking.outbox import MessageRefused, Outbox, first_line
 from raycurv.tracking.settings import TrackingSettings, resolve_uri
+from raycurv.tracking.spool import SUFFIX, Spool, SpoolDamaged, SpoolInUse
 from raycurv.tracking.system_metrics import system_metrics
 from raycurv.tracking.tracked_run import LONGEST_TAG, TAG, TrackedRun
+from raycurv.tracking.unsent_files import append_lines, read_unsent
 from raycurv.train.checkpoint import CheckpointError
 from raycurv.train.configuration import RunConfig
 from raycurv.train.records import Record
-from raycurv.train.trust import UntrustedCodeError
 
 # By default, an MLflow client waits minutes in every call to a server that is not there.
 ENVIRONMENT = {
@@ -55,6 +56,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 LARGEST_BATCH = 100  # parameters or tags in one call
 LONGEST_PARAMETER, LONGEST_NAME = 6000, 250  # characters
 HEARTBEAT_SECONDS = 30.0
+SETTLE_SECONDS = 30.0  # for artifacts of earlier drivers, at least, before a start goes on beside them
 DEAD_AFTER_SECONDS = 600.0  # without a heartbeat, for a driver on another machine
 REFUSALS = frozenset(
     ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST", "INVALID_STATE")
@@ -99,7 +101,8 @@ class Tracking:
             self.experiment = self._experiment()
         self._active: list[TrackedRun] = []
         self._sampled_at = self._heartbeat_at = time.monotonic()
-        self._outbox = Outbox(self._deliver, self._unsent, notify, self._sample)
+        spool = Spool(self._unsent / f"{time.time_ns()}-{os.getpid()}{SUFFIX}")
+        self._outbox = Outbox(self._deliver, spool, notify, self._sample, self._answers)
 
     def open(self, config: RunConfig, tags: Mapping[str, str], parent: str | None, resume: bool) -> TrackedRun:
         """Open a new run, or with `resume` the one of that name if there is one.
@@ -118,6 +121,15 @@ class Tracking:
     def put(self, run: LogRun) -> None:
         """Log a whole run that has ended; returns at once."""
         self._outbox.put(run)
+        self._outbox.save()
+
+    def save(self) -> bool:
+        """Write what was logged to the disk, from where it is delivered even if this process dies.
+
+        Returns:
+            Whether it is there; if not, it is kept in memory.
+        """
+        return self._outbox.save()
 
     def require_new(self, name: str) -> None:
         """Refuse a name that a run in MLflow has already.
@@ -180,7 +192,9 @@ class Tracking:
         return [run.info.run_name for run in dead]
 
     def send_unsent(self) -> int:
-        """Deliver the messages that an earlier driver could not deliver.
+        """Deliver the messages that earlier drivers could not deliver.
+
+        Artifacts that cannot be stored keep waiting, beside those of this driver.
 
         Returns:
             Number of messages.
@@ -188,44 +202,73 @@ class Tracking:
         Raises:
             TrackingError: MLflow does not answer.
         """
-        count = 0
-        folders = (self._unsent, *self._former_unsent)
-        for path in sorted(file for folder in folders for file in folder.glob("*.jsonl")):
-            messages, bad = read_unsent(path)
-            if bad:
-                aside = path.with_suffix(".bad")
-                aside.write_text("\n".join(bad) + "\n")
-                self._notify(f"{len(bad)} line(s) of {path} are no messages for MLflow; they are set aside in {aside}")
-            untrusted = [message for message in messages if not self._deliver_late(message)]
-            if untrusted:
-                write_unsent(untrusted, self._unsent)  # for a start that trusts their modules
-            path.rename(path.with_suffix(".sent"))
-            count += len(messages) - len(untrusted)
-        return count
+        before = self._outbox.delivered
+        for folder in (self._unsent, *self._former_unsent):
+            for path in sorted(folder.glob("*.jsonl")):
+                self._take_file(path)
+            for path in sorted(folder.glob(f"*{SUFFIX}")):
+                self._take_spool(path)
+        patience = max(self._settings.tracking_patience, SETTLE_SECONDS)
+        if error := self._outbox.settle(patience, self._show_left):
+            self._outbox.close(0.0)
+            raise TrackingError(_unusable(self.uri, error))
+        return self._outbox.delivered - before
 
-    def _deliver_late(self, message: TrackingMessage) -> bool:
-        """Deliver a message of an earlier driver; False if it names code that nobody has allowed."""
+    def _take_file(self, path: Path) -> None:
+        """Queue the messages in a file of an earlier version."""
+        messages, bad = read_unsent(path)
+        if bad:
+            aside = path.with_suffix(".bad")
+            append_lines(aside, [line.encode() for line in bad])
+            self._notify(f"{len(bad)} line(s) of {path} are no messages for MLflow; they are set aside in {aside}")
+        for message in messages:
+            self._outbox.put(message)
+        if self._outbox.save():
+            path.replace(path.with_suffix(".sent"))
+
+    def _take_spool(self, path: Path) -> None:
+        """Queue the messages of a driver that has died."""
+        if path == self._outbox.spool.path:
+            return
         try:
-            with explained(self.uri):
-                self._deliver(message)
-        except MessageRefused as error:
-            self._notify(f"MLflow did not take {type(message).__name__} of run {message.run}: {error}")
-            return not isinstance(error.__cause__, UntrustedCodeError)
+            if not self._outbox.take_over(Spool.open(path)):
+                self._notify(f"what an earlier driver left in {path} stays there until the disk has room")
+        except SpoolInUse:
+            return  # of a driver that runs
+        except SpoolDamaged as error:
+            aside = path.with_suffix(".bad")
+            path.replace(aside)
+            self._notify(
+                f"{path} is damaged ({error}), so its messages for MLflow are lost; it is set aside as {aside}"
+            )
+        except OSError as error:
+            self._notify(f"what an earlier driver left in {path} cannot be read ({error}): correct its permissions")
+
+    def _show_left(self, left: int) -> None:
+        self._notify(f"delivering what an earlier driver left: {left} messages to go")
+
+    def _answers(self) -> bool:
+        """Whether MLflow answers at all."""
+        try:
+            self.client.get_experiment(self.experiment)
+        except Exception:  # the client may raise anything
+            return False
         return True
 
     def done_with(self, run: TrackedRun) -> None:
         """Stop the heartbeat of a run."""
         self._active.remove(run)
+        self.save()
 
     def postpone_models(self) -> None:
         """Postpone the logging of models to the next start, because this process is about to be killed."""
         self._outbox.postpone(LogModel)
 
     def finish(self) -> Path | None:
-        """Deliver the waiting messages, and write those that MLflow does not accept in time to a file.
+        """Deliver the waiting messages; those that MLflow does not accept in time wait on disk for the next start.
 
         Returns:
-            Path of the file; None if everything was delivered.
+            Path of the file that holds them; None if everything was delivered.
         """
         return self._outbox.close(self._settings.tracking_patience)
 
@@ -297,8 +340,15 @@ class Tracking:
             self._send(message)
         except MlflowException as error:
             if error.error_code in REFUSALS:
-                raise MessageRefused(str(error)) from error
+                raise MessageRefused(str(error), whole=not self._is_active(message.run)) from error
             raise
+
+    def _is_active(self, run: str) -> bool:
+        """Whether MLflow has the run, so that only what is logged is wrong."""
+        try:
+            return bool(self.client.get_run(run).info.lifecycle_stage == "active")
+        except MlflowException:
+            return False
 
     def _send(self, message: TrackingMessage) -> None:
         match message:
@@ -324,7 +374,7 @@ class Tracking:
         try:
             logged_model.log(run, checkpoints, self._trust)
         except (CheckpointError, ValueError) as error:
-            raise MessageRefused(f"the network cannot be logged from here: {error}") from error
+            raise MessageRefused(f"the network cannot be logged from here: {error}", later=True) from error
 
     def _log_run(self, message: LogRun) -> None:
         # An interrupted attempt leaves a run of this name, and the next attempt logs what is missing.
@@ -364,11 +414,15 @@ def explained(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise TrackingError(
-            f"MLflow at {mask_passwords(uri)} cannot be used: {mask_passwords(first_line(error, 300))}. Check that its "
-            "disk has room, that the server runs and that the address is right (--tracking-uri, MLFLOW_TRACKING_URI), "
-            "or leave it out to write to a file in the folder of all runs"
-        ) from error
+        raise TrackingError(_unusable(uri, first_line(error, 300))) from error
+
+
+def _unusable(uri: str, reason: str) -> str:
+    return (
+        f"MLflow at {mask_passwords(uri)} cannot be used: {mask_passwords(reason)}. Check that its "
+        "disk has room, that the server runs and that the address is right (--tracking-uri, MLFLOW_TRACKING_URI), "
+        "or leave it out to write to a file in the folder of all runs"
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -18,6 +18,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.")
 
 import mlflow.pyfunc  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities import LoggedModelStatus  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.models import ModelSignature  # noqa: E402
 from mlflow.types import Schema, TensorSpec  # noqa: E402
@@ -45,12 +46,15 @@ def log(run: str, checkpoints: str, trust: Collection[str] | None = None) -> Non
         UntrustedCodeError: the checkpoint names a function of another module.
     """
     trained = _trained(CheckpointStore(checkpoints), trust)
+    if _is_logged(run, trained.step):
+        return  # by a driver that died before it knew, or by an earlier start of a finished run
     if trained.classes is not None:
         MlflowClient().log_dict(run, {"classes": trained.classes}, "classes.json")  # such as the draw of ImageNet-100
     config = trained.config
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run, log_system_metrics=False):
         mlflow.pyfunc.log_model(
             name=NAME,
+            step=trained.step,
             python_model=str(PYFUNC_CODE),
             artifacts={"network": str(model_files.save(Path(folder) / "network", trained))},
             signature=_signature(trained),
@@ -58,6 +62,14 @@ def log(run: str, checkpoints: str, trust: Collection[str] | None = None) -> Non
             code_paths=_code(config),
             metadata={"raycurv": importlib.metadata.version("raycurv"), "optimizer": config.optimizer},
         )
+
+
+def _is_logged(run: str, step: int) -> bool:
+    """Whether a run has a complete model of a step."""
+    client = MlflowClient()
+    outputs = client.get_run(run).outputs
+    models = [output.model_id for output in (outputs.model_outputs if outputs else []) if output.step == step]
+    return any(client.get_logged_model(model).status == LoggedModelStatus.READY for model in models)
 
 
 def _trained(store: CheckpointStore, trust: Collection[str] | None) -> TrainedModel:

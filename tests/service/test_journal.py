@@ -4,16 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raycurv.service.journal import RECENT, JournaledCheckpoints
-from raycurv.train import Record
+from raycurv.train import Record, Result
 
 
 class Mail:
     def __init__(self) -> None:
         self.sent: list[Record] = []
-        self.flushed = 0
+        self.flushed = self.accepted = self.messages = 0
 
-    def send(self, records: Sequence[Record]) -> None:
+    def send(self, records: Sequence[Record]) -> int:
         self.sent += records
+        self.messages += 1
+        return self.messages
 
     def flush(self) -> None:
         self.flushed = len(self.sent)
@@ -43,11 +45,50 @@ def test_going_on_from_a_checkpoint_sends_its_records_again(tmp_path: Path) -> N
     assert [(r.step, r.message, r.kind) for r in mail.sent] == [(1, "said", "step"), (2, "said", "step")]
 
 
-def test_a_checkpoint_holds_only_the_newest_records(tmp_path: Path) -> None:
-    store = JournaledCheckpoints(str(tmp_path), 2, Mail())
-    store.emit([record(step) for step in range(3 * RECENT)])
+def test_a_checkpoint_holds_only_the_newest_of_the_records_that_the_driver_has_accepted(tmp_path: Path) -> None:
+    first = Mail()
+    store = JournaledCheckpoints(str(tmp_path), 2, first)
+    for number in range(3 * RECENT):
+        store.emit([record(number)])
+        first.accepted = number
     store.save({"step": 1})
 
     mail = Mail()
     JournaledCheckpoints(str(tmp_path), 2, mail).load()
     assert [r.step for r in mail.sent] == list(range(2 * RECENT, 3 * RECENT))
+
+
+def test_a_checkpoint_holds_every_record_that_the_driver_has_not_accepted(tmp_path: Path) -> None:
+    first = Mail()
+    store = JournaledCheckpoints(str(tmp_path), 2, first)
+    for number in range(3 * RECENT):
+        store.emit([record(number)])
+        first.accepted = min(number, 100)
+    store.save({"step": 1})
+
+    mail = Mail()
+    JournaledCheckpoints(str(tmp_path), 2, mail).load()
+    assert [r.step for r in mail.sent] == list(range(100, 3 * RECENT))
+
+
+def test_a_finished_run_sends_the_records_of_its_last_checkpoint_again(tmp_path: Path) -> None:
+    store = JournaledCheckpoints(str(tmp_path), 2, Mail())
+    store.emit([record(1), record(2)])
+    store.save({"step": 2})
+    result = Result("one", 2, 1.0, {}, (), 1.0, 1.0)
+    store.finish(result)
+
+    mail = Mail()
+    assert JournaledCheckpoints(str(tmp_path), 2, mail).finished() == result
+    assert [r.step for r in mail.sent] == [1, 2]
+
+
+def test_a_result_is_whole_without_its_checkpoints(tmp_path: Path) -> None:
+    store = JournaledCheckpoints(str(tmp_path), 2, Mail())
+    store.save({"step": 2})
+    result = Result("one", 2, 1.0, {}, (), 1.0, 1.0)
+    store.finish(result)
+    for path in tmp_path.glob("*.pt"):
+        path.write_bytes(b"")
+
+    assert JournaledCheckpoints(str(tmp_path), 2, Mail()).finished() == result

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -23,8 +24,8 @@ from raycurv.service import Cluster
 from raycurv.service.errors import reported
 from raycurv.tracking import provenance
 from raycurv.tracking.client import Tracking, TrackingError, open_command
-from raycurv.tracking.messages import LogRecords
-from raycurv.tracking.outbox import write_unsent
+from raycurv.tracking.messages import LogRecords, LogText, to_bytes
+from raycurv.tracking.unsent_files import append_lines
 from raycurv.train import CheckpointStore, Record, UntrustedCodeError, train
 from raycurv.train.trust import targets
 from tests.service.problems import mine, perceptron
@@ -160,7 +161,7 @@ def test_a_driver_on_another_machine_is_gone_when_its_heart_has_stopped(tracking
 def test_what_could_not_be_sent_is_sent_by_the_next_start(cluster: Cluster, tracking: Tracking) -> None:
     run = tracking.open(mine(), TAGS, None, resume=False)
     tracking.finish()
-    write_unsent([LogRecords(run.id, (step(7),))], tracking._unsent)
+    append_lines(tracking._unsent / "1.jsonl", [to_bytes(LogRecords(run.id, (step(7),)))])
 
     again = Tracking(cluster, print)
     assert again.send_unsent() == 1
@@ -220,8 +221,7 @@ def test_a_network_of_code_that_nobody_allowed_is_not_logged_and_waits(
     run.model(store.uri)
     assert first.finish() is None
     assert "names 'tests.service.problems:perceptron', which is no model" in capsys.readouterr().out
-    (waiting,) = Path(cluster.runs).glob("unsent/*/*.jsonl")
-    assert "LogModel" in waiting.read_text()
+    assert len([*Path(cluster.runs).glob("unsent/*/*.spool")]) == 1
 
     again = Tracking(dataclasses.replace(cluster, trust=()), print)
     assert again.send_unsent() == 0
@@ -288,12 +288,153 @@ def test_what_an_earlier_driver_left_is_delivered_beside_a_line_that_was_cut(
 ) -> None:
     run = tracking.open(mine(), TAGS, None, resume=False)
     tracking.finish()
-    path = write_unsent([LogRecords(run.id, (step(1),)), LogRecords(run.id, (step(2),))], tracking._unsent)
+    path = tracking._unsent / "1.jsonl"
+    append_lines(path, [to_bytes(LogRecords(run.id, (step(number),))) for number in (1, 2)])
     path.write_text(path.read_text()[:-20])
 
     again = Tracking(cluster, print)
     assert again.send_unsent() == 1
     assert "1 line(s) of" in capsys.readouterr().out
-    assert [file.suffix for file in sorted(path.parent.iterdir())] == [".bad", ".sent"]
     assert steps(again, run.id) == [1]
     again.finish()
+    assert [file.suffix for file in sorted(path.parent.iterdir())] == [".bad", ".sent"]
+
+
+KILLED = """
+import os, signal, sys, time
+from raycurv.service import Cluster
+from raycurv.tracking.client import Tracking
+from raycurv.train import Record
+from tests.service.problems import mine
+
+tracking = Tracking(Cluster(runs=sys.argv[1], tracking_uri=None, experiment="test", system_metrics_every=0), print)
+run = tracking.open(mine(), {"recipe": "points", "optimizer": "curveball", "seed": "0"}, None, resume=False)
+run.log([Record("step", n, n / 10, 1.0 + n / 3, {"train/loss": 0.1 / n, "nan": float("nan")}) for n in range(1, 5001)])
+run.text("config.json", "{}")
+run.close("FINISHED")
+assert tracking.save()
+time.sleep(float(sys.argv[2]))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 3.0])
+def test_what_a_killed_driver_had_accepted_is_delivered_once_by_the_next_start(
+    cluster: Cluster, seconds: float
+) -> None:
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-c", KILLED, cluster.runs, str(seconds)]
+    assert subprocess.run(command, env=_environment() | {"PYTHONPATH": root}).returncode == -signal.SIGKILL
+
+    again = Tracking(cluster, print)
+    assert again.send_unsent() > 0
+    assert again.close_abandoned() == []
+    run = again.find("points")
+    assert run is not None
+    assert steps(again, run.info.run_id) == list(range(1, 5001))
+    assert steps(again, run.info.run_id, "nan") == list(range(1, 5001))
+    assert run.info.status == "FINISHED"
+    assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/config.json") == "{}"
+    again.finish()
+    assert not [*again._unsent.iterdir()]
+
+
+def test_a_batch_that_mlflow_got_before_its_driver_died_is_stored_once(tracking: Tracking) -> None:
+    run = tracking.open(mine(), TAGS, None, resume=False)
+    batch = LogRecords(run.id, (step(1, float("nan")), step(2, float("inf")), step(3)))
+    for _ in range(2):
+        tracking._deliver(batch)
+    assert steps(tracking, run.id) == [1, 2, 3]
+
+
+def test_what_a_living_driver_has_waiting_is_left_to_it(cluster: Cluster, tracking: Tracking) -> None:
+    run = tracking.open(mine(), TAGS, None, resume=False)
+    tracking._outbox.postpone(LogText)
+    run.text("config.json", "{}")
+    assert tracking.save()
+
+    other = Tracking(cluster, print)
+    assert other.send_unsent() == 0
+    other.finish()
+    tracking.finish()
+    last = Tracking(cluster, print)
+    assert last.send_unsent() == 1
+    last.finish()
+
+
+def test_an_artifact_root_that_cannot_be_written_holds_up_neither_metrics_nor_later_starts(
+    cluster: Cluster, tracking: Tracking
+) -> None:
+    run = tracking.open(mine(), TAGS, None, resume=False)
+    root = Path(cluster.runs) / "artifacts"
+    root.write_text("a file where a folder should be")
+    said: list[str] = []
+    cluster = dataclasses.replace(cluster, tracking_patience=0.5)
+    for number in (1, 2):
+        now = Tracking(cluster, said.append)
+        now.send_unsent()
+        again = now.open(mine(), TAGS, None, resume=True)
+        again.text("config.json", "{}")
+        again.log([step(number)])
+        again.close("FINISHED")
+        assert now.finish() is not None
+        assert steps(now, run.id) == list(range(1, number + 1))
+        assert now.client.get_run(run.id).info.status == "FINISHED"
+        assert "MLflow does not take artifacts" in said[-1]
+
+    root.unlink()
+    last = Tracking(cluster, said.append)
+    assert last.send_unsent() == 2
+    last.finish()
+    assert mlflow.artifacts.load_text(f"{last.client.get_run(run.id).info.artifact_uri}/config.json") == "{}"
+
+
+def test_a_metric_name_that_mlflow_refuses_costs_no_other_value(tracking: Tracking) -> None:
+    run = tracking.open(mine(), TAGS, None, resume=False)
+    run.log([step(1), Record("evaluation", 1, 0.1, 2.0, {"top 5 %": 0.5, "top 5": 0.5}), step(2)])
+    tracking.finish()
+    assert steps(tracking, run.id) == [1, 2]
+    assert steps(tracking, run.id, "top 5") == [1]
+    (path,) = tracking._unsent.glob("*.refused")
+    assert path.read_text().count('"top 5 %"') == 1
+
+
+def test_the_records_of_a_run_that_was_deleted_are_set_aside_together(
+    cluster: Cluster, tracking: Tracking, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tracking.open(mine(), TAGS, None, resume=False)
+    tracking.client.delete_run(run.id)
+    run.log([step(number) for number in range(1, 301)])
+    assert tracking.finish() is None
+    (path,) = tracking._unsent.glob("*.refused")
+    assert len(path.read_text().splitlines()) <= 3
+    assert capsys.readouterr().out.count("MLflow refused LogRecords") == 1
+
+    tracking.client.restore_run(run.id)
+    path.rename(path.with_suffix(".jsonl"))  # as the message says
+    again = Tracking(cluster, print)
+    again.send_unsent()
+    again.finish()
+    assert steps(again, run.id) == list(range(1, 301))
+
+
+def test_a_damaged_queue_of_an_earlier_driver_is_set_aside(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], tracking: Tracking
+) -> None:
+    path = tracking._unsent / "1.spool"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"no data base" * 1000)
+    (path.parent / "2.spool").write_bytes(b"")  # of a driver that died while it made the file
+    assert tracking.send_unsent() == 0
+    assert "1.spool is damaged" in capsys.readouterr().out
+    assert [file.name for file in path.parent.iterdir()] == ["1.bad"]
+
+
+def test_the_network_of_a_finished_run_that_starts_again_is_logged_once(cluster: Cluster, tracking: Tracking) -> None:
+    store = CheckpointStore(str(Path(cluster.checkpoints) / "points"))
+    train(mine(epochs=1), collectives=Local(), store=store, emit=lambda records: None)
+    run = tracking.open(mine(epochs=1), TAGS, None, resume=False)
+    for _ in range(2):
+        run.model(store.uri)
+    tracking.finish()
+    assert len(tracking.client.search_logged_models([tracking.experiment])) == 1
