@@ -69,7 +69,7 @@ class Driver:
         # An MLflow that an earlier test of this process talked to is none of this job's business.
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         self.environment = {**clean, **head.environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        runs.mkdir(parents=True)
+        runs.mkdir(parents=True, exist_ok=True)
 
     def start(self, *arguments: str, experiment: bool = True, **variables: str) -> Job:
         """Run a job's script in a process of its own."""
