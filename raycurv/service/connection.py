@@ -7,6 +7,7 @@ import functools
 import gc
 import logging
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -45,6 +46,7 @@ def connected(cluster: Cluster, notify: Callable[[str], None]) -> Iterator[None]
         # Read when ray is imported, and by every process that it starts.
         os.environ |= LOOPBACK_ONLY
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        _protect_token()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
     import ray.exceptions
@@ -162,6 +164,22 @@ def _cluster_is_named() -> bool:
         return True
     temporary = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray"
     return "RAY_ADDRESS" not in os.environ and (temporary / "ray_current_cluster").exists()
+
+
+def _protect_token() -> None:
+    """Keep Ray's token from other users: Ray itself makes a file that all can read."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    with contextlib.suppress(OSError):  # of somebody else, or a home that cannot be written: Ray says what it needs
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError), open(path, "x", opener=_private) as file:
+            file.write(secrets.token_hex(32))
+        path.chmod(0o600)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, mode=0o600)
 
 
 def _loopback_now() -> None:

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.service.driving import wait_until
+
+
+class _Failing(http.server.BaseHTTPRequestHandler):
+    def _fail(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_error(500)
+
+    do_GET = do_POST = do_PATCH = do_PUT = _fail
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Write nothing."""
 
 
 class Server:
@@ -39,6 +54,44 @@ class Server:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+    @contextlib.contextmanager
+    def killed(self) -> Iterator[None]:
+        """The server is not there.
+
+        Yields:
+            Nothing.
+        """
+        self.stop()
+        yield
+        self.start()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The server takes connections and answers nothing.
+
+        Yields:
+            Nothing.
+        """
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        yield
+        os.killpg(self._process.pid, signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def failing(self) -> Iterator[None]:
+        """The server answers 500 to everything.
+
+        Yields:
+            Nothing.
+        """
+        self.stop()
+        broken = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), _Failing)
+        threading.Thread(target=broken.serve_forever, daemon=True).start()
+        yield
+        broken.shutdown()
+        broken.server_close()
+        self.start()
 
     def _answers(self) -> bool:
         try:
