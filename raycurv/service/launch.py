@@ -184,14 +184,14 @@ class _Launch:
             raise LaunchError("the workers ended without finishing every run; look into Ray's logs for the reason")
 
     def _receive(self) -> None:
-        from raycurv.service.mailbox import receive
+        from raycurv.service.mailbox import accept, receive
 
         received = receive(self.mailbox)
         self._unaccepted += len(received)
         for message in received:
             self._handle(message)
-        if self._unaccepted and self.tracking.save():
-            self.mailbox.accept.remote(self._unaccepted)
+        if self.tracking.save():
+            accept(self.mailbox, self._unaccepted)
             self._unaccepted = 0
         for message in received:
             self._raise_failure(message)

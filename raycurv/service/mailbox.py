@@ -136,3 +136,9 @@ def open_mailbox() -> Any:
 def receive(mailbox: Any) -> list[Message]:
     """Take the messages that came since the last call, oldest first; the driver accepts them afterwards."""
     return [from_bytes(message) for message in ray.get(mailbox.take.remote(), timeout=SECONDS)]
+
+
+def accept(mailbox: Any, count: int) -> None:
+    """Confirm the oldest messages that were received, once the driver has them on its disk; does not wait."""
+    if count:
+        mailbox.accept.remote(count)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from raycurv.results.outcomes import Outcome
-from raycurv.service.mailbox import receive
+from raycurv.service.mailbox import accept, receive
 from raycurv.service.run_state import RunState
 from raycurv.service.trial import METRIC, TrialTask
 from raycurv.tracking.messages import WorkersStarted
@@ -66,8 +66,7 @@ class SweepCallback(tune.Callback):
     def _receive(self) -> None:
         self._received = time.monotonic()
         received = receive(self._mailbox)
-        if received:  # a trial that is done again sends its evaluations again
-            self._mailbox.accept.remote(len(received))
+        accept(self._mailbox, len(received))  # a trial that goes on has its evaluations in its checkpoint
         for message in received:
             if not isinstance(message, WorkersStarted) and message.run in self._runs:
                 self._runs[message.run].add(message)

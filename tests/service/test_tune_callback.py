@@ -20,6 +20,8 @@ def test_long_trials_are_not_passed_over_in_silence(monkeypatch: pytest.MonkeyPa
     evaluation = Record("evaluation", 8, 2.0, 1.0, {"train/epoch_loss": 0.5})
     monkeypatch.setattr(tune_callback, "RECEIVE_SECONDS", 0.0)
     monkeypatch.setattr(tune_callback, "receive", lambda mailbox: [LogRecords("a", (evaluation,))])
+    accepted: list[int] = []
+    monkeypatch.setattr(tune_callback, "accept", lambda mailbox, count: accepted.append(count))
     callback = tune_callback.SweepCallback(sweep, tasks, None)  # type: ignore[arg-type]
     trials = [
         types.SimpleNamespace(status="RUNNING", config={"trial": 0}),
@@ -28,6 +30,7 @@ def test_long_trials_are_not_passed_over_in_silence(monkeypatch: pytest.MonkeyPa
     ]
     callback.on_step_end(1, trials)
     assert not said  # too soon
+    assert accepted == [1]
     monkeypatch.setattr(tune_callback, "QUIET_SECONDS", 0.0)
     callback.on_step_end(2, trials)
     callback.on_step_end(3, trials[2:])
