@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from raycurv.service import local_ray
 from raycurv.train import CheckpointStore
@@ -84,16 +85,15 @@ class Campaign:
 
     def reference(self) -> None:
         """Train the run without kills, unless it is there."""
-        if CheckpointStore(str(self.driver.checkpoints("whole"))).exists():
-            return
-        finished = self._start("whole").finish()
-        assert finished.code == 0, finished.output
+        store = CheckpointStore(str(self.driver.checkpoints("whole")))
+        if store.finished() is None:
+            self._require(self._start("whole", *(["--resume"] if store.exists() else [])).finish())
 
     def run(self, number: int) -> Row:
         """Train one run with three kills."""
         draw = random.Random(number)
         name = f"killed-{number}"
-        shutil.rmtree(self.driver.checkpoints(name), ignore_errors=True)
+        self._forget(name)
         moments = ["start", "middle"] if number % 3 else ["middle", "middle"]
         moments.append(LAST[number % len(LAST)])
         logged = []
@@ -103,6 +103,12 @@ class Campaign:
             logged.append(len(self._history(name, "train/loss")))
         completed = self._complete(name, moments[-1], number)
         return self._row(number, tuple(moments), tuple(logged), completed)
+
+    def _forget(self, name: str) -> None:
+        """Remove what an interrupted campaign left of a run."""
+        shutil.rmtree(self.driver.checkpoints(name), ignore_errors=True)
+        for run in self._runs(name):
+            self._client().delete_run(run.info.run_id)
 
     def _start(self, name: str, *more: str) -> Job:
         workers = ("--workers", str(self.workers))
@@ -146,11 +152,11 @@ class Campaign:
     def _row(self, number: int, kills: tuple[str, ...], logged: tuple[int, ...], completed: str) -> Row:
         name = f"killed-{number}"
         losses, tests = self._history(name, "train/loss"), self._history(name, "test/loss")
-        status = self._run(name).info.status
+        (run,) = self._runs(name)
         equal = self._equal(name) and losses == self._history("whole", "train/loss")
         once = _once(losses, range(1, STEPS + 1))
         evaluations = _once(tests, range(STEPS_AN_EPOCH, STEPS + 1, STEPS_AN_EPOCH))
-        return Row(number, kills, logged, completed, len(losses), once, evaluations, equal, status)
+        return Row(number, kills, logged, completed, len(losses), once, evaluations, equal, run.info.status)
 
     def _equal(self, name: str) -> bool:
         one, other = (CheckpointStore(str(self.driver.checkpoints(each))).load() for each in (name, "whole"))
@@ -163,15 +169,15 @@ class Campaign:
         ]
         return bool(pairs) and all(torch.equal(a, b) for a, b in pairs)
 
-    def _run(self, name: str) -> Any:
+    def _runs(self, name: str) -> list[Run]:
         client = self._client()
         experiment = client.get_experiment_by_name("test")
         assert experiment is not None
-        (run,) = client.search_runs([experiment.experiment_id], f"tags.`raycurv.run_name` = '{name}'")
-        return run
+        return list(client.search_runs([experiment.experiment_id], f"tags.`raycurv.run_name` = '{name}'"))
 
     def _history(self, name: str, metric: str) -> list[tuple[int, float]]:
-        history = self._client().get_metric_history(self._run(name).info.run_id, metric)
+        (run,) = self._runs(name)
+        history = self._client().get_metric_history(run.info.run_id, metric)
         return sorted((point.step, point.value) for point in history)
 
     def _client(self) -> MlflowClient:
