@@ -100,7 +100,7 @@ class Batch:
         else:
             linear = self.linearise(record=False)
             gradient = linear.pull(linear.gradient)
-            loss = linear.means()[0]
+            loss = linear.loss()
         if self.objective.l2:
             gradient.flat.add_(self.objective.l2_gradient(self.objective.parameters).flat)
         return loss + self._l2_value(), gradient
@@ -176,10 +176,10 @@ class Batch:
         else:
             tape, first = Tape(self.objective.parameters) if record else None, self._first_pass(None)
             with torch.enable_grad():
-                outputs, weight = data_parallel.forward(self, tape)
+                outputs, carrier = data_parallel.forward(self, tape)
             if first is not None:
                 first.compare(outputs)
-            linear = Linearisation(self, outputs, tape, weight=weight)
+            linear = Linearisation(self, outputs, tape, carrier=carrier)
         if direction is not None:
             linear.tangent = linear.push(direction)
         return linear

@@ -1,13 +1,16 @@
-"""Gradients over several workers: one all-reduce, by torch's DistributedDataParallel (DDP).
+"""Gradients over several workers: one sum over the workers, by torch's DistributedDataParallel (DDP).
 
 DDP replaces the gradients of every worker by their mean over the workers. The objective needs a weighted mean over the
-samples instead: Σ J_φ·u over the workers, divided by Σw over the workers. One all-reduce gives both sums:
+samples instead: Σ J_φ·u over the workers, divided by Σw over the workers. One sum gives both, and the loss:
 
-1. Forward: the module inside DDP has one parameter of its own, `weight_carrier`, (1,). It returns a copy of it beside
-   the model's outputs.
-2. Backward: the cotangents of the outputs are multiplied by the number of workers, so that DDP's mean is a sum. The
-   copy's cotangent is Σw of this worker, so that ``weight_carrier.grad`` becomes Σw of all workers.
-3. The gradients are divided by that weight.
+1. Forward: the module inside DDP has one parameter of its own, `carrier`, (2,). It returns a copy of it beside the
+   model's outputs.
+2. Backward: the copy's cotangent is (Σw, Σw·ℓ) of this worker. A communication hook makes DDP sum its buckets by
+   :meth:`~raycurv.objective.collectives.Collectives.start_sum` instead of averaging them, so that ``carrier.grad``
+   becomes (Σw, Σw·ℓ) of all workers.
+3. The gradients and the loss are divided by Σw.
+
+`carrier` has the parameters' dtype where that is float32 or float64, so the loss is rounded to it.
 
 DDP reduces one backward pass after each forward pass. Where two forward passes are pulled, only the first pull goes
 through DDP. The second is reduced by :meth:`~raycurv.objective.batch.Batch.global_mean`.
@@ -25,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from raycurv.curvature import Tape
+from raycurv.objective.collectives import Collectives
 from raycurv.objective.direction import Direction
 from raycurv.objective.forward import ModelCall, finished, recording
 
@@ -42,22 +46,22 @@ class DataParallel:
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
-        self.module = ModuleWithWeight(objective.model_call, objective.device, objective.dtype)
+        self.module = ModuleWithCarrier(objective.model_call, objective.device, objective.dtype)
         self.find_unused_parameters = False
         self._ddp: nn.Module | None = None  # made at the first batch, which shows whether parameters are unused
         self._reduces_next = False  # DDP has run a forward pass whose backward pass it will reduce
 
     def forward(self, batch: Batch, tape: Tape | None) -> tuple[Tensor, Tensor]:
-        """A forward pass through DDP, recorded on the tape: outputs, and the copy of `weight_carrier`."""
+        """A forward pass through DDP, recorded on the tape: outputs, and the copy of `carrier`."""
         ddp = self._module_for(batch)
         with batch.counted("forward", type(tape).__name__), batch.forward_context(tape):
             self.module.tape = tape
             try:
-                outputs, weight = ddp(batch.inputs)
+                outputs, carrier = ddp(batch.inputs)
             finally:
                 self.module.tape = None
         self._reduces_next = True
-        return outputs, weight
+        return outputs, carrier
 
     def reduces_next(self) -> bool:
         """Whether DDP reduces the backward pass that comes now; it reduces none after it."""
@@ -65,33 +69,33 @@ class DataParallel:
         return reduces
 
     def mean_gradient(
-        self, outputs: Tensor, weight: Tensor, cotangent: Tensor, sum_of_weights: Tensor, *, keep: bool
-    ) -> Direction:
-        """J_φ·u / Σw over the samples of all workers, by a backward pass that DDP reduces.
+        self, outputs: Tensor, carrier: Tensor, cotangent: Tensor, sums: tuple[Tensor, Tensor], *, keep: bool
+    ) -> tuple[Direction, Tensor]:
+        """J_φ·u / Σw and Σw·ℓ / Σw over the samples of all workers, by a backward pass that DDP reduces.
 
         Args:
             outputs: outputs of :meth:`forward`, with their graph.
-            weight: the copy of `weight_carrier` that came with them.
+            carrier: the copy of `carrier` that came with them.
             cotangent: u, in the shape of the outputs.
-            sum_of_weights: Σw of this worker's samples, 0-d.
+            sums: Σw and Σw·ℓ of this worker's samples, 0-d each.
             keep: whether the graph is kept.
 
         Raises:
             RuntimeError: a parameter took part in the first batch and not in this one.
         """
-        objective, workers = self.objective, self.objective.collectives.size
-        leaves = [*objective.parameters, self.module.weight_carrier]
+        objective = self.objective
+        leaves = [*objective.parameters, self.module.carrier]
         for leaf in leaves:
             leaf.grad = None
-        weight_cotangent = (sum_of_weights * workers).to(weight.dtype).expand_as(weight)
-        cotangents = [(cotangent * workers).to(outputs.dtype), weight_cotangent]
-        torch.autograd.backward([outputs, weight], cotangents, retain_graph=keep)
+        cotangents = [cotangent.to(outputs.dtype), torch.stack(sums).to(carrier.dtype)]
+        torch.autograd.backward([outputs, carrier], cotangents, retain_graph=keep)
         self._check_gradients()
         gradient = objective.direction([parameter.grad for parameter in objective.parameters])
-        gradient.flat.div_(cast(Tensor, self.module.weight_carrier.grad).to(gradient.flat.dtype))
+        weight, loss = cast(Tensor, self.module.carrier.grad).double()
+        gradient.flat.div_(weight.to(gradient.flat.dtype))
         for leaf in leaves:
             leaf.grad = None
-        return gradient
+        return gradient, loss / weight
 
     def _module_for(self, batch: Batch) -> nn.Module:
         if self._ddp is None:
@@ -99,7 +103,7 @@ class DataParallel:
             unused = torch.tensor(float(_has_unused_parameters(batch)), device=self.objective.device)
             self.find_unused_parameters = bool(self.objective.collectives.sum(unused) > 0)
             self._ddp = distributed_data_parallel(
-                self.module, self.objective.collectives.group, find_unused_parameters=self.find_unused_parameters
+                self.module, self.objective.collectives, find_unused_parameters=self.find_unused_parameters
             )
         return self._ddp
 
@@ -121,11 +125,11 @@ class DataParallel:
             )
 
 
-class ModuleWithWeight(nn.Module):
-    """The module inside DDP: outputs of the model, and a copy of a parameter whose gradient is the batch's weight.
+class ModuleWithCarrier(nn.Module):
+    """The module inside DDP: outputs of the model, and a copy of a parameter whose gradient is the batch's sums.
 
     Attributes:
-        weight_carrier: parameter (1,) of value 0, in float32 or wider.
+        carrier: parameter (2,) of value 0, in float32 or wider; its gradient is (Σw, Σw·ℓ).
         tape: records the model's forward pass, or None.
     """
 
@@ -134,20 +138,20 @@ class ModuleWithWeight(nn.Module):
         self.model_call = model_call
         self.tape: Tape | None = None
         wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
-        self.weight_carrier = nn.Parameter(torch.zeros(1, dtype=wide, device=device))
+        self.carrier = nn.Parameter(torch.zeros(2, dtype=wide, device=device))
 
     def forward(self, inputs: Any) -> tuple[Tensor, Tensor]:
         """Outputs of the model, and the copy."""
         with recording(self.tape):
             outputs = self.model_call(inputs)
         # The tape ends here: DDP passes the outputs on through an autograd function of its own.
-        return finished(self.tape, outputs), self.weight_carrier.clone()
+        return finished(self.tape, outputs), self.carrier.clone()
 
 
 def distributed_data_parallel(
-    module: nn.Module, group: torch.distributed.ProcessGroup | None, *, find_unused_parameters: bool
+    module: nn.Module, collectives: Collectives, *, find_unused_parameters: bool
 ) -> nn.Module:
-    """The module in DDP, with gradients that are views of its buckets and buffers that stay local.
+    """The module in DDP, with gradients that are sums in views of its buckets, and buffers that stay local.
 
     Running statistics are equal on all workers without a broadcast, because batch statistics are synchronised.
     """
@@ -155,14 +159,17 @@ def distributed_data_parallel(
     # torch 2.14 renames the option that keeps buffers from being broadcast in every forward pass.
     known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return nn.parallel.DistributedDataParallel(
+    ddp = nn.parallel.DistributedDataParallel(
         module,
         device_ids=[device] if device.type == "cuda" else None,
-        process_group=group,
+        process_group=collectives.group,
         **cast(Any, {option: False}),
         gradient_as_bucket_view=True,
         find_unused_parameters=find_unused_parameters,
     )
+    # torch compares annotations, and those of this module are strings: a lambda has none.
+    ddp.register_comm_hook(collectives, lambda workers, bucket: workers.start_sum(bucket.buffer()))
+    return ddp
 
 
 def _has_unused_parameters(batch: Batch) -> bool:

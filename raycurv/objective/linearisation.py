@@ -46,7 +46,7 @@ class Linearisation:
         batch: the batch.
         outputs: outputs of the model, with their graph.
         tape: tape that has recorded the forward pass; None if nothing will be pushed.
-        weight: with several workers, the copy of DDP's `weight_carrier`
+        carrier: with several workers, the copy of DDP's `carrier`
             (:class:`~raycurv.objective.ddp.DataParallel`).
 
     Attributes:
@@ -59,12 +59,13 @@ class Linearisation:
     partial = False
 
     def __init__(
-        self, batch: Batch, outputs: Tensor, tape: Tape | None = None, *, weight: Tensor | None = None
+        self, batch: Batch, outputs: Tensor, tape: Tape | None = None, *, carrier: Tensor | None = None
     ) -> None:
         self.batch = batch
         self.outputs = outputs.detach()
         self.tangent: Tensor | None = None
-        self._tape, self._weight = tape, weight
+        self._tape, self._carrier = tape, carrier
+        self._loss: Tensor | None = None  # known after a pull
         self._graph: Tensor | None = outputs
         self._at: LossAt = batch.objective.loss.at(outputs, batch.targets)
         self._by_sample = batch.sample_weights.to(self._at.values.dtype).view(-1, *(1,) * (outputs.dim() - 1))
@@ -90,12 +91,13 @@ class Linearisation:
         """
         batch, data_parallel = self.batch, self.batch.objective.data_parallel
         sum_of_weights = batch.sample_weights.sum()
-        if data_parallel is None or self._weight is None:
+        if data_parallel is None or self._carrier is None:
             return self.pull_local(cotangent / sum_of_weights.to(cotangent.dtype), keep=keep)
         if data_parallel.reduces_next():
-            graph = self._take_graph(keep)
+            graph, sums = self._take_graph(keep), (sum_of_weights, self.loss_sum())
             with batch.counted("backward"):
-                return data_parallel.mean_gradient(graph, self._weight, cotangent, sum_of_weights, keep=keep)
+                gradient, self._loss = data_parallel.mean_gradient(graph, self._carrier, cotangent, sums, keep=keep)
+                return gradient
         pulled = self.pull_local(cotangent, keep=keep)
         return Direction(batch.global_mean(pulled.flat), pulled)
 
@@ -142,6 +144,10 @@ class Linearisation:
     def means(self, *sums: Tensor) -> Tensor:
         """Global means of the loss without the L2 term and of each local sum, (1 + len(sums),), in one all-reduce."""
         return self.batch.means(self.loss_sum(), *sums)
+
+    def loss(self) -> Tensor:
+        """Global mean of the loss without the L2 term, 0-d float64; it comes with :meth:`pull`, else by a sum."""
+        return self.means()[0] if self._loss is None else self._loss
 
     def loss_sum(self) -> Tensor:
         """Σ w·ℓ over this worker's samples, 0-d float64."""

@@ -74,13 +74,13 @@ def divide_for_curvature(batch: Batch, fraction: float) -> int:
 
 @torch.no_grad()
 def summed_gradient(batch: Batch) -> tuple[Tensor, Direction]:
-    """Loss and gradient without the L2 term, one micro-batch at a time, with one all-reduce of the gradient's size."""
+    """Loss and gradient without the L2 term, one micro-batch at a time, with one sum over the workers."""
     losses, total = [], None
     for micro_batch in batch.micro_batches:
         linear = micro_batch.local_linearisation(record=False)
         losses.append(linear.loss_sum())
         total = _add(total, linear.pull_local(linear.gradient))
-    return batch.means(torch.stack(losses).sum())[0], _global_mean(batch, total)
+    return _global_means(batch, torch.stack(losses).sum(), total)
 
 
 class MicroBatchedLinearisation(Linearisation):
@@ -128,11 +128,12 @@ class MicroBatchedLinearisation(Linearisation):
         return product * self._scale.to(product.dtype) if self.partial else product
 
     def pull(self, cotangent: Tensor, *, keep: bool = False) -> Direction:
-        """J_φ·u / Σw over all micro-batches and workers, with one all-reduce of the gradient's size."""
+        """J_φ·u / Σw over all micro-batches and workers, with one sum over the workers."""
         total = None
         for index, part in enumerate(cotangent.split(self._sizes)):
             total = _add(total, self._linearisation(index, record=False).pull_local(part, keep=keep))
-        return _global_mean(self.batch, total)
+        self._loss, gradient = _global_means(self.batch, self.loss_sum(), total)
+        return gradient
 
     def push(self, direction: Sequence[Tensor | None]) -> Tensor:
         """The tangent of this worker's outputs along `direction`, (B, …), 0 for samples without tangents."""
@@ -164,6 +165,10 @@ def _add(total: Direction | None, other: Direction) -> Direction:
     return total
 
 
-def _global_mean(batch: Batch, total: Direction | None) -> Direction:
+def _global_means(batch: Batch, loss_sum: Tensor, total: Direction | None) -> tuple[Tensor, Direction]:
+    """Loss and gradient from Σw·ℓ and J_φ·u of this worker, with one sum over the workers."""
     assert total is not None  # a divided batch has at least one micro-batch
-    return Direction(batch.global_mean(total.flat), total)
+    if batch.objective.collectives.size == 1:
+        return batch.means(loss_sum)[0], Direction(batch.global_mean(total.flat), total)
+    means = batch.global_mean(torch.cat([total.flat, loss_sum.view(1).to(total.flat.dtype)]))
+    return means[-1].double(), Direction(means[:-1], total)

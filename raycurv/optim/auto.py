@@ -105,7 +105,7 @@ class Auto(Rescaled):
         accepted = self._accumulate(gradient)
         before = Direction(state["direction"], gradient)
         taylor = linear.taylor(before) if measured else None
-        value = linear.means()[0] + objective.l2_value(objective.parameters) if taylor is None else taylor.value
+        value = linear.loss() + objective.l2_value(objective.parameters) if taylor is None else taylor.value
         if state["steps"]:
             self._measure(gradient.dot(before), taylor, accepted & torch.isfinite(value))
         rate = self._warmup() * self.rate()

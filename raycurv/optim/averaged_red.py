@@ -109,7 +109,7 @@ class AveragedRED(Rescaled):
         accepted, first, second = self._accumulate(gradient), state["counted"] <= 1, state["counted"] == 2
         direction = self._direction(gradient)
         sums = {"slope_sum": state["slope_sum"], "curvature_sum": state["curvature_sum"]}
-        loss = linear.means()[0] + objective.l2_value(objective.parameters)
+        loss = linear.loss() + objective.l2_value(objective.parameters)
         if curved:
             start, kept = 1 + (self.start - 1) * first.double(), 1 - second.double()
             curvature = linear.taylor(direction).absolute_curvature

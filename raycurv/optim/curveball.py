@@ -194,7 +194,7 @@ class CurveBall(StepOptimizer):
         """J(w), and the K and b of eq. 18 in the order (Δz, z), in one small all-reduce."""
         gradient = linear.gradient
         if self.momentum is not None and self.learning_rate is not None and self.damping_interval is None:
-            (data_loss,) = linear.means()
+            data_loss = linear.loss()
             loss = data_loss + objective.l2_value(objective.parameters)
             zero = 0 * delta.dot(delta).expand(2)  # NaN where Δz is not finite
             return loss, torch.zeros(2, 2, dtype=loss.dtype, device=loss.device), zero

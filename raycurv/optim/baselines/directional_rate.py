@@ -80,7 +80,7 @@ class DirectionalRate(Rescaled):
             gradient.flat.add_(objective.l2_gradient(objective.parameters).flat)
         accepted = self._accumulate(gradient)
         direction = self._direction(gradient)
-        loss = linear.means()[0] + objective.l2_value(objective.parameters)
+        loss = linear.loss() + objective.l2_value(objective.parameters)
         slope, changed = gradient.dot(direction), {}
         if curved:
             changed = self._changed(slope, linear.taylor(direction).curvature)

@@ -191,8 +191,8 @@ class _GaussNewton:
     def __init__(self, batch: Batch) -> None:
         self.objective = batch.objective
         self.linear = batch.linearise()
-        self.loss = self.linear.means()[0] + self.objective.l2_value(self.objective.parameters)
         pulled = self.linear.pull(self.linear.gradient, keep=True)
+        self.loss = self.linear.loss() + self.objective.l2_value(self.objective.parameters)
         self.gradient = pulled.flat + self.objective.l2_gradient(self.objective.parameters).flat
 
     def product(self, vector: Tensor) -> Tensor:
