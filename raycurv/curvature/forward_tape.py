@@ -97,6 +97,11 @@ class ForwardTape(Tape):
         if custom:
             self._alias = None  # it belongs to an earlier operator
 
+    def tangents(self, slots: Sequence[int | None]) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """First and second derivatives that stand in the slots, after a push through the pending operator."""
+        self._advance()
+        return [_read(self._d, slot) for slot in slots], [_read(self._dd, slot) for slot in slots]
+
     def finish(self, outputs: Tensor) -> None:
         """End the pass: push through the last operator, and set `first` and `second`.
 
@@ -149,6 +154,10 @@ class ForwardTape(Tape):
                 yield
         finally:
             self._paused = paused
+
+
+def _read(table: propagation.Tangents, slot: int | None) -> Tensor | None:
+    return None if slot is None else table.get(slot)
 
 
 def _unchanged(tensor: Tensor) -> Tensor:

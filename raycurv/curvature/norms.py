@@ -10,6 +10,7 @@ and for y = w x̂ + b:  y' = w x̂' + w' x̂ + b',  y'' = w x̂'' + 2 w' x̂'.  
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -50,8 +51,13 @@ class Normalised:
         """x̂' along d, in few temporaries: r (d − mean d − (x − μ) r² mean((x − μ) d))."""
         offset = self.x - self.centre
         d = d.to(offset.dtype)  # the statistics of half-precision tensors are float32
-        mean_d, c = self.mean(d, offset * d)
+        mean_d, c = self.first_moments(offset, d)
         return (d - mean_d).addcmul_(offset, -self.r * self.r * c).mul_(self.r)
+
+    def first_moments(self, offset: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        """mean d and mean((x − μ) d), where `offset` is x − μ."""
+        mean_d, c = self.mean(d, offset * d)
+        return mean_d, c
 
     def both(self, d: Tensor, dd: Tangent) -> tuple[Tensor, Tensor, Tensor]:
         """x̂, x̂' and x̂'' along a path with x' = d and x'' = dd."""
@@ -122,7 +128,7 @@ def affine(
             return first(*d), first(*dd) if any(t is not None for t in dd) else None
         outs = [torch.empty_like(x) if t is None else t for t in reusable]
         for chunk in normalised.chunks():
-            inside = Normalised(chunk(x), chunk(centre), chunk(r), normalised.mean)
+            inside = dataclasses.replace(normalised, x=chunk(x), centre=chunk(centre), r=chunk(r))
             x_hat, slope, second = inside.both(chunk(dx), None if ddx is None else chunk(ddx))
             w, dw, db, ddw, ddb = (None if t is None else chunk(t) for t in (weight, d[1], d[2], dd[1], dd[2]))
             second = second if w is None else second.mul_(w)
