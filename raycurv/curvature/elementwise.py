@@ -40,6 +40,8 @@ def _elementwise(phi1: Phi, phi2: Phi | None, fused: Phi | None = None, *, of: s
     def make(call: Call) -> Derivative:
         if len(call.active) > 1:  # a bound of clamp may be a tensor, with a tangent of its own
             return generic(call)
+        if call.args[0].is_complex():  # the kernels of backward passes conjugate, and not every function is holomorphic
+            return generic(call)
         at, more = (call.args[0] if of == "input" else call.out), call.args[1:]
 
         def first(d: Tensor, *_: Tangent) -> Tensor:
@@ -216,7 +218,6 @@ _BY_INPUT: dict[str, tuple[Phi, Phi | None]] = {
         lambda x: 2 / math.sqrt(math.pi) * torch.exp(-x * x),
         lambda x: -4 / math.sqrt(math.pi) * x * torch.exp(-x * x),
     ),
-    "square": (lambda x: 2 * x, lambda x: torch.full_like(x, 2)),
 }
 _BY_OUTPUT: dict[str, tuple[Phi, Phi | None]] = {
     "relu": (lambda y: _indicator(y > 0, y), None),
@@ -259,7 +260,7 @@ def _pow(call: Call) -> Derivative:
 # --- softmax ---------------------------------------------------------------------------------------------------------
 
 
-@rule("_softmax", "_safe_softmax", "softmax")
+@rule("_softmax", "_safe_softmax")
 def _softmax(call: Call) -> Derivative:
     y, dim = call.out, call.args[1]
 
@@ -273,7 +274,7 @@ def _softmax(call: Call) -> Derivative:
     return Derivative(lambda d: y * centred(d), quadratic)
 
 
-@rule("_log_softmax", "log_softmax")
+@rule("_log_softmax")
 def _log_softmax(call: Call) -> Derivative:
     out, dim = call.out, call.args[1]
 

@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from raycurv.curvature import propagation
+from raycurv.curvature.memory import Geometry
 from raycurv.curvature.propagation import Step
 from raycurv.curvature.rules import Derivative, UnsupportedOperator
-from raycurv.curvature.tape import Tape
+from raycurv.curvature.tape import Storage, Tape
 
 
 class ForwardTape(Tape):
@@ -93,7 +94,6 @@ class ForwardTape(Tape):
         """Make an operator the pending one; the arguments are those of :meth:`Tape.record`."""
         self._advance()
         super().record(name, slots, out, derivative, in_place=in_place, custom=custom)
-        self._pending = self.steps.pop()
         if custom:
             self._alias = None  # it belongs to an earlier operator
 
@@ -101,6 +101,15 @@ class ForwardTape(Tape):
         """First and second derivatives that stand in the slots, after a push through the pending operator."""
         self._advance()
         return [_read(self._d, slot) for slot in slots], [_read(self._dd, slot) for slot in slots]
+
+    def _append(self, step: Step) -> None:
+        self._advance()
+        self._pending = step
+
+    def _put_together(self, key: Geometry, storage: Storage) -> int:
+        slot = super()._put_together(key, storage)
+        self._advance()  # before `_alias` is that of the operator that reads the view
+        return slot
 
     def finish(self, outputs: Tensor) -> None:
         """End the pass: push through the last operator, and set `first` and `second`.
@@ -135,12 +144,13 @@ class ForwardTape(Tape):
     def _alive(self) -> set[int]:
         """Slots of tensors that are neither freed nor overwritten."""
         others = itertools.islice(self._storages.items(), self._parameter_storages, None)
-        freed = [cdata for cdata, (reference, _) in others if reference.expired()]
+        freed = [cdata for cdata, storage in others if storage.reference.expired()]
         for cdata in freed:
-            for key in self._storages.pop(cdata)[1]:
+            for key in self._storages.pop(cdata).keys:
                 self._slots.pop(key, None)
         # A parameter is read again by its slot, also where a view of the same geometry has taken its key.
-        return {*self._slots.values(), *self._leaves.values()}
+        written = (write.slot for storage in self._storages.values() for write in storage.writes)
+        return {*self._slots.values(), *self._leaves.values(), *written}
 
     @contextlib.contextmanager
     def _outside_dispatch(self) -> Iterator[None]:

@@ -14,21 +14,23 @@ from raycurv.curvature.rules import (
     UnsupportedOperator,
     generic,
     out_of_place,
+    refill,
     required,
     rule,
+    tensors_of,
     total,
 )
 
 
 @rule(
     "t", "transpose", "permute", "unsqueeze", "squeeze", "select", "slice", "alias", "expand", "clone", "_to_copy",
-    "contiguous", "mean", "sum", "neg", "flip", "roll", "repeat", "diagonal", "reflection_pad1d",
+    "mean", "sum", "neg", "flip", "roll", "repeat", "diagonal", "reflection_pad1d",
     "reflection_pad2d", "replication_pad1d", "replication_pad2d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
-    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d", "upsample_nearest2d",
-    "upsample_bilinear2d", "im2col", "col2im", "cumsum", "tril", "triu", "unfold", "movedim", "pixel_shuffle",
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "upsample_nearest2d",
+    "upsample_bilinear2d", "im2col", "col2im", "cumsum", "tril", "triu", "unfold", "pixel_shuffle",
     "pixel_unshuffle", "lift_fresh", "index_select", "gather", "index", "split", "split_with_sizes",
-    "unbind", "chunk", "unsafe_split", "channel_shuffle", "trace", "native_channel_shuffle", "expand_as",
-    "squeeze_copy", "narrow", "rot90",
+    "unbind", "unsafe_split", "trace", "native_channel_shuffle",
+    "squeeze_copy", "rot90", "_fft_r2c", "_fft_c2r", "_fft_c2c",
 )  # fmt: skip
 def _linear(call: Call) -> Derivative:
     # Out of place in any case: tangents share memory with each other and with the direction.
@@ -41,6 +43,90 @@ def _linear(call: Call) -> Derivative:
     return Derivative(first)
 
 
+# --- complex numbers: real and imaginary parts, linear over the real numbers -----------------------------------------
+
+
+@rule("_conj", "_conj_physical", "conj_physical")
+def _conjugate(call: Call) -> Derivative:
+    return Derivative(lambda d: torch.conj_physical(d))
+
+
+@rule("_neg_view")
+def _negative(call: Call) -> Derivative:
+    return Derivative(torch.neg)
+
+
+@rule("view_as_real")
+def _view_as_real(call: Call) -> Derivative:
+    return Derivative(lambda d: torch.view_as_real(d.resolve_conj()))
+
+
+@rule("view_as_complex")
+def _view_as_complex(call: Call) -> Derivative:
+    return Derivative(lambda d: torch.view_as_complex(d.contiguous()))
+
+
+@rule("complex")
+def _complex(call: Call) -> Derivative:
+    shape = call.out.shape
+
+    def first(re: Tangent, im: Tangent) -> Tensor:
+        zero = torch.zeros_like(required(total(re, im)))
+        return torch.complex(zero if re is None else re, zero if im is None else im).expand(shape)
+
+    return Derivative(first)
+
+
+# --- operators that are linear in several tensors --------------------------------------------------------------------
+
+
+@rule(
+    *("index_put", "_unsafe_index_put", "_index_put_impl", "index_add", "index_copy", "scatter_add", "slice_scatter"),
+    *("select_scatter", "diagonal_scatter", "masked_scatter"),
+)
+def _linear_in_all(call: Call) -> Derivative:
+    func, args, kwargs = out_of_place(call), call.args, call.kwargs
+    like = [(x.shape, x.dtype, x.device) for x in tensors_of(args)]
+
+    def first(*d: Tangent) -> Tensor:
+        given = iter(
+            x
+            if not dtype.is_floating_point and not dtype.is_complex
+            else torch.zeros(shape, dtype=dtype, device=device)
+            if t is None
+            else t.to(dtype)
+            for t, x, (shape, dtype, device) in zip(d, tensors_of(args), like, strict=True)
+        )
+        return func(*refill(args, given), **kwargs)
+
+    return Derivative(first)
+
+
+@rule("scatter")
+def _scatter(call: Call) -> Derivative:
+    if not isinstance(call.args[3], Tensor) or len(call.args) > 4 or call.kwargs:
+        return generic(call)
+    return _linear_in_all(call)
+
+
+@rule("zero", "fill", "floor", "ceil", "round", "trunc", "sign", "sgn")
+def _constant(call: Call) -> Derivative:
+    if call.name == "fill" and len(call.active) > 1 and call.active[1]:
+        shape = call.out.shape
+        return Derivative(lambda _, value: None if value is None else value.expand(shape))
+    if call.args[0].is_complex() and call.name == "sgn":
+        return generic(call)
+    return Derivative(lambda *_: None)
+
+
+@rule("copysign")
+def _copysign(call: Call) -> Derivative:
+    x, shape = call.args[0], call.out.shape
+    # The sign of the second argument is constant.
+    flips = torch.where(torch.signbit(x) == torch.signbit(call.out), 1.0, -1.0).to(x.dtype) * (x != 0)
+    return Derivative(lambda d, *_: None if d is None else (d * flips).expand(shape))
+
+
 @rule("constant_pad_nd")
 def _pad(call: Call) -> Derivative:
     func, padding = call.func, call.args[1]
@@ -51,11 +137,10 @@ def _pad(call: Call) -> Derivative:
 def _embedding(call: Call) -> Derivative:
     func, indices, rest = call.func, call.args[1], call.args[2:]
     padding = rest[0] if rest else -1
-    if len(rest) > 1 and rest[1]:
-        raise UnsupportedOperator(f"{func} with scale_grad_by_freq has a backward pass that is not its derivative")
 
     def first(d: Tensor, *_: Tangent) -> Tensor:
         tangent = func(d, indices, *rest)
+        # With scale_grad_by_freq too, this is the derivative; the backward pass is not its transpose.
         # The row of the padding is a constant, as it is for the backward pass.
         return tangent if padding < 0 else tangent.masked_fill((indices == padding)[..., None], 0)
 
@@ -86,6 +171,8 @@ def _random(call: Call) -> Derivative:
 
 @rule("view", "_unsafe_view", "_reshape_alias")
 def _view(call: Call) -> Derivative:
+    if call.out.dtype != call.args[0].dtype:
+        raise UnsupportedOperator("a view in another dtype has no derivative rule")
     shape = call.out.shape  # a tangent may have another layout in memory than its tensor
     return Derivative(lambda d, *_: d.reshape(shape))
 

@@ -202,7 +202,9 @@ def _mean_over(dims: Sequence[int]) -> Mean:
 
 
 @rule(
-    "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_batch_norm_with_update", "_native_batch_norm_legit"
+    *("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_batch_norm_with_update"),
+    "_native_batch_norm_legit",
+    outputs=1,
 )
 def _batch_norm(call: Call) -> Derivative:
     x, weight = call.args[0], call.args[1]
@@ -243,7 +245,7 @@ def _fixed(x: Tensor, centre: Tensor, r: Tensor, weight: Tensor | None) -> Deriv
     return Derivative(first, quadratic)
 
 
-@rule("native_layer_norm")
+@rule("native_layer_norm", outputs=1)
 def _layer_norm(call: Call) -> Derivative:
     x, shape, weight = call.args[:3]
     mean, r = call.out[1], call.out[2]
@@ -254,7 +256,7 @@ def _layer_norm(call: Call) -> Derivative:
     return in_operator_shapes(affine(Normalised(x, mean, r, _mean_over(dims), chunk_dim), scale), call, weights)
 
 
-@rule("native_group_norm")
+@rule("native_group_norm", outputs=1)
 def _group_norm(call: Call) -> Derivative:
     x, weight, _, samples, channels, _, groups, _ = call.args
     inside, weights = (samples, groups, channels // groups, -1), (1, groups, channels // groups, 1)

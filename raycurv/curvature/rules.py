@@ -16,10 +16,11 @@ derivative, and on reverse mode for the second: torch's nested forward mode give
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,11 +60,14 @@ class Derivative:
             linear.
         both: function of (d, dd, reusable); returns (f', f'') in place of the two functions above. `reusable` holds
             the first tensor argument's tangents in d and dd if they may be overwritten and returned, else None.
+        outputs: number of outputs, the first ones, whose tangents these functions give; None is all. The tangents of
+            the others are unknown.
     """
 
     first: Callable[..., Any]
     quadratic: Callable[..., Any] | None = None
     both: Both | None = None
+    outputs: int | None = None
 
 
 @dataclass
@@ -72,11 +76,12 @@ class Call:
 
     Attributes:
         func: overload of the operator.
-        name: name of the operator, without the underscore of an in-place form.
+        name: name of the operator, without the underscore of an in-place form (:func:`name_of`).
         args: positional arguments.
         kwargs: keyword arguments.
         active: whether each of the tensors among `args` may carry a tangent.
         out: tensor or tuple of tensors that the operator returned.
+        function: subclass of ``torch.autograd.Function``, where that was applied in place of an operator.
     """
 
     func: Any
@@ -85,26 +90,39 @@ class Call:
     kwargs: dict[str, Any]
     active: list[bool]
     out: Any = field(default=None)
+    function: Any = None
 
 
 Rule = Callable[[Call], Derivative]
 RULES: dict[str, Rule] = {}
-_KEEPS_INPUT: set[str] = set()
+KEEPS_INPUT: set[str] = set()
+# Registered operators, which torch executes without recording a graph where an autograd.Function calls them.
+WITHIN_FUNCTIONS: set[str] = set()
 
 
-def rule(*names: str, keeps_input: bool = False) -> Callable[[Rule], Rule]:
+def name_of(func: Any) -> str:
+    """Name of an operator: ``"mul"`` in torch's own library, ``"library::name"`` in any other."""
+    name = func.overloadpacket.__name__
+    return name if func.namespace == "aten" else f"{func.namespace}::{name}"
+
+
+def rule(*names: str, keeps_input: bool = False, outputs: int | None = None) -> Callable[[Rule], Rule]:
     """Register a rule for operators by name.
 
     Args:
-        *names: names of operators.
+        *names: names of operators (:func:`name_of`).
         keeps_input: whether the rule needs the first argument as it was before the call.
+        outputs: number of outputs, the first ones, whose tangents the rule gives; None is all.
     """
 
     def register(function: Rule) -> Rule:
+        def limited(call: Call) -> Derivative:
+            return dataclasses.replace(function(call), outputs=outputs)
+
         for name in names:
-            RULES[name] = function
+            RULES[name] = function if outputs is None else limited
             if keeps_input:
-                _KEEPS_INPUT.add(name)
+                KEEPS_INPUT.add(name)
         return function
 
     return register
@@ -120,7 +138,7 @@ def keeps_input(call: Call) -> bool:
     """Whether the rule needs the first argument's values, so that an in-place operator needs a copy of it."""
     if call.name in ("mul", "div"):
         return len(call.active) > 1 and call.active[1]
-    return call.name in _KEEPS_INPUT or call.name not in RULES
+    return call.name in KEEPS_INPUT or call.name not in RULES
 
 
 def tensors_of(args: Sequence[Any]) -> list[Tensor]:
@@ -132,6 +150,11 @@ def tensors_of(args: Sequence[Any]) -> list[Tensor]:
         elif isinstance(arg, (list, tuple)):
             found.extend(item for item in arg if isinstance(item, Tensor))
     return found
+
+
+def carries_tangents(tensor: Tensor) -> bool:
+    """Whether a tensor can have a tangent: real or complex numbers, no integers."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def total(*terms: Tangent) -> Tangent:
@@ -146,15 +169,13 @@ def total(*terms: Tangent) -> Tangent:
 # --- operators without a rule: torch's derivatives -------------------------------------------------------------------
 
 
-@rule("_weight_norm_interface")
-def _weight_norm(call: Call) -> Derivative:
-    def composite(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-        return v * (g / torch.norm_except_dim(v, 2, dim))
-
-    return generic(call, composite)  # the fused operator has no forward mode and a wrong second derivative
-
-
-def generic(call: Call, equivalent: Callable[..., Any] | None = None) -> Derivative:
+def generic(
+    call: Call,
+    equivalent: Callable[..., Any] | None = None,
+    name: str | None = None,
+    *,
+    forward_mode: bool = True,
+) -> Derivative:
     """Torch's derivatives: forward mode for the first, or reverse mode twice where torch has no forward mode.
 
     The second derivative takes reverse mode three times, which is slow and exact.
@@ -162,58 +183,83 @@ def generic(call: Call, equivalent: Callable[..., Any] | None = None) -> Derivat
     Args:
         call: execution of the operator.
         equivalent: function that computes the same as the operator and is differentiated in its place.
+        name: name of the operator in errors; None is that of the function.
+        forward_mode: whether the first derivative may be taken in forward mode.
 
     Raises:
-        UnsupportedOperator: torch has neither rule, or the operator draws random numbers.
+        UnsupportedOperator: torch has neither rule, the operator draws random numbers, or the model has overwritten
+            its arguments.
     """
     func = equivalent or out_of_place(call)
     # The call itself would keep its output alive.
     args, kwargs, active, operator = call.args, call.kwargs, list(call.active), call.func
+    name = name or str(call.func or func)
 
     def evaluate(*tensors: Tensor) -> Any:
         given = iter(tensors)
-        return func(*_refill(args, given), **kwargs)
+        return func(*refill(args, given), **kwargs)
 
     points = tensors_of(args)
+    versions = [point._version for point in points]
 
     def forward(*d: Tangent) -> Any:
         _load_forward_mode()
         with forward_ad.dual_level():
-            duals = [x if t is None else forward_ad.make_dual(x, t) for x, t in zip(points, d, strict=True)]
+            duals = [x if t is None else forward_ad.make_dual(x, t.to(x.dtype)) for x, t in zip(points, d, strict=True)]
             out = evaluate(*duals)
             many = isinstance(out, (list, tuple))
             tangents = tuple(_tangent(o) for o in (out if many else (out,)))
+            if all(tangent is None for tangent in tangents):
+                raise NotImplementedError("no tangent")  # a constant, or an operator without a rule
             return tangents if many else tangents[0]
 
-    def first(*d: Tangent) -> Any:
-        if torch.Tag.nondeterministic_seeded in operator.tags:
+    def check() -> None:
+        if any(point._version != version for point, version in zip(points, versions, strict=True)):
             raise UnsupportedOperator(
-                f"{func} draws random numbers, has no rule in raycurv.curvature.rules, and would "
+                f"an argument of {name} was overwritten before its derivative was taken: write out of place what "
+                "comes after it"
+            )
+        if operator is not None and torch.Tag.nondeterministic_seeded in operator.tags:
+            raise UnsupportedOperator(
+                f"{name} draws random numbers, has no rule in raycurv.curvature.rules, and would "
                 "draw others if it were computed again"
             )
+
+    def first(*d: Tangent) -> Any:
+        check()
+        if not forward_mode:
+            return by_reverse_mode(_first_derivative, None, *d)
         try:
             return forward(*d)
         except torch.OutOfMemoryError:
             raise
         except (NotImplementedError, RuntimeError) as error:
-            try:
-                return by_reverse_mode(_first_derivative, *d)
-            except RuntimeError:
-                raise UnsupportedOperator(
-                    f"{func} has no rule in raycurv.curvature.rules and torch's forward mode refuses it: {error}"
-                ) from error
+            return by_reverse_mode(_first_derivative, error, *d)
 
-    def by_reverse_mode(differentiate: Callable[..., Tangent], *d: Tangent) -> Any:
-        with torch.enable_grad():
-            xs = [x.detach().requires_grad_(a and t is not None) for x, a, t in zip(points, active, d, strict=True)]
-            moving = [x for x in xs if x.requires_grad]
-            along = [t for x, t in zip(xs, d, strict=True) if x.requires_grad]
-            out = evaluate(*xs)
-            many = isinstance(out, (list, tuple))
-            found = tuple(differentiate(o, moving, along) for o in (out if many else (out,)))
-        return found if many else found[0]
+    def by_reverse_mode(differentiate: Callable[..., Tangent], error: Exception | None, *d: Tangent) -> Any:
+        try:
+            with torch.enable_grad():
+                moves = [a and t is not None for a, t in zip(active, d, strict=True)]
+                xs = [x.detach().requires_grad_(moving) for x, moving in zip(points, moves, strict=True)]
+                moving = [x for x in xs if x.requires_grad]
+                along = [t for x, t in zip(xs, d, strict=True) if x.requires_grad]
+                out = evaluate(*xs)
+                many = isinstance(out, (list, tuple))
+                found = tuple(differentiate(o, moving, along) for o in (out if many else (out,)))
+            return found if many else found[0]
+        except torch.OutOfMemoryError:
+            raise
+        except (NotImplementedError, RuntimeError) as second_error:
+            raise UnsupportedOperator(
+                f"{name} has no rule in raycurv.curvature.rules and torch cannot differentiate it as often as needed: "
+                f"{error or second_error}"
+            ) from second_error
 
-    return Derivative(first, lambda *d: by_reverse_mode(_second_derivative, *d))
+    def quadratic(*d: Tangent) -> Any:
+        check()
+        return by_reverse_mode(_second_derivative, None, *d)
+
+    return Derivative(first, quadratic)
 
 
 @functools.cache
@@ -225,10 +271,11 @@ def _load_forward_mode() -> None:
 
 
 def _tangent(out: Any) -> Tangent:
-    return forward_ad.unpack_dual(out).tangent if isinstance(out, Tensor) and out.is_floating_point() else None
+    return forward_ad.unpack_dual(out).tangent if isinstance(out, Tensor) and carries_tangents(out) else None
 
 
-def _refill(args: Sequence[Any], tensors: Any) -> list[Any]:
+def refill(args: Sequence[Any], tensors: Iterator[Tensor]) -> list[Any]:
+    """Positional arguments with other tensors in the places of theirs."""
     filled: list[Any] = []
     for arg in args:
         if isinstance(arg, Tensor):
@@ -241,23 +288,43 @@ def _refill(args: Sequence[Any], tensors: Any) -> list[Any]:
 
 
 def _along(out: Tensor, xs: list[Tensor], d: list[Any]) -> Tangent:
-    """J·d as a differentiable function of xs, by differentiating vᵀJ with respect to v."""
+    """J·d as a differentiable function of xs, by differentiating vᵀJ with respect to v.
+
+    Raises:
+        RuntimeError: vᵀJ cannot be differentiated.
+    """
     v = torch.zeros_like(out, requires_grad=True)
     pulled = torch.autograd.grad(out, xs, v, create_graph=True, allow_unused=True, materialize_grads=True)
+    if any(_differentiable_once(p) for p in pulled):
+        raise RuntimeError("its backward pass cannot be differentiated (once_differentiable)")
     if not any(p.requires_grad for p in pulled):
         return None
     return torch.autograd.grad(pulled, v, d, create_graph=True, allow_unused=True)[0]
 
 
+def _differentiable_once(pulled: Tensor) -> bool:
+    """Whether the graph of a gradient ends where torch would raise an error, and would take 0 without one."""
+    nodes, seen = [pulled.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() in ("Error", "torch::autograd::Error"):
+            return True
+        seen.add(node)
+        nodes.extend(following for following, _ in node.next_functions)
+    return False
+
+
 def _first_derivative(out: Any, xs: list[Tensor], d: list[Any]) -> Tangent:
-    if not isinstance(out, Tensor) or not out.is_floating_point() or not out.requires_grad:
+    if not isinstance(out, Tensor) or not carries_tangents(out) or not out.requires_grad:
         return None
     slope = _along(out, xs, d)
     return None if slope is None else slope.detach()
 
 
 def _second_derivative(out: Any, xs: list[Tensor], d: list[Any]) -> Tangent:
-    if not isinstance(out, Tensor) or not out.is_floating_point() or not out.requires_grad:
+    if not isinstance(out, Tensor) or not carries_tangents(out) or not out.requires_grad:
         return None
     slope = _along(out, xs, d)
     if slope is None or not slope.requires_grad:
@@ -288,7 +355,7 @@ def out_of_place(call: Call) -> Any:
         return func
     if call.name == "transpose":  # its in-place and out-of-place overloads differ in name
         return aten.transpose.int
-    functional = getattr(getattr(torch.ops, func.namespace), call.name, None)
+    functional = getattr(getattr(torch.ops, func.namespace), call.name.split("::")[-1], None)
     if functional is None or not hasattr(functional, func._overloadname):
         raise UnsupportedOperator(f"{func} works in place and has no out-of-place form: write it out of place")
     return getattr(functional, func._overloadname)

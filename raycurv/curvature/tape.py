@@ -13,11 +13,15 @@ The autograd graph stays as it is, so that the same forward pass can be followed
 Identity of tensors: torch may pass a view to the next operator as another object than the one this mode saw. Tensors
 are therefore identified by storage and geometry. They carry tangents only while ``requires_grad`` is true: what the
 model detaches or computes under ``no_grad`` is a constant here, as it is for ``backward``.
+
+Writes through views (``x[:, 0] = …``): a tape keeps the writes to each storage (:mod:`raycurv.curvature.memory`). The
+tangent of a view that such a write has changed is put together when the model reads this view.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,17 +30,30 @@ from torch.autograd.function import BackwardCFunction
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raycurv.curvature import propagation, rules
+from raycurv.curvature import custom_functions, memory, propagation, rules
+from raycurv.curvature.memory import Geometry, Write
 from raycurv.curvature.propagation import Step
-from raycurv.curvature.rules import Call, Derivative, UnsupportedOperator
+from raycurv.curvature.rules import Call, Derivative, UnsupportedOperator, carries_tangents
 
-_Key = tuple[Any, ...]
 # Operators whose outputs never carry a tangent.
 _IGNORED = frozenset(
     ["detach", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_empty"]
 ) | frozenset(["new_zeros", "new_ones", "new_full", "sym_size", "sym_stride", "sym_numel", "is_same_size"])
 
-_NO_PERIOD = 1 << 62  # larger than any storage: addresses modulo it are the addresses
+
+@dataclass
+class Storage:
+    """What a tape knows of one storage.
+
+    Attributes:
+        reference: weak reference, so that no other storage gets the same identity after this one is freed.
+        keys: geometries of the tensors in it that have a slot.
+        writes: after a write in place, all that is known of the storage's tangent, the earliest write first.
+    """
+
+    reference: StorageWeakRef
+    keys: set[Geometry] = field(default_factory=set)
+    writes: list[Write] = field(default_factory=list)
 
 
 class Tape(TorchDispatchMode):
@@ -48,11 +65,12 @@ class Tape(TorchDispatchMode):
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         super().__init__()
-        self._slots: dict[_Key, int] = {}
-        self._storages: dict[int, tuple[StorageWeakRef, set[_Key]]] = {}
+        self._slots: dict[Geometry, int] = {}
+        self._storages: dict[int, Storage] = {}
         self._number_of_slots = 0
         self._paused = False
         self._custom: set[int] = set()  # slots of outputs of custom autograd functions with a known derivative
+        self._materialised: set[int] = set()  # slots of tensors that torch makes of views with a conjugate or sign bit
         self.steps: list[Step] = []
         self.parameter_slots = tuple(self._register(parameter) for parameter in parameters)
         self._leaves = dict(self._slots)
@@ -61,6 +79,17 @@ class Tape(TorchDispatchMode):
         self._number_of_slots += 1
         self._output_slot: int | None = None
         self._last_use: list[int] = []
+
+    def __enter__(self) -> Tape:
+        """Start recording."""
+        super().__enter__()
+        custom_functions.entered(self)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """Stop recording."""
+        custom_functions.left()
+        super().__exit__(*exception)
 
     # --- recording -------------------------------------------------------------------------------------------------
 
@@ -73,9 +102,11 @@ class Tape(TorchDispatchMode):
             UnsupportedOperator: a tangent reaches an operator without a rule.
         """
         kwargs = kwargs or {}
-        name = func.overloadpacket.__name__
+        name = rules.name_of(func)
+        if name == "detach" and self._materialised:
+            self._materialised.discard(self._slots.get(memory.geometry(args[0]), -1))
         # Computations under no_grad, also in place, are constants here as they are for backward.
-        if self._paused or name in _IGNORED or not torch.is_grad_enabled():
+        if self._paused or name in _IGNORED or not (torch.is_grad_enabled() or name in rules.WITHIN_FUNCTIONS):
             return func(*args, **kwargs)
         tensors = rules.tensors_of(args)
         slots = tuple(self._slot_of(tensor, name) for tensor in tensors)
@@ -89,10 +120,18 @@ class Tape(TorchDispatchMode):
         if in_place and rules.keeps_input(call):
             call.args = (args[0].clone(), *args[1:])
         out = func(*args, **kwargs)
-        if not any(tensor.is_floating_point() for tensor in rules.tensors_of([out])):
+        if not any(carries_tangents(tensor) for tensor in rules.tensors_of([out])):
+            if out is None and func._schema.is_mutable:
+                raise UnsupportedOperator(f"{func} writes in place and returns nothing: write it out of place")
             return out  # item(), equal(), comparisons, argmax: no tangent leaves them
         call.out = out
-        self.record(name, slots, out, rules.derivative(call), in_place=in_place)
+        self.record(name, slots, out, rules.derivative(call), in_place=in_place, custom=name in rules.WITHIN_FUNCTIONS)
+        # Torch resolves conjugates and signs in tensors of its own, below autograd, that require no gradient.
+        if slots[0] is not None and (
+            (plain == "clone" and (tensors[0].is_conj() or tensors[0].is_neg()))
+            or (in_place and not tensors[0].requires_grad)
+        ):
+            self._materialised.add(self._slots[memory.geometry(out)])
         return out
 
     def _saved_arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -121,19 +160,32 @@ class Tape(TorchDispatchMode):
         """
         outs = (out,) if isinstance(out, Tensor) else tuple(out)
         if in_place:
-            self._forget_views(outs[0])
+            self._prepare_write(outs[0])
+        known = len(outs) if derivative.outputs is None else derivative.outputs
         new_slots = tuple(
-            self._register(tensor) if isinstance(tensor, Tensor) and tensor.is_floating_point() else None
-            for tensor in outs
+            self._register(tensor)
+            if isinstance(tensor, Tensor) and carries_tangents(tensor) and index < known
+            else None
+            for index, tensor in enumerate(outs)
         )
+        if in_place and new_slots[0] is not None:
+            memory.add_write(self._storage_of(outs[0]).writes, Write(memory.geometry(outs[0]), new_slots[0]))
         if custom:
             self._custom.update(slot for slot in new_slots if slot is not None)
         dtypes = tuple(tensor.dtype if isinstance(tensor, Tensor) else None for tensor in outs)
-        self.steps.append(Step(name, slots, new_slots, dtypes, derivative))
+        self._append(Step(name, slots, new_slots, dtypes, derivative))
+
+    def _append(self, step: Step) -> None:
+        self.steps.append(step)
 
     def paused(self) -> _Paused:
         """A context in which operators are executed without being recorded."""
         return _Paused(self)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether operators are executed without being recorded."""
+        return self._paused
 
     def slots(self, tensors: Sequence[Tensor | None], name: str) -> tuple[int | None, ...]:
         """Slots of an operator's inputs; None for those that no tangent reaches."""
@@ -145,37 +197,64 @@ class Tape(TorchDispatchMode):
 
     def _slot_of(self, tensor: Tensor, name: str) -> int | None:
         if not tensor.requires_grad:
-            return None
-        slot, node = self._slots.get(_key(tensor)), tensor.grad_fn
+            if not self._materialised:
+                return None
+            slot = self._slots.get(memory.geometry(tensor))
+            return slot if slot in self._materialised else None
+        key = memory.geometry(tensor)
+        slot, node = self._slots.get(key), tensor.grad_fn
         if node is None:
-            return self._leaves.get(_key(tensor), self._constant)
+            return self._leaves.get(key, self._constant)
         # The backward pass of a custom autograd.Function need not be the derivative of its forward pass.
         if slot is None or (isinstance(node, BackwardCFunction) and slot not in self._custom):
-            raise UnsupportedOperator(
-                f"{name} reads a tensor whose tangent is unknown, because {node.name()} made it: "
-                "a custom autograd.Function, complex numbers, or a write through a view (x[:, 0] = …, an in-place "
-                "operation on one of two views). Write it with real torch operators, out of place"
-            )
+            storage = self._storages.get(key[0])
+            if storage is None or not storage.writes or isinstance(node, BackwardCFunction):
+                raise UnsupportedOperator(custom_functions.unknown_tangent(name, node))
+            return self._put_together(key, storage)
+        if self._materialised:
+            self._materialised.discard(slot)  # the model's own tensor: what it detaches is a constant
         return slot
 
     def _register(self, tensor: Tensor) -> int:
-        storage = tensor.untyped_storage()
-        key = _key(tensor)
-        # A weak reference, so that no other storage gets the same identity after this one is freed.
-        _, keys = self._storages.setdefault(storage._cdata, (StorageWeakRef(storage), set()))
-        keys.add(key)
+        return self._new_slot(memory.geometry(tensor), self._storage_of(tensor))
+
+    def _new_slot(self, key: Geometry, storage: Storage) -> int:
+        storage.keys.add(key)
         slot = self._number_of_slots
         self._slots[key] = slot
         self._number_of_slots += 1
         return slot
 
-    def _forget_views(self, tensor: Tensor) -> None:
-        """Remove the slots of views that an in-place write to `tensor` has changed."""
-        _, keys = self._storages.get(tensor.untyped_storage()._cdata, (None, set[_Key]()))
-        written = _key(tensor)
-        for key in [key for key in keys if not _disjoint(key, written)]:
+    def _storage_of(self, tensor: Tensor) -> Storage:
+        storage = tensor.untyped_storage()
+        found = self._storages.get(storage._cdata)
+        if found is None:
+            found = self._storages[storage._cdata] = Storage(StorageWeakRef(storage))
+        return found
+
+    def _prepare_write(self, tensor: Tensor) -> None:
+        """Keep what is known of the storage beside `tensor`, and remove the slots of views that the write changes."""
+        storage, written = self._storage_of(tensor), memory.geometry(tensor)
+        if not storage.writes and storage.keys != {written}:
+            for key in sorted(storage.keys, key=memory.number_of_elements, reverse=True):
+                memory.add_write(storage.writes, Write(key, self._slots[key]), only_if_new=True)
+        for key in [key for key in storage.keys if not memory.disjoint(key, written)]:
             self._slots.pop(key, None)
-            keys.discard(key)
+            storage.keys.discard(key)
+
+    def _put_together(self, key: Geometry, storage: Storage) -> int:
+        """The slot of a view that writes in place have changed: its tangent is put together from theirs."""
+        if len(storage.writes) > 1:
+            whole, derivative = memory.assemble(storage.writes)
+            slot = self._number_of_slots
+            self._number_of_slots += 1
+            inputs = tuple(write.slot for write in storage.writes)
+            self._append(Step("write through a view", inputs, (slot,), (whole[4],), derivative))
+            storage.writes[:] = [Write(whole, slot)]
+        (write,) = storage.writes
+        slot = self._new_slot(key, storage)
+        self._append(Step("view of a write", (write.slot,), (slot,), (key[4],), memory.view_of(write.key, key)))
+        return slot
 
     def finish(self, outputs: Tensor) -> None:
         """End the recording: the tangents of `outputs` are wanted.
@@ -262,34 +341,3 @@ class _Paused:
 
     def __exit__(self, *_: object) -> None:
         self.tape._paused = False
-
-
-def _key(tensor: Tensor) -> _Key:
-    return (
-        tensor.untyped_storage()._cdata,
-        tensor.storage_offset(),
-        tensor.shape,
-        tensor.stride(),
-        tensor.dtype,
-    )
-
-
-def _disjoint(a: _Key, b: _Key) -> bool:
-    """Whether two views of one storage certainly share no element, such as the chunks of a tensor.
-
-    They share none if for some stride their addresses modulo this stride lie in separate intervals.
-    """
-    if a[-1] != b[-1]:
-        return False
-    for period in {stride for stride in (*a[3], *b[3], _NO_PERIOD) if stride > 0}:
-        (start, end), (other_start, other_end) = _interval(a, period), _interval(b, period)
-        if max(end, other_end) <= period and (end <= other_start or other_end <= start):
-            return True
-    return False
-
-
-def _interval(key: _Key, period: int) -> tuple[int, int]:
-    """First and end of a view's addresses modulo `period`; an end above `period` wraps around."""
-    _, offset, shape, strides, _ = key
-    span = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True) if size > 1 and stride % period)
-    return offset % period, offset % period + span + 1

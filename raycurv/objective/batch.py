@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._fuser import optimized_execution
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
@@ -293,6 +294,8 @@ class Batch:
             self._hidden_values = hidden.get()
         torch.clear_autocast_cache()  # it would return weights that were cast before the last step
         with contextlib.ExitStack() as stack:
+            # What torch.jit optimises once, it executes out of a tape's sight ever after.
+            stack.enter_context(optimized_execution(False))
             if first:
                 stack.enter_context(finite_statistics(objective.model))
             else:
