@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from raycurv.curvature import ForwardTape, Tape
 from raycurv.curvature.synchronised_batch_norm import SynchronisedBatchNorm
+from raycurv.objective.collectives import Local
 from raycurv.objective.consistency import FirstPass
 from raycurv.objective.direction import Direction
 from raycurv.objective.forward import RandomState, buffers_restored, finished, finite_statistics, recording
@@ -302,8 +303,7 @@ class Batch:
                 stack.enter_context(self._random_state.replayed())
                 stack.enter_context(buffers_restored(objective.model))
                 stack.enter_context(hidden.replayed(self._hidden_values))
-            if objective.collectives.size > 1:
-                stack.enter_context(SynchronisedBatchNorm(objective.collectives.sum, empty=self.empty, tape=tape))
+            stack.enter_context(self._batch_norm(tape, first=first))
             if tape is not None:
                 # The fused attention kernels have no forward-mode rule.
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -324,6 +324,29 @@ class Batch:
             yield
         finally:
             self._random_state, self._hidden_values = saved
+
+    def _batch_norm(self, tape: Tape | None, *, first: bool) -> contextlib.AbstractContextManager[Any]:
+        """Context of batch normalisation with several workers."""
+        collectives = self.objective.collectives
+        if collectives.size == 1:
+            return contextlib.nullcontext()
+        if self.objective.batch_norm == "synchronised":
+            return SynchronisedBatchNorm(collectives.sum, empty=self.empty, tape=tape)
+        if self.samples > 1:
+            return contextlib.nullcontext()
+        return self._batch_norm_of_one_sample(tape, moves=first and not self.empty)
+
+    @contextlib.contextmanager
+    def _batch_norm_of_one_sample(self, tape: Tape | None, *, moves: bool) -> Iterator[None]:
+        """Context of a share of one sample, which torch may refuse to normalise, or of a blank one.
+
+        Args:
+            tape: tape that records the forward pass.
+            moves: whether running statistics move; a blank sample never moves them.
+        """
+        kept = contextlib.nullcontext() if moves else buffers_restored(self.objective.model)
+        with kept, SynchronisedBatchNorm(Local().sum, tape=tape):
+            yield
 
     def _first_pass(self, points: Sequence[Tensor] | None) -> FirstPass | None:
         """What the check of a model needs before its first forward pass; None where it is not checked."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from raycurv.objective.losses import Loss
 from raycurv.objective.operations import OperationCounter
 from raycurv.objective.requirements import Covers, in_l2_term, trainable
 
+BatchNormStatistics = Literal["synchronised", "local"]
 _PIECE = 1 << 16  # squares that a CPU adds up in float32: a norm of 60 million is otherwise wrong by 2·10⁻³
 
 
@@ -56,6 +57,9 @@ class Objective:
             questions: CurveBall takes 3.0 and RED 2.7 times the operations of an SGD step. Answers equal the whole
             batch's, except that batch normalisation takes the statistics of each micro-batch and running statistics
             move once for each.
+        batch_norm: statistics of batch normalisation with several workers: ``"synchronised"``, those of the global
+            batch; or ``"local"``, those of each worker's share, as by default in DistributedDataParallel. Local ones
+            take no communication, and make the result depend on the number of workers.
         call: ``call(model, inputs)`` returns the outputs of a model that is called in another way, such as
             ``lambda model, inputs: model(**inputs).logits`` for inputs that are a dict.
         check_consistency: whether the first batch is computed twice, once in all, and the outputs compared. A model
@@ -74,7 +78,7 @@ class Objective:
         TypeError: `model` is not a module, a trainable parameter is not real and floating, or `loss` is neither a name
             nor callable.
         ValueError: no trainable parameter, parameters of several devices or dtypes, an unknown loss, a loss module that
-            is not a mean over samples, or a bad `l2`, `l2_covers` or `micro_batch`.
+            is not a mean over samples, or a bad `l2`, `l2_covers`, `micro_batch` or `batch_norm`.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class Objective:
         collectives: Collectives | None = None,
         l2_covers: Covers = "all",
         micro_batch: int | None = None,
+        batch_norm: BatchNormStatistics = "synchronised",
         call: Callable[[nn.Module, Any], Tensor] | None = None,
         check_consistency: bool = True,
     ) -> None:
@@ -99,7 +104,10 @@ class Objective:
         require("l2", l2, 0 <= l2 < float("inf"), "a finite number of at least 0")
         if micro_batch is not None:
             require_whole("micro_batch", micro_batch, 1)
+        choices = get_args(BatchNormStatistics)
+        require("batch_norm", batch_norm, batch_norm in choices, f"one of {', '.join(choices)}")
         self.l2, self.micro_batch, self.weights = l2, micro_batch, weights
+        self.batch_norm = batch_norm
         self.l2_covers = l2_covers
         self._in_l2_term = [in_l2_term(l2_covers, name, parameter) for name, parameter in named]
         self.collectives: Collectives = collectives if collectives is not None else Local()
@@ -177,6 +185,7 @@ class Objective:
             collectives=self.collectives,
             l2_covers=self.l2_covers,
             micro_batch=self.micro_batch,
+            batch_norm=self.batch_norm,
             call=self.model_call.call,
             check_consistency=self.check_consistency,
         )

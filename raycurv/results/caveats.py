@@ -16,7 +16,13 @@ _OTHERWISE = ("name", "seed", "optimizer", "checkpoint_every", "log_every", "kee
 
 def list_caveats(outcomes: Sequence[Outcome]) -> list[str]:
     """Caveats of these runs as sentences; empty if there are none."""
-    return [*_mixed(outcomes), *_unmeasured(outcomes), *_with_l2_term(outcomes), *_infinite(outcomes)]
+    return [
+        *_mixed(outcomes),
+        *_unmeasured(outcomes),
+        *_with_l2_term(outcomes),
+        *_with_local_batch_norm(outcomes),
+        *_infinite(outcomes),
+    ]
 
 
 def configuration_differences(
@@ -74,6 +80,19 @@ def _with_l2_term(outcomes: Sequence[Outcome]) -> list[str]:
             found.append(
                 f"{recipe}: {L2_TERM} was not measured in {_named(without, len(measured))}; "
                 f"in version 0.1 it is part of {LOSS}."
+            )
+    return found
+
+
+def _with_local_batch_norm(outcomes: Sequence[Outcome]) -> list[str]:
+    """Caveats of runs whose batch normalisation takes the statistics of each worker's share."""
+    found = []
+    for recipe, mine in _by_recipe(outcomes).items():
+        local = [o for o in mine if o.conditions.get("batch_norm") == "local"]
+        if local:
+            found.append(
+                f"{recipe}: batch normalisation takes the statistics of each worker's share (batch_norm=local) in "
+                f"{_named(local, len(mine))}, so that their results depend on the number of workers."
             )
     return found
 

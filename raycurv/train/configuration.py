@@ -25,6 +25,7 @@ from raycurv.train.moved_paths import current_path, former_path
 
 Precision = Literal["fp32", "fp64", "bf16"]
 BestMode = Literal["max", "min"]
+BatchNorm = Literal["synchronised", "local"]
 # Fields that change no measured number.
 _NO_EFFECT = (
     "name", "log_every", "checkpoint_every", "keep_checkpoints", "gradient_norm", "batch_error", "stop_after",
@@ -37,6 +38,7 @@ _LATER: dict[str, Any] = {
     "metrics": {},
     "start_from": None,
     "freeze": (),
+    "batch_norm": "synchronised",
 }
 _PRETRAINED = ("torchvision", "timm", "transformers")  # packages with pretrained networks by name
 Setting = bool | int | float | str | None | tuple[Any, ...]
@@ -216,6 +218,9 @@ class RunConfig:
         freeze: patterns of the names of parameters that stay as they are, such as ``features.*``.
         seed: seed of the initial weights, the data order, augmentation and dropout.
         precision: ``fp32``, ``fp64``, or ``bf16`` (autocast; weights stay in float32).
+        batch_norm: statistics of batch normalisation with several workers: ``synchronised``, those of the global batch;
+            or ``local``, those of each worker's share. Local ones are faster, and make the result depend on the number
+            of workers.
         clip_gradient: largest global norm of the gradient; only for optimizers that follow a gradient.
         average_weights: decay of an exponential average of the weights, evaluated and saved beside the raw ones.
         log_every: steps between two transfers of scalars from the device to the log.
@@ -256,6 +261,7 @@ class RunConfig:
     freeze: tuple[str, ...] = field(default=(), metadata={"values": "PATTERN …"})
     seed: int = 0
     precision: Precision = "fp32"
+    batch_norm: BatchNorm = "synchronised"
     clip_gradient: float | None = None
     average_weights: float | None = None
     log_every: int = 50
@@ -289,6 +295,7 @@ class RunConfig:
             ("seed", 0 <= self.seed < 2**63, "a whole number from 0 to 2⁶³−1"),
             ("l2", 0 <= self.l2 < math.inf, "a finite number of at least 0"),
             ("precision", self.precision in get_args(Precision), "one of fp32, fp64, bf16"),
+            ("batch_norm", self.batch_norm in get_args(BatchNorm), "one of synchronised, local"),
             ("validation", 0 <= self.validation < 1, "0, or a fraction below 1 (0.1 is usual)"),
             ("clip_gradient", clip is None or 0 < clip < math.inf, "None or a positive number"),
             ("average_weights", average is None or 0 < average < 1, "None or between 0 and 1 (0.99 is usual)"),

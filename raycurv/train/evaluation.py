@@ -164,7 +164,8 @@ def update_batch_norm(run: TrainingRun, batches: int = BATCH_NORM_BATCHES) -> No
     """Replace the running statistics of batch normalisation by means over the first training batches of an epoch.
 
     As `torch.optim.swa_utils.update_bn`, for any number of workers: the batches go through the objective, which
-    normalises by global statistics. Other modules are in evaluation mode, so no random number is drawn.
+    normalises by global statistics, or by local ones that are averaged over the workers afterwards. Other modules are
+    in evaluation mode, so no random number is drawn.
 
     Args:
         run: the run whose model is updated; all workers call this together.
@@ -188,6 +189,7 @@ def update_batch_norm(run: TrainingRun, batches: int = BATCH_NORM_BATCHES) -> No
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
                 norm.training = False
+    run.average_running_statistics()
 
 
 @contextmanager

@@ -260,6 +260,7 @@ class _Trainer:
         Raises:
             ValueError: the metric of the best checkpoint is not among the metrics.
         """
+        self.run.average_running_statistics()
         values, metric = evaluate_run(self.run), self.run.config.best_metric
         if metric is not None and metric not in (*values, "train/epoch_loss"):
             known = ", ".join(("train/epoch_loss", *values))
@@ -294,6 +295,7 @@ class _Trainer:
         if self.saved_at == run.progress.step:
             return
         self.start_interval()
+        run.average_running_statistics()
         state = run.state()
         if run.collectives.rank == 0:
             address = self.store.save(state, best=self.at_best)

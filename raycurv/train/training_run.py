@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from raycurv import Objective, optim
@@ -142,7 +142,14 @@ class TrainingRun:
             training_samples=len(self.training),
             max_steps=config.max_steps,
         )
-        self.objective = Objective(self.model, self.loss, config.l2, weights=self.weights, collectives=collectives)
+        self.objective = Objective(
+            self.model,
+            self.loss,
+            config.l2,
+            weights=self.weights,
+            collectives=collectives,
+            batch_norm=config.batch_norm,
+        )
         self.objective.operations = self.operations = OperationCounter()
         self.optimizer = build_optimizer(config, self.model, self.horizon)
         decay = config.average_weights
@@ -242,6 +249,24 @@ class TrainingRun:
         means = {"train/epoch_loss": loss, **({"train/epoch_l2_term": l2_term} if self.config.l2 else {})}
         return {name: total / weight if weight else math.nan for name, total in means.items()}
 
+    @torch.no_grad()
+    def average_running_statistics(self) -> None:
+        """Replace running statistics that every worker has of its own by their means over the workers.
+
+        All workers call this together, before they evaluate and before a checkpoint. Nothing is done where batch
+        normalisation is synchronised.
+        """
+        if self.config.batch_norm == "synchronised" or self.collectives.size == 1:
+            return
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+        buffers = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
+        if not buffers:
+            return
+        flat = torch.cat([buffer.double().flatten() for buffer in buffers])
+        means = self.collectives.sum(flat) / self.collectives.size
+        for buffer, mean in zip(buffers, means.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(mean.view(buffer.shape))
+
     def global_sums(self) -> Tensor:
         """Sum of :attr:`epoch_sums` over all workers, which call this together."""
         return self.collectives.sum(self.epoch_sums.clone())
@@ -264,6 +289,20 @@ class TrainingRun:
         }
         return state if self.average is None else state | {"average": self.average.state_dict()}
 
+    def _check_workers(self, stored: str) -> None:
+        """Refuse another number of workers where each has batch statistics of its own.
+
+        Raises:
+            CheckpointError: the number differs from the one in `stored`, such as "2 on cpu".
+        """
+        count, now = int(stored.partition(" ")[0]), self.collectives.size
+        if self.config.batch_norm == "local" and count != now:
+            raise CheckpointError(
+                f"the run normalises by statistics of each worker's share (batch_norm='local'), so that it is another "
+                f"run on another number of workers: it had {count} and now has {now}. Give it {count} "
+                f"(--workers {count}), or start a new run"
+            )
+
     def _check_horizon(self, stored: optim.Horizon) -> None:
         if not self.optimizer.follows_horizon or self.config.change_horizon or stored.steps == self.horizon.steps:
             return
@@ -281,7 +320,7 @@ class TrainingRun:
 
         Raises:
             CheckpointError: the checkpoint is of another version or of other data, or the length of the run has changed
-                and the step sizes depend on it.
+                and the step sizes depend on it, or the number of workers has changed and the result depends on it.
         """
         if state.get("version") != VERSION:
             raise CheckpointError(
@@ -293,6 +332,7 @@ class TrainingRun:
                 "put the data back as it was, or start a new run"
             )
         self._check_horizon(optim.Horizon(**state["horizon"]))
+        self._check_workers(str(state["workers"]))
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:

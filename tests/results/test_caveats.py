@@ -51,6 +51,14 @@ def test_losses_that_contain_the_l2_term_are_told_beside_those_that_do_not():
     assert list_caveats([new]) == []
 
 
+def test_batch_statistics_of_each_worker_are_named():
+    local = run("c", [0.4], conditions={"batch_norm": "local"})
+    assert list_caveats([*PLAIN, local]) == [
+        "mnist: batch normalisation takes the statistics of each worker's share (batch_norm=local) in 1 of 3 runs (c), "
+        "so that their results depend on the number of workers."
+    ]
+
+
 def test_runs_that_measured_nothing_still_make_a_report():
     text = report.page("x", [run("a", []), run("b", [math.nan], accuracy=None)], versions={}, command="")
     assert "Nothing that was measured can be drawn." in text

@@ -21,6 +21,14 @@ def test_evaluation_by_steps_changes_the_digest_only_where_it_is_asked_for() -> 
     assert dataclasses.replace(wanted, evaluate_every_steps=5).digest != wanted.digest
 
 
+def test_local_batch_statistics_change_the_digest_and_the_default_does_not() -> None:
+    wanted = config()
+    assert dataclasses.replace(wanted, batch_norm="synchronised").digest == wanted.digest
+    assert dataclasses.replace(wanted, batch_norm="local").digest != wanted.digest
+    with pytest.raises(ValueError, match=r"RunConfig.batch_norm is 'global'; it must be one of synchronised, local"):
+        config(batch_norm="global")
+
+
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [

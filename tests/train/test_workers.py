@@ -10,6 +10,7 @@ import torch
 from raycurv.models import transformer
 from raycurv.objective.collectives import Local, ProcessGroup
 from raycurv.train import (
+    CheckpointError,
     CheckpointStore,
     Component,
     NonFiniteLoss,
@@ -83,6 +84,11 @@ def everything(rank: int, folder: str) -> dict[str, Any]:
     found["stopped"] = [asked.stopped, asked.steps]
     go(folder, dropped, collectives, resume="must")
     go(folder, dataclasses.replace(dropped, name="dropped-at-once"), collectives)
+    # Batch statistics of each worker's share: in two sittings, and in one.
+    local = config(name="local", samples=13, norm=True, batch_norm="local", epochs=4, checkpoint_every=3)
+    go(folder, local, collectives, stop=lambda: rank == 0)
+    go(folder, local, collectives, resume="must")
+    go(folder, dataclasses.replace(local, name="local-at-once"), collectives)
     with pytest.raises(WorkersDisagree) as caught:
         go(folder, RunConfig("astray", Component.of(drifting), dropped.data), collectives)
     found["astray"] = str(caught.value)
@@ -173,6 +179,23 @@ def test_asking_one_worker_stops_all_and_they_go_on_bit_by_bit(together: tuple[P
 def test_worker_that_went_astray_stops_all(together: tuple[Path, list[dict[str, Any]]]) -> None:
     _, found = together
     assert all("the parameters of worker 1 differ" in one["astray"] for one in found)
+
+
+def test_a_run_with_local_batch_statistics_resumes_bit_equal(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    states = [CheckpointStore(f"{together[0]}/{name}").load() for name in ("local", "local-at-once")]
+    assert all(state is not None for state in states)
+    for name, tensor in states[0]["model"].items():
+        assert torch.equal(tensor, states[1]["model"][name]), name
+
+
+def test_a_run_with_local_batch_statistics_needs_its_number_of_workers(
+    together: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    stored = CheckpointStore(f"{together[0]}/local").config()
+    assert stored is not None
+    longer = dataclasses.replace(stored, epochs=5)
+    with pytest.raises(CheckpointError, match=r"batch_norm='local'.*had 2 and now has 1.*--workers 2"):
+        go(str(together[0]), longer, Local(), resume="must")
 
 
 def test_all_workers_stop_at_a_sample_of_one_that_is_nan(together: tuple[Path, list[dict[str, Any]]]) -> None:
