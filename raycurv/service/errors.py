@@ -22,6 +22,8 @@ FIT_THREAD = "raycurv-fit"  # waits in a call of Ray
 EXPLAINED = (
     "LaunchError",
     "Stopped",
+    "RunLocked",
+    "LockLost",
     "CapacityError",
     "ConnectionRefused",
     "TrackingError",
@@ -53,6 +55,14 @@ class LaunchError(RuntimeError):
 
 class Stopped(RuntimeError):
     """A launch was stopped by Ctrl-C, ``ray job stop`` or ``kill``; the message says how to go on."""
+
+
+class RunLocked(RuntimeError):
+    """Another driver is at work on a run; the message says who, since when, and what to do."""
+
+
+class LockLost(RuntimeError):
+    """Another driver has taken over a run, since this one seemed to be dead."""
 
 
 @contextlib.contextmanager

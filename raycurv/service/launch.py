@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from raycurv.arguments import format_settings, mask_passwords
 from raycurv.service.artifacts import ArtifactWriter
 from raycurv.service.cluster import Cluster
-from raycurv.service.errors import FIT_THREAD, LaunchError, Stopped, describe
+from raycurv.service.errors import FIT_THREAD, LaunchError, LockLost, Stopped, describe
 from raycurv.service.session import ray_session, signals_handled, tracking_session
 from raycurv.service.terminal import TerminalProgress, table
 from raycurv.tracking import provenance, run_names
 
 if TYPE_CHECKING:
     from raycurv.results.outcomes import Outcome
+    from raycurv.service.driver_lock import DriverLock
     from raycurv.service.plan import LaunchPlan, PlannedRun
     from raycurv.service.run_state import RunState
     from raycurv.tracking.client import Tracking
@@ -51,28 +52,40 @@ def launch(runs: Sequence[RunConfig], cluster: Cluster) -> list[Result]:
         ConnectionRefused: Ray cannot be reached.
         CapacityError: the cluster can never give the workers.
         LaunchError: a run failed, or its workers died more often than `max_failures`.
+        RunLocked: another driver is at work on a run of that name; nothing has been started.
+        LockLost: another driver has taken over, since this one was suspended.
         Stopped: somebody asked for it.
     """
-    from raycurv.service.plan import plan
+    from raycurv.service.driver_lock import driver_lock
+    from raycurv.service.plan import plan, require_stores
     from raycurv.train.trust import targets
 
     planned = plan(runs, cluster)
     progress = TerminalProgress()
     names = [run.config.name for run in planned.runs]
     trust = {target for run in planned.runs for target in targets(run.config)}
-    with tracking_session(cluster, names, progress.notify, trust) as tracking:
-        with ray_session(cluster, progress.notify):
-            results = _Launch(planned, cluster, tracking, progress).run()
-        progress.notify("\n" + _summary(planned, results))
+    with driver_lock(planned.folders(cluster), progress.notify) as lock:
+        require_stores(planned, cluster)  # another driver may have been at work until now
+        with tracking_session(cluster, names, progress.notify, trust) as tracking:
+            with ray_session(cluster, progress.notify):
+                results = _Launch(planned, cluster, tracking, progress, lock).run()
+            progress.notify("\n" + _summary(planned, results))
     return results
 
 
 class _Launch:
-    def __init__(self, plan: LaunchPlan, cluster: Cluster, tracking: Tracking, progress: TerminalProgress) -> None:
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        cluster: Cluster,
+        tracking: Tracking,
+        progress: TerminalProgress,
+        lock: DriverLock,
+    ) -> None:
         from raycurv.service.mailbox import open_mailbox
         from raycurv.service.run_state import RunState
 
-        self.plan, self.cluster, self.tracking, self.progress = plan, cluster, tracking, progress
+        self.plan, self.cluster, self.tracking, self.progress, self.lock = plan, cluster, tracking, progress, lock
         self.planned: dict[str, PlannedRun] = {run.config.name: run for run in plan.runs}
         self.states: dict[str, RunState] = {name: RunState(_initial(run)) for name, run in self.planned.items()}
         self.attempts = 0
@@ -83,24 +96,27 @@ class _Launch:
         self.parent, self.tracked = self._open_runs()
 
     def run(self) -> list[Result]:
-        status, why = "FAILED", ""
         try:
             with signals_handled([signal.SIGINT, signal.SIGTERM], self._ask_to_stop):
                 self._train()
-            status = "FINISHED"
+        except LockLost:
+            self.tracking.abandon()  # the runs in MLflow are another driver's now
+            raise
         except (Stopped, KeyboardInterrupt):
-            status, why = "KILLED", "stopped as asked"
+            self._end("KILLED", "stopped as asked")
             raise
-        except Exception as error:
-            why = f"its launch ended: {describe(type(error).__name__, str(error))}"
+        except BaseException as error:
+            self._end("FAILED", f"its launch ended: {describe(type(error).__name__, str(error))}")
             raise
-        finally:
-            if self.asked is signal.SIGTERM:
-                self.tracking.postpone_models()
-            if status != "KILLED" and self.parent is not None and any(map(self._result, self.planned)):
-                self._write_report(self.parent, why)
-            self._close(status, why)
+        self._end("FINISHED", "")
         return [result for name in self.planned if (result := self._result(name)) is not None]
+
+    def _end(self, status: str, why: str) -> None:
+        if self.asked is signal.SIGTERM:
+            self.tracking.postpone_models()
+        if status != "KILLED" and self.parent is not None and any(map(self._result, self.planned)):
+            self._write_report(self.parent, why)
+        self._close(status, why)
 
     def _result(self, name: str) -> Result | None:
         return self.states[name].result
@@ -165,6 +181,7 @@ class _Launch:
         fit.start()
         give_up: float | None = None
         while fit.is_alive():
+            self.lock.require()
             self._receive()
             if self.asked is not None and give_up is None:
                 self.progress.notify(f"stopping ({self.asked.name}): the workers write a checkpoint")
@@ -282,7 +299,10 @@ class _Launch:
         from raycurv.service.ray_trainer import trainer
         from raycurv.service.worker import WorkerTask
 
-        tasks = [WorkerTask(name, run.config.to_json(), run.checkpoints) for name, run in self.planned.items()]
+        tasks = [
+            WorkerTask(name, run.config.to_json(), run.checkpoints, self.lock.claims[run.checkpoints])
+            for name, run in self.planned.items()
+        ]
         return trainer(tasks, self.mailbox, self.cluster)
 
 

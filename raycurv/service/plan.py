@@ -47,6 +47,10 @@ class LaunchPlan:
     name: str
     runs: tuple[PlannedRun, ...]
 
+    def folders(self, cluster: Cluster) -> list[str]:
+        """Folders of the launch and its runs, whose only driver it must be."""
+        return [*{storage.join(cluster.checkpoints, self.name): None, **{run.checkpoints: None for run in self.runs}}]
+
 
 def plan(runs: Sequence[RunConfig], cluster: Cluster) -> LaunchPlan:
     """Name the runs, and check their configurations and folders.
@@ -70,14 +74,26 @@ def plan(runs: Sequence[RunConfig], cluster: Cluster) -> LaunchPlan:
         planned.append(
             PlannedRun(named, config.name, own if len(runs) > 1 else full, storage.join(cluster.checkpoints, full))
         )
-    stores = [(run, CheckpointStore(run.checkpoints)) for run in planned]
+    launch = LaunchPlan(name, tuple(planned))
+    require_stores(launch, cluster)
+    return launch
+
+
+def require_stores(launch: LaunchPlan, cluster: Cluster) -> None:
+    """Check that the runs of a launch may start in their folders, as they are now.
+
+    Raises:
+        ValueError: the weights to start from cannot be used.
+        ResumeError: a run of that name exists without `resume`, or none exists with it.
+        CheckpointError: existing checkpoints cannot be read.
+    """
+    stores = [(run, CheckpointStore(run.checkpoints)) for run in launch.runs]
     # A launch that was stopped early has checkpoints of its first runs only.
     begun = any(store.exists() for _, store in stores)
     for run, store in stores:
         require_startable(run.config, store, ("auto" if begun else "must") if cluster.resume else "never")
         if not store.exists():
             check_start(run.config)
-    return LaunchPlan(name, tuple(planned))
 
 
 def unique_name(runs: Sequence[RunConfig]) -> str:

@@ -20,7 +20,8 @@ from raycurv.results.conditions import conditions_of_config
 from raycurv.results.outcomes import Outcome
 from raycurv.service.artifacts import ArtifactWriter
 from raycurv.service.cluster import Cluster
-from raycurv.service.errors import Stopped
+from raycurv.service.driver_lock import DriverLock, driver_lock
+from raycurv.service.errors import LockLost, Stopped
 from raycurv.service.limits import Limits
 from raycurv.service.outcome_log import OutcomeLog
 from raycurv.service.run_state import RunState
@@ -54,6 +55,8 @@ def sweeping(name: str, trials: Sequence[SweepTrial], cluster: Cluster, limits: 
 
     Raises:
         ValueError: a trial is not allowed, or the sweep exists already and `resume` is not set.
+        RunLocked: another driver is at work on the sweep.
+        LockLost: another driver has taken over, since this one was suspended.
         CapacityError: the cluster can never give what a trial needs.
         TrackingError: MLflow cannot be used, or has a run of the sweep's name.
         KeyboardInterrupt: the user stopped the sweep between trials; what is done is kept.
@@ -61,13 +64,11 @@ def sweeping(name: str, trials: Sequence[SweepTrial], cluster: Cluster, limits: 
     """
     _check(trials)
     full = cluster.run_name or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    log = OutcomeLog(Path(cluster.runs) / "sweeps" / full / "outcomes.jsonl")
-    if log.path.exists() and not cluster.resume:
-        raise ValueError(
-            f"there is a sweep named {full!r} already: add --resume to go on, or choose another --run-name"
-        )
+    log = _open_log(full, cluster)
+    folders = [str(log.path.parent), storage.join(cluster.checkpoints, full)]
     notify = TerminalProgress().notify
-    with tracking_session(cluster, [full], notify) as tracking:
+    with driver_lock(folders, notify) as lock, tracking_session(cluster, [full], notify) as tracking:
+        log = _open_log(full, cluster)  # another driver may have been at work until now
         recipes, optimizers = zip(*((trial.config.name, trial.config.optimizer) for trial in trials), strict=True)
         label = run_names.group_label(None, recipes, optimizers, f"sweep {full}")
         parent = tracking.parent(full, {**provenance.commit(), "sweep": full}, cluster.resume, label)
@@ -75,14 +76,31 @@ def sweeping(name: str, trials: Sequence[SweepTrial], cluster: Cluster, limits: 
         try:
             # Ray Tune ends its loop on Ctrl-C; SIGTERM (`kill`, `ray job stop`) does the same.
             with ray_session(cluster, notify), signals_handled([signal.SIGTERM], _interrupt):
-                yield Sweep(full, cluster, limits, log, tracking, parent, notify)
+                yield Sweep(full, cluster, limits, log, tracking, parent, notify, lock)
             status = "FINISHED"
+        except LockLost:
+            tracking.abandon()  # the runs in MLflow are another driver's now
+            raise
         except (KeyboardInterrupt, Stopped):
             status = "KILLED"
             raise
         finally:
             parent.close(status)
             tracking.done_with(parent)
+
+
+def _open_log(name: str, cluster: Cluster) -> OutcomeLog:
+    """The outcomes so far.
+
+    Raises:
+        ValueError: there are some, and `resume` is not set.
+    """
+    log = OutcomeLog(Path(cluster.runs) / "sweeps" / name / "outcomes.jsonl")
+    if log.path.exists() and not cluster.resume:
+        raise ValueError(
+            f"there is a sweep named {name!r} already: add --resume to go on, or choose another --run-name"
+        )
+    return log
 
 
 def _interrupt(number: signal.Signals) -> None:
@@ -100,6 +118,7 @@ class Sweep:
         tracking: connection to MLflow.
         parent: run in MLflow that gathers all trials.
         notify: shows a line to the user.
+        lock: lock of the sweep.
     """
 
     def __init__(
@@ -111,7 +130,9 @@ class Sweep:
         tracking: Tracking,
         parent: TrackedRun,
         notify: Callable[[str], None],
+        lock: DriverLock,
     ) -> None:
+        self.lock = lock
         self.name, self.cluster, self.limits, self.log = name, cluster, limits, log
         self.tracking, self.parent, self.notify = tracking, parent, notify
         self.artifacts = ArtifactWriter(name, log.path.parent, parent, notify)
@@ -150,7 +171,9 @@ class Sweep:
 
         Raises:
             LaunchError: the outcome cannot be written.
+            LockLost: another driver has taken over.
         """
+        self.lock.require()
         self.log.add(outcome)
         self._track(outcome, run.steps if outcome.status != "stopped early" else [], config, run.ended)
 
@@ -220,7 +243,8 @@ class Sweep:
 
         config = _named(trial, initial)
         checkpoints = storage.join(self.cluster.checkpoints, config.name)
-        return TrialTask(config.name, config.to_json(), checkpoints, initial, self._share(trial.config))
+        claim = self.lock.claims[storage.join(self.cluster.checkpoints, self.name)]
+        return TrialTask(config.name, config.to_json(), checkpoints, claim, initial, self._share(trial.config))
 
     def _log_missing(self, trials: Sequence[SweepTrial], initial: Sequence[Outcome]) -> None:
         """Log outcomes that MLflow lacks, because an earlier driver died before it had them."""

@@ -97,6 +97,7 @@ def run_trial(
         sender.fail(RunFailed.of(task.run, failure))
     sender.flush()
     if "://" not in task.checkpoints:
+        task.claim.require()  # they may be another driver's now
         shutil.rmtree(task.checkpoints, ignore_errors=True)  # a sweep of hundreds would fill the disk
 
 

@@ -56,6 +56,7 @@ class SweepCallback(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: Any, **_: Any) -> None:
         """Read messages, and show long trials from time to time."""
+        self._sweep.lock.require()
         if time.monotonic() - self._received > RECEIVE_SECONDS:
             self._receive()
         running = [trial for trial in trials if trial.status == "RUNNING"]

@@ -16,6 +16,7 @@ import torch.distributed
 
 from raycurv.data import Data
 from raycurv.objective.collectives import Collectives, Local, ProcessGroup
+from raycurv.service.driver_lock import LockClaim
 from raycurv.service.journal import JournaledCheckpoints
 from raycurv.service.mailbox import MessageSender
 from raycurv.service.ray_metrics import RayMetrics
@@ -34,11 +35,13 @@ class WorkerTask:
         run: name of the run.
         config: the run as JSON.
         checkpoints: folder or address of its checkpoints.
+        claim: the driver's claim of the run, without which nothing is written.
     """
 
     run: str
     config: str
     checkpoints: str
+    claim: LockClaim
 
 
 def work(settings: dict[str, Any]) -> None:
@@ -96,6 +99,7 @@ def train_and_send(
     """
     config = RunConfig.from_json(task.config)
     store = JournaledCheckpoints(task.checkpoints, config.keep_checkpoints, sender)
+    store.before_write = task.claim.require
 
     def emit(records: list[Record]) -> None:
         metrics.show(records)

@@ -257,12 +257,18 @@ class Tracking:
 
     def done_with(self, run: TrackedRun) -> None:
         """Stop the heartbeat of a run."""
-        self._active.remove(run)
+        if run in self._active:
+            self._active.remove(run)
         self.save()
 
     def postpone_models(self) -> None:
         """Postpone the logging of models to the next start, because this process is about to be killed."""
         self._outbox.postpone(LogModel)
+
+    def abandon(self) -> None:
+        """Drop the waiting messages and all later ones, since another driver has taken over the runs."""
+        self._outbox.drop()
+        self._active.clear()
 
     def finish(self) -> Path | None:
         """Deliver the waiting messages; those that MLflow does not accept in time wait on disk for the next start.

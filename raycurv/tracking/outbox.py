@@ -88,7 +88,7 @@ class Outbox:
         answers: Callable[[], bool] = lambda: False,
     ) -> None:
         self.deliver, self.spool, self.notify, self.answers = deliver, spool, notify, answers
-        self.delivered = 0
+        self.delivered, self.dropped = 0, False
         self.closing, self.abandoned = threading.Event(), threading.Event()
         self.postponed: type[TrackingMessage] | None = None
         self._every = every
@@ -101,7 +101,8 @@ class Outbox:
 
     def put(self, message: TrackingMessage) -> None:
         """Queue a message and return at once; :meth:`save` writes it to the disk, as the threads do twice a second."""
-        self.spool.add(LINES[type(message)], to_bytes(message))
+        if not self.dropped:
+            self.spool.add(LINES[type(message)], to_bytes(message))
 
     def save(self) -> bool:
         """Write what was put to the disk, where it survives this process.
@@ -144,6 +145,14 @@ class Outbox:
     def postpone(self, kind: type[TrackingMessage]) -> None:
         """Leave the messages of a kind to the next start."""
         self.postponed = kind
+
+    def drop(self) -> None:
+        """Drop the waiting messages and all later ones."""
+        self.dropped = True
+        self.abandoned.set()
+        for line in (RECORDS, TAGS, ARTIFACTS):
+            while entries := self.spool.waiting(line):
+                self.spool.remove([number for number, _ in entries])
 
     def settle(self, patience: float, progress: Callable[[int], None] = lambda left: None) -> str:
         """Wait until all messages have arrived, apart from those of a line that fails.

@@ -68,6 +68,9 @@ class CheckpointStore:
         uri: a local folder, ``s3://bucket/path`` or ``gs://bucket/path``; created at the first write.
         keep: number of checkpoints to keep.
 
+    Attributes:
+        before_write: called before anything is written or removed; its error keeps the folder as it is.
+
     Raises:
         ValueError: `keep` is below 1, or the address is malformed.
     """
@@ -76,6 +79,7 @@ class CheckpointStore:
         require_whole("CheckpointStore.keep", keep, 1)
         self.uri = os.fspath(uri)
         self.keep = keep
+        self.before_write: Callable[[], None] = lambda: None
         self._folder = open_folder(uri)
         self._damaged: set[str] = set()
         self._unlisted: set[str] = set()  # files that are no whole checkpoints and never were listed
@@ -108,6 +112,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: it cannot be written; the earlier checkpoints are unchanged.
         """
+        self.before_write()
         file = f"step-{state['step']:09d}.pt"
         listed, chosen = self._manifest()
         entry = self._write_checkpoint(file, state)
@@ -213,6 +218,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: the folder cannot be written.
         """
+        self.before_write()
         try:
             self._folder.remove(RESULT)  # first: an old result must never stand beside a longer run
         except OSError as error:
@@ -225,6 +231,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: the folder cannot be written.
         """
+        self.before_write()
         self._write(RESULT, result.to_json())
 
     def finished(self) -> Result | None:

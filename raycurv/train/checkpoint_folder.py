@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -31,6 +32,9 @@ class Folder(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove a file if it exists."""
+
+    def remove_if_empty(self) -> None:
+        """Remove the folder if it holds nothing."""
 
 
 def open_folder(uri: str | os.PathLike[str]) -> Folder:
@@ -90,6 +94,11 @@ class LocalFolder:
         """Remove a file if it exists."""
         (self._path / name).unlink(missing_ok=True)
 
+    def remove_if_empty(self) -> None:
+        """Remove the folder if it holds nothing."""
+        with contextlib.suppress(OSError):
+            self._path.rmdir()
+
     def _flush_names(self) -> None:
         # The rename itself outlives a power cut only once the directory is on the disk.
         descriptor = os.open(self._path, os.O_RDONLY)
@@ -130,13 +139,21 @@ class ObjectFolder:
         return sorted(info.base_name for info in found if info.type == fs.FileType.File)
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None if there is no such file."""
+        """The content of a file; None if there is no such file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
         with self._storage.explained(self.uri(name)):
             try:
                 with self._system.open_input_stream(f"{self._path}/{name}") as stream:
                     return bytes(stream.readall())
             except FileNotFoundError:
                 return None
+            except OSError:
+                if name in self.names():
+                    raise
+                return None  # removed between the requests for its size and for its content
 
     def write(self, name: str, fill: Callable[[BinaryIO], None]) -> None:
         """Create or replace a file with what `fill` writes."""
@@ -156,3 +173,6 @@ class ObjectFolder:
                 self._system.delete_file(f"{self._path}/{name}")
             except FileNotFoundError:
                 return
+
+    def remove_if_empty(self) -> None:
+        """Do nothing: an object store has no folders."""

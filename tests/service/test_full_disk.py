@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 
 from raycurv.results.outcomes import EvaluationPoint, Outcome
 from raycurv.service.cluster import Cluster
+from raycurv.service.driver_lock import DriverLock
 from raycurv.service.errors import LaunchError
 from raycurv.service.limits import Limits
 from raycurv.service.outcome_log import OutcomeLog
@@ -68,7 +69,9 @@ class Three:
         self.tracking = Tracking(cluster, self.said.append)
         parent = self.tracking.parent(experiment, {"sweep": "full"}, False)
         self.ledger = OutcomeLog(runs / "sweeps" / "full" / "outcomes.jsonl")
-        self.sweep = Sweep("full", cluster, Limits(), self.ledger, self.tracking, parent, self.said.append)
+        self.sweep = Sweep(
+            "full", cluster, Limits(), self.ledger, self.tracking, parent, self.said.append, DriverLock()
+        )
         points = (EvaluationPoint(1.0, 4, 0.5, {"train/epoch_loss": 1.0}),)
         self.trials = many(3)
         initial = map(self.sweep._initial, self.trials)

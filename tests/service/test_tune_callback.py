@@ -6,6 +6,7 @@ import pytest
 
 from raycurv.results.outcomes import Outcome
 from raycurv.service import tune_callback
+from raycurv.service.driver_lock import DriverLock, LockClaim
 from raycurv.service.trial import TrialTask
 from raycurv.tracking.messages import LogRecords
 from raycurv.train import Record
@@ -13,9 +14,10 @@ from raycurv.train import Record
 
 def test_long_trials_are_not_passed_over_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    sweep = types.SimpleNamespace(name="sweep", notify=said.append)
+    sweep = types.SimpleNamespace(name="sweep", notify=said.append, lock=DriverLock())
     tasks = [
-        TrialTask(n, "{}", "", Outcome(n, "vgg", "adam", "learning_rate=0.1", seed), "") for seed, n in enumerate("abc")
+        TrialTask(n, "{}", "", LockClaim("", ""), Outcome(n, "vgg", "adam", "learning_rate=0.1", seed), "")
+        for seed, n in enumerate("abc")
     ]
     evaluation = Record("evaluation", 8, 2.0, 1.0, {"train/epoch_loss": 0.5})
     monkeypatch.setattr(tune_callback, "RECEIVE_SECONDS", 0.0)
