@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -63,7 +64,8 @@ def connected(cluster: Cluster, notify: Callable[[str], None]) -> Iterator[None]
         else:
             _loopback_now()
             cpus = max(os.cpu_count() or 1, 1)
-            initialise(address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1")
+            with _hangup_blocked():
+                initialise(address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1")
             notify(f"started a private Ray with {cpus} CPUs, on loopback")
     except (ConnectionError, ray.exceptions.RayError, RuntimeError) as error:
         address = os.environ.get("RAY_ADDRESS", "the cluster that was last started on this machine")
@@ -144,6 +146,16 @@ def _inventory(nodes: list[dict]) -> str:
 def _asked(cluster: Cluster) -> str:
     each = " and ".join(f"{amount:g} {name}" for name, amount in cluster.resources.items())
     return f"{cluster.workers} workers with {each} each"
+
+
+@contextlib.contextmanager
+def _hangup_blocked() -> Iterator[None]:
+    # Processes that start inside inherit the mask: a closed terminal must not end Ray before there is a checkpoint.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from raycurv.arguments import format_settings, mask_passwords
 from raycurv.service.artifacts import ArtifactWriter
 from raycurv.service.cluster import Cluster
 from raycurv.service.errors import FIT_THREAD, LaunchError, LockLost, Stopped, describe
+from raycurv.service.scratch import scratch_folder
 from raycurv.service.session import ray_session, signals_handled, tracking_session
 from raycurv.service.terminal import TerminalProgress, table
 from raycurv.tracking import provenance, run_names
@@ -32,15 +33,16 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.25
 JOIN_SECONDS = 10.0  # for Ray Train to end after its workers
-# `ray job stop` sends SIGKILL three seconds after SIGTERM; Ctrl-C has time to write a checkpoint.
-GRACE_SECONDS = {signal.SIGTERM: 1.5, signal.SIGINT: 30.0}
+# `ray job stop` sends SIGKILL three seconds after SIGTERM; Ctrl-C and a closed terminal leave time for a checkpoint.
+GRACE_SECONDS = {signal.SIGTERM: 1.5, signal.SIGINT: 30.0, signal.SIGHUP: 30.0}
 
 
 def launch(runs: Sequence[RunConfig], cluster: Cluster) -> list[Result]:
     """Train `runs` one after the other on the workers of `cluster`, and track them in MLflow.
 
     Connects to the Ray that ``RAY_ADDRESS`` names or that runs on this machine, and otherwise starts one on loopback.
-    Shows progress on the standard output. In the main thread, it turns Ctrl-C and SIGTERM into a checkpoint and an end.
+    Shows progress on the standard output. In the main thread, it turns Ctrl-C, SIGTERM and a
+    closed terminal (SIGHUP) into a checkpoint and an end.
 
     Returns:
         How each of the runs ended, in their order.
@@ -67,8 +69,8 @@ def launch(runs: Sequence[RunConfig], cluster: Cluster) -> list[Result]:
     with driver_lock(planned.folders(cluster), progress.notify) as lock:
         require_stores(planned, cluster)  # another driver may have been at work until now
         with tracking_session(cluster, names, progress.notify, trust) as tracking:
-            with ray_session(cluster, progress.notify):
-                results = _Launch(planned, cluster, tracking, progress, lock).run()
+            with scratch_folder("raycurv-train-") as scratch, ray_session(cluster, progress.notify):
+                results = _Launch(planned, cluster, tracking, progress, lock).run(scratch)
             progress.notify("\n" + _summary(planned, results))
     return results
 
@@ -95,10 +97,10 @@ class _Launch:
         self._unaccepted = 0  # messages that were received, and are not on disk
         self.parent, self.tracked = self._open_runs()
 
-    def run(self) -> list[Result]:
+    def run(self, scratch: Path) -> list[Result]:  # a new folder for files of Ray Train
         try:
-            with signals_handled([signal.SIGINT, signal.SIGTERM], self._ask_to_stop):
-                self._train()
+            with signals_handled([*GRACE_SECONDS], self._ask_to_stop):
+                self._train(scratch)
         except LockLost:
             self.tracking.abandon()  # the runs in MLflow are another driver's now
             raise
@@ -176,8 +178,8 @@ class _Launch:
             self.parent.close(status)
             self.tracking.done_with(self.parent)
 
-    def _train(self) -> None:
-        fit = _FitThread(self._trainer())
+    def _train(self, scratch: Path) -> None:
+        fit = _FitThread(self._trainer(scratch))
         fit.start()
         give_up: float | None = None
         while fit.is_alive():
@@ -186,7 +188,7 @@ class _Launch:
             if self.asked is not None and give_up is None:
                 self.progress.notify(f"stopping ({self.asked.name}): the workers write a checkpoint")
                 self.mailbox.stop.remote()
-                give_up = time.monotonic() + GRACE_SECONDS.get(self.asked, 1.5)
+                give_up = time.monotonic() + GRACE_SECONDS[self.asked]
             if self.stopped or (give_up is not None and time.monotonic() > give_up):
                 break
             fit.join(POLL_SECONDS)
@@ -295,7 +297,7 @@ class _Launch:
             )
         return LaunchError(f"Ray Train failed: {str(error).strip().splitlines()[0]}; then {resume}", str(error))
 
-    def _trainer(self) -> Any:
+    def _trainer(self, scratch: Path) -> Any:
         from raycurv.service.ray_trainer import trainer
         from raycurv.service.worker import WorkerTask
 
@@ -303,7 +305,7 @@ class _Launch:
             WorkerTask(name, run.config.to_json(), run.checkpoints, self.lock.claims[run.checkpoints])
             for name, run in self.planned.items()
         ]
-        return trainer(tasks, self.mailbox, self.cluster)
+        return trainer(tasks, self.mailbox, self.cluster, scratch)
 
 
 class _FitThread(threading.Thread):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,15 @@ from raycurv.service.worker import WorkerTask, work
 COLLECTIVE_SECONDS = 600
 
 
-def trainer(tasks: Sequence[WorkerTask], mailbox: Any, cluster: Cluster) -> TorchTrainer:
-    """Trainer that trains `tasks` one after the other on the workers of `cluster`, with messages to `mailbox`."""
-    # A new folder for every launch: Ray Train silently resumes what it finds.
-    scratch = tempfile.mkdtemp(prefix="raycurv-train-")
+def trainer(tasks: Sequence[WorkerTask], mailbox: Any, cluster: Cluster, scratch: Path) -> TorchTrainer:
+    """Trainer that trains `tasks` one after the other on the workers of `cluster`, with messages to `mailbox`.
+
+    Args:
+        tasks: the runs.
+        mailbox: actor that takes messages for the driver.
+        cluster: the workers.
+        scratch: new folder for files of Ray Train.
+    """
     return TorchTrainer(
         work,
         train_loop_config={
@@ -35,8 +39,8 @@ def trainer(tasks: Sequence[WorkerTask], mailbox: Any, cluster: Cluster) -> Torc
             num_workers=cluster.workers, use_gpu=cluster.use_gpu, resources_per_worker=cluster.resources
         ),
         run_config=ray.train.RunConfig(
-            name=Path(scratch).name,
-            storage_path=scratch,
+            name=scratch.name,
+            storage_path=str(scratch),
             failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=0),
         ),
     )

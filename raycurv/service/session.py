@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from raycurv.service.cluster import Cluster
+from raycurv.service.terminal import leave_closed_terminal
 
 if TYPE_CHECKING:
     from raycurv.tracking.client import Tracking
@@ -98,6 +99,8 @@ def ray_session(cluster: Cluster, notify: Callable[[str], None]) -> Iterator[Non
 def signals_handled(numbers: Sequence[signal.Signals], handle: Callable[[signal.Signals], None]) -> Iterator[None]:
     """Handle signals in a ``with`` block; outside the main thread, where Python allows none, do nothing.
 
+    SIGHUP is left alone where it is ignored, as ``nohup`` wants it.
+
     Yields:
         Nothing.
     """
@@ -106,9 +109,12 @@ def signals_handled(numbers: Sequence[signal.Signals], handle: Callable[[signal.
         return
 
     def handler(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            leave_closed_terminal()
         handle(signal.Signals(number))
 
-    before = {number: signal.signal(number, handler) for number in numbers}
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    before = {number: signal.signal(number, handler) for number in numbers if number not in ignored}
     try:
         yield
     finally:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from raycurv.service.errors import LockLost, Stopped
 from raycurv.service.limits import Limits
 from raycurv.service.outcome_log import OutcomeLog
 from raycurv.service.run_state import RunState
+from raycurv.service.scratch import scratch_folder
 from raycurv.service.session import ray_session, signals_handled, tracking_session
 from raycurv.service.terminal import TerminalProgress
 from raycurv.tracking import provenance, run_names
@@ -35,6 +35,8 @@ from raycurv.train.pretrained_start import check_start
 from raycurv.train.records import Record
 
 if TYPE_CHECKING:
+    from ray import tune
+
     from raycurv.service.trial import TrialTask
     from raycurv.tracking.client import Tracking
     from raycurv.tracking.tracked_run import TrackedRun
@@ -74,8 +76,8 @@ def sweeping(name: str, trials: Sequence[SweepTrial], cluster: Cluster, limits: 
         parent = tracking.parent(full, {**provenance.commit(), "sweep": full}, cluster.resume, label)
         status = "FAILED"
         try:
-            # Ray Tune ends its loop on Ctrl-C; SIGTERM (`kill`, `ray job stop`) does the same.
-            with ray_session(cluster, notify), signals_handled([signal.SIGTERM], _interrupt):
+            # Ray Tune ends its loop on Ctrl-C; SIGTERM (`kill`, `ray job stop`) and a closed terminal do the same.
+            with ray_session(cluster, notify), signals_handled([signal.SIGTERM, signal.SIGHUP], _interrupt):
                 yield Sweep(full, cluster, limits, log, tracking, parent, notify, lock)
             status = "FINISHED"
         except LockLost:
@@ -199,13 +201,22 @@ class Sweep:
         return done is not None and done.labels["config"] == outcome.labels["config"]
 
     def _tune(self, waiting: Sequence[tuple[SweepTrial, Outcome]]) -> None:
+        tasks = [self._task(trial, outcome) for trial, outcome in waiting]
+        with scratch_folder("raycurv-tune-") as scratch, _without_ray_logs():
+            self._tuner(waiting, tasks, scratch).fit()
+        left = sum(not self._is_done(outcome) for _, outcome in waiting)
+        if left:  # Ctrl-C, which Ray Tune handles itself
+            raise Stopped(f"{left} trials of {self.name} are left; go on with --run-name {self.name} --resume")
+
+    def _tuner(
+        self, waiting: Sequence[tuple[SweepTrial, Outcome]], tasks: Sequence[TrialTask], scratch: Path
+    ) -> tune.Tuner:
         from ray import tune
 
         from raycurv.service.mailbox import open_mailbox
         from raycurv.service.trial import TrialSettings, run_trial
         from raycurv.service.tune_callback import SweepCallback
 
-        tasks = [self._task(trial, outcome) for trial, outcome in waiting]
         mailbox = open_mailbox()
         settings = TrialSettings(
             mailbox=mailbox,
@@ -215,9 +226,9 @@ class Sweep:
             cluster=self.cluster if self.cluster.workers > 1 else None,
             trust=self.cluster.trust,
         )
-        tuner = tune.Tuner(
+        return tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(run_trial, tasks=tasks, shared=self._shared, settings=settings),
+                tune.with_parameters(run_trial, tasks=list(tasks), shared=self._shared, settings=settings),
                 self._resources(),
             ),
             param_space={"trial": tune.grid_search(list(range(len(tasks))))},
@@ -226,17 +237,12 @@ class Sweep:
             ),
             run_config=tune.RunConfig(
                 name=f"sweep-{time.time_ns()}",
-                storage_path=tempfile.mkdtemp(prefix="raycurv-tune-"),
+                storage_path=str(scratch),
                 callbacks=[SweepCallback(self, tasks, mailbox)],
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=self.cluster.max_failures),
             ),
         )
-        with _without_ray_logs():
-            tuner.fit()
-        left = sum(not self._is_done(outcome) for _, outcome in waiting)
-        if left:  # Ctrl-C, which Ray Tune handles itself
-            raise Stopped(f"{left} trials of {self.name} are left; go on with --run-name {self.name} --resume")
 
     def _task(self, trial: SweepTrial, initial: Outcome) -> TrialTask:
         from raycurv.service.trial import TrialTask

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+import termios
 import time
 from collections.abc import Mapping, Sequence
 from typing import TextIO
@@ -65,19 +68,25 @@ class TerminalProgress:
 
     def notify(self, line: str) -> None:
         """Write a line above the bar, without the passwords in it."""
-        if self._unfinished:
-            self._stream.write("\r\x1b[K")
-            self._unfinished = False
-        self._stream.write(mask_passwords(line) + "\n")
-        self._stream.flush()
+        clear = "\r\x1b[K" if self._unfinished else ""
+        self._unfinished = False
+        self._write(clear + mask_passwords(line) + "\n")
 
     def _draw(self, line: str) -> None:
         if not self._live:
             self.notify(line)
             return
-        self._stream.write(f"\r\x1b[K{line}")
-        self._stream.flush()
+        self._write(f"\r\x1b[K{line}")
         self._unfinished = True
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            leave_closed_terminal()
 
     def _bar(self) -> str:
         share = min(1.0, self._epoch / self._epochs)
@@ -90,6 +99,16 @@ class TerminalProgress:
         whole = float(record.epoch).is_integer()
         position = f"epoch {record.epoch:g} done" if whole else f"step {record.step:,}, epoch {record.epoch:.2f}"
         return f"{self._name}: {position}: {shown}"
+
+
+def leave_closed_terminal() -> None:
+    """Send to nowhere what this process writes to a terminal that was closed, where writing is an error."""
+    for descriptor in (1, 2):
+        try:
+            termios.tcgetattr(descriptor)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def _described(values: Mapping[str, float]) -> str:

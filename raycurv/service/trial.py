@@ -24,6 +24,7 @@ from raycurv.service.errors import LaunchError
 from raycurv.service.mailbox import MessageSender
 from raycurv.service.ray_metrics import RayMetrics
 from raycurv.service.ray_trainer import trainer
+from raycurv.service.scratch import scratch_folder
 from raycurv.service.worker import WorkerTask, train_and_send
 from raycurv.tracking.messages import RunFailed
 from raycurv.train import NonFiniteLoss
@@ -139,7 +140,8 @@ def _train_on_workers(task: TrialTask, mailbox: Any, cluster: Cluster) -> None:
         LaunchError: they ended without a result and without an error of their own.
     """
     try:
-        trainer([task], mailbox, cluster).fit()
+        with scratch_folder("raycurv-train-") as scratch:
+            trainer([task], mailbox, cluster, scratch).fit()
     except Exception as error:
         if not ray.get(mailbox.failed.remote([task.run])):
             raise LaunchError(f"the workers ended without finishing: {error}") from error
