@@ -27,6 +27,7 @@ class Option:
         text: description of the option.
         default: value when it is left out; None where nothing is set.
         required: whether it must be given.
+        alone: value where the flag stands alone; empty if it cannot.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Option:
     text: str
     default: Any
     required: bool
+    alone: str = ""
 
     @property
     def summary(self) -> str:
@@ -114,7 +116,8 @@ def _option(command: type, name: str, hint: Any, texts: dict[str, str]) -> Optio
     values = field.metadata.get("values") or _values(name, hint)
     negated = hint is bool and default is True
     flag = "--" + ("no_" * negated + name).replace("_", "-")
-    return Option(name, flag, values, texts.get(name, ""), default, required)
+    alone = field.metadata.get("alone", "")
+    return Option(name, flag, values, texts.get(name, ""), default, required, alone)
 
 
 def _values(name: str, hint: Any) -> str:

@@ -37,6 +37,7 @@ def parse(kind: type[T], words: Sequence[str], called: str = "") -> T:
         given = [f"--{positional}", *given]
     _require_known(options, given, called)
     _require_complete(options, given, called)
+    given = _with_values_of_lone_flags(options, given)
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     printed = io.StringIO()
     try:
@@ -63,6 +64,15 @@ def _require_complete(options: Sequence[Option], words: Sequence[str], called: s
     lacking = [f"{option.flag} {option.values}" for option in options if option.required and option.flag not in given]
     if lacking:
         raise ValueError(f"{' and '.join(lacking)} must be given; {called} --help explains".replace("  ", " "))
+
+
+def _with_values_of_lone_flags(options: Sequence[Option], words: Sequence[str]) -> list[str]:
+    """The words, where flags that may stand alone have the value that they have then."""
+    alone = {option.flag: option.alone for option in options if option.alone}
+    found = []
+    for word, after in itertools.zip_longest(words, words[1:], fillvalue="--"):
+        found += [word, alone[word]] if word in alone and after.startswith("--") else [word]
+    return found
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from raycurv.arguments import require_run_name
 from raycurv.tracking.settings import default_runs, default_tracking_uri
@@ -49,8 +50,9 @@ class Cluster:
     run_name: str | None = None
     """Name of the run; a prefix of the names when there are several, needed to resume. By default a new, unique one."""
 
-    resume: bool = False
-    """Resume the run of this name at its newest checkpoint; without it, a name that exists is refused."""
+    resume: bool | Literal["auto"] = field(default=False, metadata={"values": "[auto]", "alone": "True"})
+    """Resume the run of this name at its newest checkpoint. With auto, start it where there is none, so that one
+    command serves the first start and every restart. Without it, a name that exists is refused."""
 
     runs: str = field(default_factory=default_runs)
     """Folder of all runs: MLflow's data base, artifacts, checkpoints, failures. RAYCURV_RUNS sets the default."""
@@ -91,6 +93,7 @@ class Cluster:
         _require(self.max_failures >= 0, "max_failures", self.max_failures, "a whole number of at least 0")
         _require(bool(self.runs) and "://" not in self.runs, "runs", self.runs, "a local folder; use storage for s3://")
         _require(bool(self.experiment), "experiment", self.experiment, "a name")
+        _require(self.resume in (True, False, "auto"), "resume", self.resume, "True, False or 'auto'")
         if self.run_name is not None:
             require_run_name("Cluster.run_name (--run-name)", self.run_name)
         if self.resume and not self.run_name:

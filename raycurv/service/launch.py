@@ -59,7 +59,7 @@ def launch(runs: Sequence[RunConfig], cluster: Cluster) -> list[Result]:
         Stopped: somebody asked for it.
     """
     from raycurv.service.driver_lock import driver_lock
-    from raycurv.service.plan import plan, require_stores
+    from raycurv.service.plan import begin_stores, plan, require_stores
     from raycurv.train.trust import targets
 
     planned = plan(runs, cluster)
@@ -70,6 +70,7 @@ def launch(runs: Sequence[RunConfig], cluster: Cluster) -> list[Result]:
         require_stores(planned, cluster)  # another driver may have been at work until now
         with tracking_session(cluster, names, progress.notify, trust) as tracking:
             with scratch_folder("raycurv-train-") as scratch, ray_session(cluster, progress.notify):
+                begin_stores(planned, cluster, progress.notify)
                 results = _Launch(planned, cluster, tracking, progress, lock).run(scratch)
             progress.notify("\n" + _summary(planned, results))
     return results
@@ -134,13 +135,13 @@ class _Launch:
         if len(self.plan.runs) > 1:
             recipes, optimizers = zip(*((run.recipe, run.config.optimizer) for run in self.plan.runs), strict=True)
             label = run_names.group_label(cluster.run_name, recipes, optimizers, f"{len(recipes)} runs")
-            parent = self.tracking.parent(self.plan.name, common, cluster.resume, label)
+            parent = self.tracking.parent(self.plan.name, common, bool(cluster.resume), label)
         tracked = {}
         for name, planned in self.planned.items():
             config = planned.config
             own = {"recipe": planned.recipe, "optimizer": config.optimizer, "seed": str(config.seed)}
             own |= {"checkpoints": planned.checkpoints, "config": config.digest}
-            run = self.tracking.open(config, common | own, parent.id if parent else None, cluster.resume)
+            run = self.tracking.open(config, common | own, parent.id if parent else None, bool(cluster.resume))
             run.text("config.json", config.to_json())
             tracked[name] = run
         return parent, tracked

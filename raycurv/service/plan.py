@@ -6,7 +6,7 @@ import dataclasses
 import secrets
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from raycurv.data import storage
@@ -15,7 +15,7 @@ from raycurv.train.build import check
 from raycurv.train.checkpoint import CheckpointStore
 from raycurv.train.configuration import RunConfig
 from raycurv.train.pretrained_start import check_start
-from raycurv.train.resume import require_startable
+from raycurv.train.resume import Resume, require_startable
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,32 @@ def require_stores(launch: LaunchPlan, cluster: Cluster) -> None:
         CheckpointError: existing checkpoints cannot be read.
     """
     stores = [(run, CheckpointStore(run.checkpoints)) for run in launch.runs]
-    # A launch that was stopped early has checkpoints of its first runs only.
+    # A launch of an earlier version that was stopped early has folders of its first runs only.
     begun = any(store.exists() for _, store in stores)
+    resume: Resume = "never" if not cluster.resume else "auto" if begun or cluster.resume == "auto" else "must"
     for run, store in stores:
-        require_startable(run.config, store, ("auto" if begun else "must") if cluster.resume else "never")
-        if not store.exists():
+        require_startable(run.config, store, resume)
+        if not store.begun():
             check_start(run.config)
+
+
+def begin_stores(launch: LaunchPlan, cluster: Cluster, notify: Callable[[str], None]) -> None:
+    """Store the configurations of runs that are new, before MLflow has them: from here on, each can be resumed.
+
+    Args:
+        launch: the runs.
+        cluster: whether they resume.
+        notify: shows a line to the user.
+
+    Raises:
+        CheckpointError: a folder cannot be read or written.
+    """
+    for run in launch.runs:
+        store = CheckpointStore(run.checkpoints)
+        if cluster.resume and not store.begun():
+            notify(f"{run.config.name} has no checkpoint yet: it begins at step 0")
+        if not store.exists():
+            store.begin(run.config)
 
 
 def unique_name(runs: Sequence[RunConfig]) -> str:

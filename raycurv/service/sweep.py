@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def sweeping(name: str, trials: Sequence[SweepTrial], cluster: Cluster, limits: Limits) -> Iterator[Sweep]:
-    """Open a sweep: MLflow with a run that gathers all trials, Ray, and the log of outcomes.
+    """Open a sweep: MLflow with a run that gathers all trials, the log of outcomes, and Ray if there is work to do.
 
     Args:
         name: name of the sweep where `cluster` has no run name.
@@ -73,12 +73,16 @@ def sweeping(name: str, trials: Sequence[SweepTrial], cluster: Cluster, limits: 
         log = _open_log(full, cluster)  # another driver may have been at work until now
         recipes, optimizers = zip(*((trial.config.name, trial.config.optimizer) for trial in trials), strict=True)
         label = run_names.group_label(None, recipes, optimizers, f"sweep {full}")
-        parent = tracking.parent(full, {**provenance.commit(), "sweep": full}, cluster.resume, label)
+        parent = tracking.parent(full, {**provenance.commit(), "sweep": full}, bool(cluster.resume), label)
         status = "FAILED"
         try:
             # Ray Tune ends its loop on Ctrl-C; SIGTERM (`kill`, `ray job stop`) and a closed terminal do the same.
-            with ray_session(cluster, notify), signals_handled([signal.SIGTERM, signal.SIGHUP], _interrupt):
-                yield Sweep(full, cluster, limits, log, tracking, parent, notify, lock)
+            with contextlib.ExitStack() as ray, signals_handled([signal.SIGTERM, signal.SIGHUP], _interrupt):
+
+                def connect() -> None:
+                    ray.enter_context(ray_session(cluster, notify))
+
+                yield Sweep(full, cluster, limits, log, tracking, parent, notify, lock, connect)
             status = "FINISHED"
         except LockLost:
             tracking.abandon()  # the runs in MLflow are another driver's now
@@ -121,6 +125,7 @@ class Sweep:
         parent: run in MLflow that gathers all trials.
         notify: shows a line to the user.
         lock: lock of the sweep.
+        connect: connects to Ray; called once, before the first trial that is not done.
     """
 
     def __init__(
@@ -133,8 +138,9 @@ class Sweep:
         parent: TrackedRun,
         notify: Callable[[str], None],
         lock: DriverLock,
+        connect: Callable[[], None],
     ) -> None:
-        self.lock = lock
+        self.lock, self._connect, self._connected = lock, connect, False
         self.name, self.cluster, self.limits, self.log = name, cluster, limits, log
         self.tracking, self.parent, self.notify = tracking, parent, notify
         self.artifacts = ArtifactWriter(name, log.path.parent, parent, notify)
@@ -159,6 +165,9 @@ class Sweep:
         if self.cluster.resume:
             self._log_missing(trials, initial)
         if waiting:
+            if not self._connected:
+                self._connect()
+                self._connected = True
             self._tune(waiting)
         # An earlier version wrote no conditions.
         return [dataclasses.replace(self.log.done[o.name], conditions=o.conditions) for o in initial]

@@ -89,6 +89,10 @@ class CheckpointStore:
         """Whether the folder holds a run, even one that was interrupted before its first checkpoint."""
         return any(self._read(name) is not None for name in (CONFIG, MANIFEST)) or bool(self._checkpoint_names())
 
+    def begun(self) -> bool:
+        """Whether the folder holds checkpoints, whole or not."""
+        return bool(self._checkpoint_names())
+
     def newest(self) -> str | None:
         """Address of the newest checkpoint; None if there is none."""
         entries = self._entries()

@@ -66,7 +66,8 @@ def require_startable(config: RunConfig, store: CheckpointStore, resume: Resume)
         )
     if not exists and resume == "must":
         raise ResumeError(
-            f"there is nothing to resume in {store.uri}: check --run-name, or start a new run without --resume"
+            f"there is nothing to resume in {store.uri}: check --run-name, or give --resume auto, which starts a run "
+            "where there is none"
         )
     if not exists:
         return

@@ -154,6 +154,19 @@ def test_flags_take_equals_signs_and_underscores_and_a_first_word_without_a_flag
     assert parse(Train, ["--recipe", "digits"]) == parse(Train, ["digits"])
 
 
+@pytest.mark.parametrize(
+    ("words", "resume"),
+    [(["--resume"], True), (["--resume", "auto"], "auto"), (["--resume", "--epochs", "2"], True), ([], False)],
+)
+def test_resume_stands_alone_or_with_a_word(words: list[str], resume: object) -> None:
+    assert parse(Train, ["digits", "--run-name", "mine", *words]).cluster.resume == resume
+
+
+def test_another_word_after_resume_is_refused_with_what_it_takes() -> None:
+    with pytest.raises(ValueError, match=r"--resume maybe is not allowed; it takes \[auto\]: Resume the run"):
+        parse(Train, ["digits", "--run-name", "mine", "--resume", "maybe"])
+
+
 def test_the_jobs_are_the_commands_as_scripts() -> None:
     scripts = {path.stem for path in (ROOT / "jobs").glob("*.py")}
     assert scripts == {"imagenet_curveball"} | {JOBS.get(first, first) for first in tree() if first != "ui"}

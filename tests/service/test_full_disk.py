@@ -70,7 +70,7 @@ class Three:
         parent = self.tracking.parent(experiment, {"sweep": "full"}, False)
         self.ledger = OutcomeLog(runs / "sweeps" / "full" / "outcomes.jsonl")
         self.sweep = Sweep(
-            "full", cluster, Limits(), self.ledger, self.tracking, parent, self.said.append, DriverLock()
+            "full", cluster, Limits(), self.ledger, self.tracking, parent, self.said.append, DriverLock(), lambda: None
         )
         points = (EvaluationPoint(1.0, 4, 0.5, {"train/epoch_loss": 1.0}),)
         self.trials = many(3)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from raycurv.service import Cluster
-from raycurv.service.plan import plan
+from raycurv.service.plan import begin_stores, plan
 from raycurv.train import CheckpointStore, ResumeError
 from tests.service.problems import mine
 
@@ -57,13 +57,51 @@ def test_weights_that_do_not_fit_are_refused_before_anything_starts(cluster: Clu
 
 def test_a_run_that_goes_on_needs_its_start_no_more(cluster: Cluster, tmp_path: Path) -> None:
     wanted = dataclasses.replace(mine(), start_from=str(tmp_path / "removed.pt"))
-    CheckpointStore(str(tmp_path / "checkpoints" / "trial")).begin(dataclasses.replace(wanted, name="trial"))
-    assert plan([wanted], dataclasses.replace(cluster, run_name="trial", resume=True)).name == "trial"
+    store = CheckpointStore(str(tmp_path / "checkpoints" / "trial"))
+    store.begin(dataclasses.replace(wanted, name="trial"))
+    again = dataclasses.replace(cluster, run_name="trial", resume=True)
+    with pytest.raises(ValueError, match=r"there is no file and no checkpoint at .*removed\.pt"):
+        plan([wanted], again)
+    store.save({"step": 1})
+    assert plan([wanted], again).name == "trial"
 
 
 def test_resuming_what_is_not_there_is_refused(cluster: Cluster) -> None:
-    with pytest.raises(ResumeError, match="nothing to resume"):
+    with pytest.raises(ResumeError, match=r"nothing to resume .*or give --resume auto"):
         plan([mine()], dataclasses.replace(cluster, run_name="trial", resume=True))
+
+
+def test_one_command_starts_and_resumes(cluster: Cluster, tmp_path: Path) -> None:
+    auto = dataclasses.replace(cluster, run_name="trial", resume="auto")
+    store, lines = CheckpointStore(str(tmp_path / "checkpoints" / "trial")), list[str]()
+    for _ in range(2):  # the second time as after a death before the first checkpoint
+        begin_stores(plan([mine()], auto), auto, lines.append)
+        assert store.exists()
+    assert lines == 2 * ["trial has no checkpoint yet: it begins at step 0"]
+
+    store.save({"step": 1})
+    begin_stores(plan([mine()], auto), auto, lines.append)
+    assert len(lines) == 2
+    with pytest.raises(ResumeError, match="seed: 0 → 1"):
+        plan([dataclasses.replace(mine(), seed=1)], auto)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_can_be_resumed(cluster: Cluster) -> None:
+    named = dataclasses.replace(cluster, run_name="trial")
+    begin_stores(plan([mine()], named), named, print)
+    with pytest.raises(ResumeError, match="go on with it by --resume"):
+        plan([mine()], named)
+    lines: list[str] = []
+    again = dataclasses.replace(named, resume=True)
+    begin_stores(plan([mine()], again), again, lines.append)
+    assert lines == ["trial has no checkpoint yet: it begins at step 0"]
+
+
+def test_resume_takes_no_other_words(cluster: Cluster) -> None:
+    with pytest.raises(ValueError, match=r"Cluster.resume is 'maybe'; it must be True, False or 'auto'"):
+        dataclasses.replace(cluster, run_name="trial", resume="maybe")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="which run should go on"):
+        dataclasses.replace(cluster, resume="auto")
 
 
 def test_resuming_with_another_configuration_is_refused(cluster: Cluster, tmp_path: Path) -> None:
