@@ -30,7 +30,7 @@ from raycurv.train.configuration import RunConfig
 from raycurv.train.records import Result
 
 # Errors of a file that holds something else than it should.
-_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
+MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
 _CHECKPOINT = re.compile(r"step-(\d{9,})\.pt")
 CONFIG, MANIFEST, RESULT = "config.json", "manifest.json", "result.json"
 
@@ -82,6 +82,7 @@ class CheckpointStore:
         self.before_write: Callable[[], None] = lambda: None
         self._folder = open_folder(uri)
         self._damaged: set[str] = set()
+        self._rejected: dict[str, str] = {}  # reasons why checkpoints that could be loaded cannot be used
         self._unlisted: set[str] = set()  # files that are no whole checkpoints and never were listed
         self._recovered: tuple[list[ManifestEntry], None] | None = None
 
@@ -117,10 +118,11 @@ class CheckpointStore:
             CheckpointError: it cannot be written; the earlier checkpoints are unchanged.
         """
         self.before_write()
-        file = f"step-{state['step']:09d}.pt"
+        file = _file_of(state)
         listed, chosen = self._manifest()
         entry = self._write_checkpoint(file, state)
         self._damaged.discard(file)
+        self._rejected.pop(file, None)
         entries = [e for e in listed if e.step < entry.step and e.file not in self._damaged]
         entries = [*entries, entry][-self.keep :]
         chosen = entry if best else chosen
@@ -153,6 +155,8 @@ class CheckpointStore:
         errors: list[str] = []
         for entry in self._newest_first(entries):
             try:
+                if entry.file in self._rejected:
+                    raise CheckpointError(self._rejected[entry.file])
                 state = self._load(entry)
                 if missing := lacking(state):
                     raise CheckpointError(f"the checkpoint {self._folder.uri(entry.file)} lacks {missing}")
@@ -172,6 +176,17 @@ class CheckpointStore:
                 "Start again under another --run-name, or put back the files from a copy"
             )
         return None
+
+    def reject(self, state: Mapping[str, Any], error: Exception) -> None:
+        """Leave a checkpoint out of :meth:`load` from now on, since its content cannot be used.
+
+        Args:
+            state: what was loaded.
+            error: what went wrong.
+        """
+        file = _file_of(state)
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        self._rejected[file] = f"the checkpoint {self._folder.uri(file)} cannot be restored ({reason})"
 
     def _newest_first(self, listed: list[ManifestEntry]) -> Iterator[ManifestEntry]:
         """Order in which checkpoints are tried.
@@ -210,7 +225,7 @@ class CheckpointStore:
             return None
         try:
             return RunConfig.from_json(content.decode())
-        except _MALFORMED as error:
+        except MALFORMED as error:
             raise CheckpointError(
                 f"{self._folder.uri(CONFIG)} holds no configuration of this version: {error}. Put it back from a copy, "
                 "or start a new run under another --run-name"
@@ -243,7 +258,7 @@ class CheckpointStore:
         content = self._read(RESULT)
         try:
             return None if content is None else Result.from_json(content.decode())
-        except _MALFORMED as error:
+        except MALFORMED as error:
             where = self._folder.uri(RESULT)
             message = (
                 f"{where} is damaged ({error}), so the run is not known to be finished: it goes on at its checkpoint"
@@ -303,7 +318,7 @@ class CheckpointStore:
             values = {"checkpoints": []} if content is None else json.loads(content)
             entries = [ManifestEntry(**entry) for entry in values["checkpoints"]]
             best = ManifestEntry(**values["best"]) if "best" in values else None
-        except _MALFORMED as error:
+        except MALFORMED as error:
             entries, best, reason = [], None, f"is not a manifest of checkpoints ({error})"
         if entries:
             return sorted(entries, key=lambda entry: entry.step), best
@@ -344,7 +359,7 @@ class CheckpointStore:
             if content is None or zipfile.ZipFile(io.BytesIO(content)).testzip() is not None:
                 return None
             step = int(_parsed(content, self._folder.uri(name))["step"])
-        except (CheckpointError, zipfile.BadZipFile, zlib.error, OSError, RuntimeError, *_MALFORMED):
+        except (CheckpointError, zipfile.BadZipFile, zlib.error, OSError, RuntimeError, *MALFORMED):
             return None
         return ManifestEntry(step, name, len(content), hashlib.sha256(content).hexdigest())
 
@@ -367,6 +382,10 @@ class CheckpointStore:
             warnings.warn(f"cannot remove old checkpoints in {self.uri}: {error}", RuntimeWarning, stacklevel=3)
 
 
+def _file_of(state: Mapping[str, Any]) -> str:
+    return f"step-{state['step']:09d}.pt"
+
+
 def _parsed(content: bytes, where: str) -> dict[str, Any]:
     """The content of a checkpoint.
 
@@ -375,7 +394,7 @@ def _parsed(content: bytes, where: str) -> dict[str, Any]:
     """
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, *_MALFORMED) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, *MALFORMED) as error:
         raise CheckpointError(f"the checkpoint {where} cannot be loaded: {error}") from error
     if not isinstance(state, Mapping) or not isinstance(state.get("step"), int):
         raise CheckpointError(f"the checkpoint {where} cannot be loaded: it is no mapping with a step")

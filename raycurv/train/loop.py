@@ -22,7 +22,7 @@ from raycurv.train.evaluation import evaluate_run
 from raycurv.train.metrics import MetricBuffer, NonFiniteLoss
 from raycurv.train.precision import autocast
 from raycurv.train.records import OPERATIONS, Kind, Record, Result, newest_is_best
-from raycurv.train.resume import Resume, open_run
+from raycurv.train.resume import Resume, open_run, restore
 from raycurv.train.step_clock import StepClock, extra_startup_seconds, steady_step_seconds
 from raycurv.train.training_run import TrainingRun
 
@@ -71,7 +71,11 @@ def train(
     if result is not None:
         return result
     run = TrainingRun(config, collectives, device, data, resumed=state is not None)
-    start = f"starts: {run.total_steps} steps, {run.steps_per_epoch} an epoch" if state is None else run.restore(state)
+    start = (
+        f"starts: {run.total_steps} steps, {run.steps_per_epoch} an epoch"
+        if state is None
+        else restore(run, store, state)
+    )
     trainer = _Trainer(run, store, emit, stop)
     trainer.emit_record("event", message=start)
     if run.start is not None:

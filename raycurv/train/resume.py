@@ -10,11 +10,11 @@ import torch
 
 from raycurv.arguments import require
 from raycurv.objective.collectives import Collectives
-from raycurv.train.checkpoint import CheckpointError, CheckpointStore
+from raycurv.train.checkpoint import MALFORMED, CheckpointError, CheckpointStore
 from raycurv.train.configuration import RunConfig
 from raycurv.train.distributed import require_equal
 from raycurv.train.records import Result
-from raycurv.train.training_run import lacking
+from raycurv.train.training_run import TrainingRun, lacking
 
 Resume = Literal["never", "auto", "must"]
 # Fields that a resumed run may change, because no update depends on them. Methods whose step sizes follow the length of
@@ -112,6 +112,37 @@ def open_run(
     if result is None and collectives.rank == 0:
         store.begin(config)
     return result, state
+
+
+def restore(run: TrainingRun, store: CheckpointStore, state: dict[str, Any]) -> str:
+    """Restore a run from a checkpoint, or from the one before if its content cannot be used.
+
+    Args:
+        run: the run; all workers call this together.
+        store: its checkpoints.
+        state: the newest checkpoint.
+
+    Returns:
+        A message with the position.
+
+    Raises:
+        CheckpointError: no checkpoint can be used, or the run cannot go on at this one.
+        WorkersDisagree: the workers restored different checkpoints.
+        OutOfMemoryError: the device has no room for the state.
+    """
+    loaded: dict[str, Any] | None = state
+    while loaded is not None:
+        try:
+            message = run.restore(loaded)
+        except (CheckpointError, torch.OutOfMemoryError):  # the content is right
+            raise
+        except (RuntimeError, *MALFORMED) as error:
+            store.reject(loaded, error)
+            loaded = store.load(lacking)  # all workers find the same content wrong
+            continue
+        require_equal(run.progress.step, "the step of the checkpoint", run.collectives, run.device)
+        return message
+    raise CheckpointError(f"there is no checkpoint in {store.uri} any more")
 
 
 def differences(stored: RunConfig, asked: RunConfig) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from raycurv import Objective, optim
+from raycurv.arguments import require_field_types
 from raycurv.data import Data, Loader, Source
 from raycurv.objective import Batch
 from raycurv.objective.collectives import Collectives
@@ -90,9 +91,26 @@ class TrainingPosition:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> TrainingPosition:
-        """Restore the mapping of `dataclasses.asdict`."""
-        evaluations = [Record(**record) for record in values["evaluations"]]
-        return cls(**{"operations": math.nan, **values, "evaluations": evaluations})
+        """Restore the mapping of `dataclasses.asdict`.
+
+        Raises:
+            KeyError: a value is missing.
+            TypeError: a value is unknown or of another type.
+            ValueError: a value is of another type, or negative.
+        """
+        evaluations = [require_field_types(Record(**record)) for record in values["evaluations"]]
+        first = {name: values[name] for name in ("step", "epoch", "step_in_epoch", "samples")}  # in every version
+        position = cls(**{"operations": math.nan, **values, **first, "evaluations": evaluations})
+        for name, default in asdict(cls()).items():
+            value = getattr(position, name)
+            if type(value) is not type(default) and not (type(default) is float and type(value) is int):
+                raise TypeError(f"{name} of its position is {value!r}")
+            if type(value) is int and value < 0:
+                raise ValueError(f"{name} of its position is {value}")
+        numbers = [*position.step_seconds, *position.first_losses, *(x for pair in position.last_losses for x in pair)]
+        if not all(type(number) in (int, float) for number in numbers):
+            raise TypeError("its position has a time or a loss that is no number")
+        return position
 
 
 class TrainingRun:

@@ -5,38 +5,37 @@ from __future__ import annotations
 import pytest
 
 from raycurv.results.outcomes import Outcome
-from tests.service.driving import Driver, Finished, wait_until
+from raycurv.service import Cluster, launch
+from raycurv.service.errors import RunLocked
+from tests.service.driving import Driver, Finished
+from tests.service.problems import mine
 from tests.service.test_on_ray import MINE, STEPS, TWO, runs_of, steps_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]
 
 
-def one_of(finished: list[Finished]) -> Finished:
-    """The only one of two that did the work; the other one says who does."""
+def assert_one_worked(finished: list[Finished]) -> None:
+    """Only one of two did the work; the other one says who does."""
     refused, worked = sorted(finished, key=lambda job: "another driver is at work" not in job.output)
     assert refused.code == 1, refused.output
     assert "Wait for its end, or stop it by `kill " in refused.output
     assert "Traceback" not in refused.output
     assert worked.code == 0, worked.output
-    return worked
 
 
 def test_of_two_that_resume_a_run_one_trains_and_a_living_driver_is_not_disturbed(driver: Driver) -> None:
     command = (*MINE, *TWO, "--run-name", "again")
     job = driver.start(*command)
     job.wait_for("epoch 1 done")
-    refused = driver.run(*command, "--resume")
-    assert refused.code == 1
-    assert (
-        f"another driver is at work on {driver.checkpoints('again')}: process {job.process.pid} on " in refused.output
-    )
+    cluster = Cluster(workers=2, run_name="again", resume=True, runs=str(driver.runs), experiment="test")
+    with pytest.raises(RunLocked, match=f"checkpoints/again: process {job.process.pid} on "):
+        launch([mine(epochs=4, pause=0.2)], cluster)
     assert job.process.poll() is None, job.output
     job.process.kill()
     job.process.wait()
 
-    worked = one_of([job.finish() for job in [driver.start(*command, "--resume") for _ in range(2)]])
+    assert_one_worked([job.finish() for job in [driver.start(*command, "--resume", "auto") for _ in range(2)]])
 
-    assert "goes on at step" in worked.output
     (run,) = runs_of(driver)
     assert run.info.status == "FINISHED"
     assert steps_of(driver, run) == list(range(1, STEPS + 1))
@@ -45,14 +44,12 @@ def test_of_two_that_resume_a_run_one_trains_and_a_living_driver_is_not_disturbe
 
 
 def test_of_two_sweeps_of_one_name_one_works(driver: Driver) -> None:
-    command = ("-m", "tests.service.sweeping", "--trials", "30", "--run-name", "twice")
-    first = driver.start(*command, experiment=False)
+    command = ("-m", "tests.service.sweeping", "--trials", "30", "--run-name", "twice", "--resume")
+    both = [driver.start(*command, experiment=False) for _ in range(2)]
+
+    assert_one_worked([job.finish() for job in both])
+
     log = driver.runs / "sweeps" / "twice" / "outcomes.jsonl"
-    wait_until(lambda: log.exists() or first.process.poll() is not None)
-    second = driver.start(*command, "--resume", experiment=False)
-
-    one_of([first.finish(), second.finish()])
-
     outcomes = [Outcome.from_json(line) for line in log.read_text().splitlines()]
     assert len(outcomes) == len({outcome.name for outcome in outcomes}) == 30
     assert "failed" not in {outcome.status for outcome in outcomes}

@@ -90,6 +90,58 @@ def test_damaged_newest_checkpoint_costs_steps_but_no_bit(tmp_path: Path) -> Non
     assert_same(final(tmp_path / "b"), final(tmp_path / "a"))
 
 
+def _without(*path: str) -> Callable[[dict[str, Any]], None]:
+    def remove(state: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            state = state[key]
+        del state[path[-1]]
+
+    return remove
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _without("progress", "epoch"),
+        _without("progress", "evaluations"),
+        _without("model", "0.weight"),
+        _without("optimizer", "param_groups"),
+        lambda state: state["progress"].update(step_in_epoch=-1),
+        lambda state: state["progress"].update(step="17"),
+        lambda state: state["progress"].update(evaluations=[{}]),
+        lambda state: state.update(random=None),
+        lambda state: state.update(horizon=[]),
+    ],
+)
+def test_a_checkpoint_of_unusable_content_costs_steps_but_no_bit(
+    tmp_path: Path, spoil: Callable[[dict[str, Any]], None]
+) -> None:
+    wanted = config(epochs=1, checkpoint_every=2, log_every=1)
+    go(tmp_path / "a", wanted)
+    go(tmp_path / "b", wanted, stop=after(4))
+    store = CheckpointStore(str(tmp_path / "b"))
+    state = store.load()
+    assert state is not None
+    spoil(state)
+    store.save(state)
+    with pytest.warns(RuntimeWarning, match=r"step-000000004.pt cannot be restored \(.*Falling back to .*step 2"):
+        go(tmp_path / "b", wanted, resume="must")
+    one, other = CheckpointStore(str(tmp_path / "a")).load(), store.load()
+    assert one is not None
+    assert other is not None
+    assert_same(other["model"], one["model"])
+
+
+def test_a_run_whose_checkpoints_are_all_unusable_is_refused(tmp_path: Path) -> None:
+    go(tmp_path, WHOLE, stop=after(3))
+    store = CheckpointStore(str(tmp_path))
+    state = store.load()
+    assert state is not None
+    store.save({**state, "random": None})
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read: .* cannot be restored \(TypeError"):
+        go(tmp_path, WHOLE, resume="must")
+
+
 def test_new_run_refuses_to_touch_an_old_one(tmp_path: Path) -> None:
     go(tmp_path, config(max_steps=2))
     before = CheckpointStore(str(tmp_path)).newest()
