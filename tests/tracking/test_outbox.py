@@ -90,6 +90,19 @@ def test_metrics_that_wait_share_a_request_and_keep_their_order(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_dropped_never_arrives(tmp_path: Path) -> None:
+    server = Server()
+    outbox = outbox_of(server, tmp_path)
+    outbox.put(metric(1))
+    assert outbox.save()
+    outbox.drop()
+    outbox.put(metric(2))
+
+    assert outbox.close(5.0) is None
+    assert steps(server.got) in ([], [1])  # one that is on its way may arrive
+    assert not list(tmp_path.iterdir())
+
+
 def test_tags_between_metrics_do_not_divide_a_request(tmp_path: Path) -> None:
     server = Server()
     outbox = outbox_of(server, tmp_path)
