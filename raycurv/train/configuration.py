@@ -36,6 +36,7 @@ _LATER: dict[str, Any] = {
     "evaluate_every_steps": None,
     "evaluate_training_samples": None,
     "metrics": {},
+    "micro_batch": None,
     "start_from": None,
     "freeze": (),
     "batch_norm": "synchronised",
@@ -209,6 +210,9 @@ class RunConfig:
             named after its function. They change no update.
         l2: factor of ½‖Θ‖² in the objective.
         batch_size: samples per step, over all workers.
+        micro_batch: samples of a worker's share that are computed at once, for batches that do not fit in memory; None
+            computes all of them at once. Updates are the same up to rounding, except that batch normalisation takes the
+            statistics of each micro-batch.
         epochs: passes over the training set.
         max_steps: length of the run in steps, if that is less than its epochs; schedules end there.
         stop_after: steps after which this sitting ends with a checkpoint, for a later resume; schedules ignore it.
@@ -253,6 +257,7 @@ class RunConfig:
     metrics: Mapping[str, Component] = field(default_factory=dict)
     l2: float = 0.0
     batch_size: int = 128
+    micro_batch: int | None = None
     epochs: int = 10
     max_steps: int | None = None
     stop_after: int | None = None
@@ -288,6 +293,7 @@ class RunConfig:
         steps, measured = self.evaluate_every_steps, self.evaluate_training_samples
         for name, holds, allowed in (
             ("max_steps", self.max_steps is None or self.max_steps >= 1, "None or at least 1"),
+            ("micro_batch", self.micro_batch is None or self.micro_batch >= 1, "None or at least 1"),
             ("stop_after", self.stop_after is None or self.stop_after >= 1, "None or at least 1"),
             ("evaluate_every_steps", steps is None or steps >= 1, "None or at least 1"),
             ("evaluate_training_samples", measured is None or measured >= 1, "None or at least 1"),

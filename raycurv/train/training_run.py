@@ -167,6 +167,7 @@ class TrainingRun:
             weights=self.weights,
             collectives=collectives,
             batch_norm=config.batch_norm,
+            micro_batch=config.micro_batch,
         )
         self.objective.operations = self.operations = OperationCounter()
         self.optimizer = build_optimizer(config, self.model, self.horizon)
