@@ -1,8 +1,8 @@
 """How far `auto` holds: final training losses over batch sizes, lengths of runs and disturbances, beside two Adams.
 
 The constants of `auto` were chosen on other problems: the tanh MLP, the ReLU MLP, logistic regression and the
-autoencoder on MNIST, an MLP on the Boston housing data, and a small CNN with and without batch normalisation on MNIST
-images of 14×14 pixels. Those here, which are networks that no choice was made on, judge.
+autoencoder on MNIST, an MLP on the Boston housing data, a small CNN on MNIST images of 14×14 pixels, and those that
+judged the rule before (`FORMER_PROBLEMS`). `PROBLEMS`, which are networks that no choice was made on, judge.
 
 A run ends with the mean loss over 2,560 training samples at the weights that the method evaluates, at least 0.01. It is
 compared with the better of two runs of the same batches: Adam with a learning rate of 1e-3, and Adam on a one-cycle
@@ -25,11 +25,15 @@ from torch import Tensor, nn
 
 from raycurv import optim
 from raycurv.benchmarks import outcome_file
-from raycurv.benchmarks.start_sensitivity import FLOOR, Samples, images, measured, sentences
+from raycurv.benchmarks.start_sensitivity import FLOOR, Samples, images, measured, read, reconstruction, sentences
+from raycurv.data.translation import multi30k_text
 from raycurv.models.basic_cnn import basic_cnn
+from raycurv.models.gpt import gpt
+from raycurv.models.lenet import lenet
 from raycurv.models.mlp import mlp
 from raycurv.models.transformer import transformer
 from raycurv.models.vision_transformer import vision_transformer
+from raycurv.models.wide_resnet import wide_resnet
 from raycurv.objective import Objective
 from raycurv.objective.losses import word_cross_entropy
 from raycurv.results import table_formats
@@ -76,7 +80,7 @@ def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).square().flatten(1).sum(1)
 
 
-PROBLEMS = (
+FORMER_PROBLEMS = (
     JudgingProblem("CIFAR-10 CNN", partial(basic_cnn, width=0.25), partial(images, "cifar10")),
     JudgingProblem("CIFAR-10 CNN, BN", partial(basic_cnn, width=0.25, batch_norm=True), partial(images, "cifar10")),
     JudgingProblem("CIFAR-10 MLP, layer norm, GELU", _layer_norm_mlp, partial(images, "cifar10")),
@@ -96,6 +100,54 @@ PROBLEMS = (
         "Multi30k transformer",
         _small_transformer,
         partial(sentences, "multi30k"),
+        word_cross_entropy,
+    ),
+)
+
+
+class _Mixer(nn.Module):
+    """An MLP-Mixer with one layer: patches of 8 × 8 pixels, an MLP over the 16 patches, one over their 32 numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 32, kernel_size=8, stride=8)
+        self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(3))
+        self.across = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+        self.within = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+        self.out = nn.Linear(32, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        first, second, last = self.norms
+        x = self.patches(inputs).flatten(2).transpose(1, 2)
+        x = x + self.across(first(x).transpose(1, 2)).transpose(1, 2)
+        x = x + self.within(second(x))
+        return self.out(last(x).mean(1))  # type: ignore[no-any-return]
+
+
+def _convolutional_autoencoder() -> nn.Module:
+    down = (nn.Conv2d(3, 12, 3, 2, 1), nn.SiLU(), nn.Conv2d(12, 16, 3, 2, 1), nn.SiLU())
+    up = (nn.ConvTranspose2d(16, 12, 2, 2), nn.SiLU(), nn.ConvTranspose2d(12, 3, 2, 2), nn.Flatten())
+    return nn.Sequential(*down, *up)
+
+
+def _texts(samples: int) -> Samples:
+    """The first English sentences of Multi30k, with the most frequent words and at most 16 of them."""
+    return read(multi30k_text("multi30k", max_words=_WORDS, max_length=16, max_rows=samples).train, samples)
+
+
+PROBLEMS = (
+    JudgingProblem(
+        "CIFAR-10 autoencoder", _convolutional_autoencoder, partial(reconstruction, "cifar10"), _squared_error
+    ),
+    JudgingProblem("CIFAR-10 linear", partial(mlp, input_shape=(3, 32, 32), widths=()), partial(images, "cifar10")),
+    JudgingProblem("CIFAR-10 MLP-Mixer", _Mixer, partial(images, "cifar10")),
+    JudgingProblem("CIFAR-10 WRN-10-½", partial(wide_resnet, depth=10, widen=1, width=0.5), partial(images, "cifar10")),
+    JudgingProblem("MNIST LeNet", partial(lenet, input_shape=(1, 28, 28)), partial(images, "mnist")),
+    JudgingProblem("MNIST sigmoid MLP", partial(mlp, widths=(100, 50), activation="sigmoid"), partial(images, "mnist")),
+    JudgingProblem(
+        "Multi30k GPT",
+        partial(gpt, num_classes=_WORDS, input_shape=(17,), size=32, layers=1, hidden=128),
+        _texts,
         word_cross_entropy,
     ),
 )

@@ -74,7 +74,7 @@ class TrainingProblem:
 @functools.cache
 def images(folder: str, samples: int) -> Samples:
     """The first training images of a folder of RAYCURV_DATA, as networks take them, and their labels."""
-    return _read(parquet_images(locate(folder), evaluation=None, max_rows=samples).train, samples)
+    return read(parquet_images(locate(folder), evaluation=None, max_rows=samples).train, samples)
 
 
 @functools.cache
@@ -87,10 +87,11 @@ def reconstruction(folder: str, samples: int) -> Samples:
 @functools.cache
 def sentences(folder: str, samples: int) -> Samples:
     """The first training sentences of Multi30k, with the most frequent words and at most 16 of them."""
-    return _read(multi30k(folder, max_words=_WORDS, max_length=16, max_rows=samples).train, samples)
+    return read(multi30k(folder, max_words=_WORDS, max_length=16, max_rows=samples).train, samples)
 
 
-def _read(source: Source, samples: int) -> Samples:
+def read(source: Source, samples: int) -> Samples:
+    """The first samples of a source: inputs as networks take them, and targets."""
     inputs, targets = source.read(np.arange(samples), seed=0, epoch=0, training=False)
     return source.convert(inputs, torch.float32), targets
 

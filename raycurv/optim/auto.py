@@ -3,19 +3,19 @@
 Let Θ̇ₖ be Adam's direction at step k (see `red`) and aₖ the length of the step Θ ← Θ − aₖΘ̇ₖ. The next mini-batch is
 independent of the one that Θ̇ₖ was made of. At its own gradient g and its losses J_s it measures, along Θ̇ₖ,
 
-    slope ⟨g, Θ̇ₖ⟩      curvature h = mean over the samples of ⟨∇²J_s Θ̇ₖ, Θ̇ₖ⟩, and the mean of |⟨∇²J_s Θ̇ₖ, Θ̇ₖ⟩|
+    slope ⟨g, Θ̇ₖ⟩      curvature h = mean over the samples of ⟨∇²J_s Θ̇ₖ, Θ̇ₖ⟩
 
 ⟨g, Θ̇ₖ⟩ + aₖh is the slope where the step began. The length is κ times the minimum of the quadratic model of all steps
 so far, in which those of late have more weight, step k the weight k + 101:
 
-    R = κ·max(0, mean of ⟨g, Θ̇ₖ⟩ + mean of aₖh) / (mean of |⟨∇²J_s Θ̇ₖ, Θ̇ₖ⟩|)
+    R = κ·max(0, mean of ⟨g, Θ̇ₖ⟩ + mean of aₖh) / (mean of |h|)
 
 A slope that is measured with the gradient that Θ̇ was made of, as RED's, counts the noise of the batch twice: with
 batches below some 16 samples the step becomes too long. Here no term shares a sample with its direction. With κ < 2, R
 stays where steps make progress and falls where they only follow noise: a step of the length a at which progress ends
 has the slope ah/2 at its beginning, so that R = κa/2 < a.
 
-The first step measures only; the next ones rise to R until step 10. After that nothing depends on the length of the
+The first step measures only; the next ones rise to R until step 30. After that nothing depends on the length of the
 run. Evaluated are averaged weights, ``evaluation_weights()``, in which step k has a weight proportional to k⁹: the last
 tenth of the run counts for two thirds. So a run may end or go on at any step. Curvature is computed in the first 20
 steps and then in every fifth, when the average is updated too: the mean step of a long run costs 1.2 to 1.3 plain
@@ -47,11 +47,11 @@ from raycurv.optim.registry import register
 
 RELAXATION = 1.5  # κ
 _FIRST_STEPS, _INTERVAL = 20, 5  # steps with curvature: the first ones, then one of so many
-_WARMUP_STEPS = 10
+_WARMUP_STEPS = 30
 _OFFSET = 100  # steps whose measurements have about the same weight
 _POWER = 9  # of the step in the weights of the average
 _GUARD = 1e-6  # ε over the root mean square of √ṽ
-# Sums over the steps, with weights: of ⟨g, Θ̇⟩, of these weights, of a·h, of |⟨∇²J_s Θ̇, Θ̇⟩|, of the last two's weights.
+# Sums over the steps, with weights: of ⟨g, Θ̇⟩, of these weights, of a·h, of |h|, of the last two's weights.
 _SUMS = 5
 
 
@@ -169,7 +169,7 @@ class Auto(Rescaled):
         state, zero = self.shared, torch.zeros_like(slope)
         terms = [slope, zero + 1, zero, zero, zero]
         if taylor is not None:
-            terms[2:] = [state["length"] * taylor.curvature, taylor.absolute_curvature, zero + 1]
+            terms[2:] = [state["length"] * taylor.curvature, taylor.curvature.abs(), zero + 1]
         new = state["sums"] + (state["steps"] + _OFFSET) * torch.stack(terms)
         state["sums"] = torch.where(valid & torch.isfinite(new).all(), new, state["sums"])
 

@@ -82,7 +82,8 @@ class NaiveAuto(Naive):
             self.slopes.append((100 + k, float(g @ d)))
             if k < 20 or k % 5 == 0:
                 hs = [float(d @ torch.autograd.grad(h @ d, theta, retain_graph=True)[0]) for h in gradients]
-                self.curved.append((100 + k, self.length * sum(hs) / len(hs), sum(map(abs, hs)) / len(hs)))
+                h = sum(hs) / len(hs)
+                self.curved.append((100 + k, self.length * h, abs(h)))
         self.k += 1
         self.m, self.v = 0.8 * self.m + 0.2 * g, 0.999 * self.v + 0.001 * g * g
         root = torch.sqrt(self.v / (1 - 0.999**self.k))
@@ -93,7 +94,7 @@ class NaiveAuto(Naive):
             slope = sum(w * s for w, s in self.slopes) / sum(w for w, _ in self.slopes)
             slope += sum(w * ah for w, ah, _ in self.curved) / total
             curvature = sum(w * c for w, _, c in self.curved) / total
-            rate = min(1.0, self.k / 10) * (self.start if k < 20 else 1.0) * 1.5 * max(0.0, slope) / curvature
+            rate = min(1.0, self.k / 30) * (self.start if k < 20 else 1.0) * 1.5 * max(0.0, slope) / curvature
         self.length = rate
         self.theta = self.theta - rate * self.direction
         self.history.append(self.theta)
