@@ -83,5 +83,5 @@ def test_a_run_that_never_takes_a_step_is_named_unless_its_loss_is_low(losses: l
 
 
 def test_a_concave_run_of_auto_to_1e26_is_named(tmp_path: Path) -> None:
-    wanted = config(optimizer="auto", optimizer_settings={}, loss="tests.train.problems:negative_square", epochs=6)
+    wanted = config(optimizer="auto", optimizer_settings={}, loss="tests.train.problems:negative_square", epochs=24)
     assert go(tmp_path, wanted).diverged
