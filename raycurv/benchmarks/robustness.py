@@ -121,7 +121,7 @@ class _Mixer(nn.Module):
         x = self.patches(inputs).flatten(2).transpose(1, 2)
         x = x + self.across(first(x).transpose(1, 2)).transpose(1, 2)
         x = x + self.within(second(x))
-        return self.out(last(x).mean(1))  # type: ignore[no-any-return]
+        return self.out(last(x).mean(1))
 
 
 def _convolutional_autoencoder() -> nn.Module:
