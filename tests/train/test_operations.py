@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from raycurv.objective.collectives import Local
-from raycurv.objective.operations import WATCHED_STEPS
+from raycurv.objective.operations import WATCHED_STEPS, OperationCounter
 from raycurv.train import CheckpointStore, Result, RunConfig, evaluation, loop, train
 from tests.train.problems import Kept, config
 
@@ -32,12 +34,21 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 class Counted(FlopCounterMode):
-    """Torch's own count of everything but evaluation."""
+    """Torch's own count of everything but evaluation and the check of the model at the first batch."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(display=False)
         self.evaluation = 0
         monkeypatch.setattr(loop, "evaluate_run", self._evaluate)
+        uncounted = OperationCounter.uncounted
+
+        @contextlib.contextmanager
+        def check(counter: OperationCounter) -> Iterator[None]:
+            with FlopCounterMode(display=False) as flops, uncounted(counter):
+                yield
+            self.evaluation += flops.get_total_flops()
+
+        monkeypatch.setattr(OperationCounter, "uncounted", check)
 
     def _evaluate(self, run: Any) -> dict[str, float]:
         with FlopCounterMode(display=False) as counter:
