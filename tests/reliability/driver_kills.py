@@ -3,8 +3,8 @@
     python -m tests.reliability.driver_kills --folder FOLDER [--runs 6]
 
 Each run has a small network, about 130 steps a second, a checkpoint every ten steps, and four kills of its driver:
-three while it trains, and one in its last second, at its table, or just after it. It goes on with ``--resume``, at once.
-After the last kill it is completed by ``--resume``, by ``raycurv tracking reap`` if it had finished, or by the start of
+three while it trains, and one in its last second, at its table, or just after it. It goes on with ``--resume``, at
+once. After the last kill it is completed by ``--resume``, by ``raycurv tracking reap`` if it had finished, or by the start of
 another run. FOLDER keeps a line for each run, so that an interrupted campaign goes on.
 """
 
