@@ -4,8 +4,8 @@
 
 Each run has a small network, about 130 steps a second, a checkpoint every ten steps, and four kills of its driver:
 three while it trains, and one in its last second, at its table, or just after it. It goes on with ``--resume``, at
-once. After the last kill it is completed by ``--resume``, by ``raycurv tracking reap`` if it had finished, or by the start of
-another run. FOLDER keeps a line for each run, so that an interrupted campaign goes on.
+once. After the last kill it is completed by ``--resume``, by ``raycurv tracking reap`` if it had finished, or by the
+start of another run. FOLDER keeps a line for each run, so that an interrupted campaign goes on.
 """
 
 from __future__ import annotations
