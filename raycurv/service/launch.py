@@ -229,7 +229,7 @@ class _Launch:
                 self._start(name)
             case messages.LogRecords(name, records):
                 self.tracked[name].log(records)
-                self.progress.show(records)
+                self.progress.show(self.states[name].of_this_sitting(records))
             case messages.RunFinished(name, result) if not again:
                 self._finish(name, result)
 

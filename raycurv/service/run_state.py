@@ -35,6 +35,7 @@ class RunState:
         self.result: Result | None = None
         self.failure: RunFailed | None = None
         self._started: float | None = None
+        self._sitting = 0.0  # start of the newest sitting
         self._operations = 0.0
         self._newest: dict[str, float] = {}
         self._scalars: dict[int, dict[str, float]] = {}  # of the newest step, by the step of an evaluation
@@ -44,6 +45,7 @@ class RunState:
         """Take one message about this run."""
         match message:
             case RunStarted(_, began):
+                self._sitting = began
                 self._started = began if self._started is None else self._started
             case LogRecords(_, records):
                 self._add_records(records)
@@ -51,6 +53,10 @@ class RunState:
                 self.result = self.result or result
             case RunFailed():
                 self.failure = self.failure or message
+
+    def of_this_sitting(self, records: Iterable[Record]) -> list[Record]:
+        """Those of some records that a process that goes on from a checkpoint does not merely send again."""
+        return [record for record in records if record.time >= self._sitting]
 
     def outcome(self) -> Outcome:
         """The outcome, as far as messages have come."""

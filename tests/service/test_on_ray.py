@@ -211,6 +211,7 @@ def test_a_killed_driver_is_reaped_and_its_run_goes_on(uninterrupted: Driver, dr
     finished = driver.run(*command, "--resume")
     assert finished.code == 0, finished.output
     assert "goes on at step" in finished.output
+    assert "starts: " not in finished.output  # of the sitting before
     (run,) = runs_of(driver)
     assert run.info.run_id == before.info.run_id
     assert run.info.status == "FINISHED"

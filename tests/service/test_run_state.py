@@ -75,6 +75,13 @@ def test_records_that_come_twice_count_once() -> None:
     assert run.outcome().points[-1].seconds == 4.5  # since its first start
 
 
+def test_records_of_an_earlier_sitting_are_told_from_new_ones() -> None:
+    run = state(step(1), step(2))
+    assert run.of_this_sitting([step(1), step(2)]) == [step(1), step(2)]
+    run.add(RunStarted("one", 102.5))
+    assert run.of_this_sitting([step(1), step(2), step(3)]) == [step(3)]
+
+
 def test_a_long_run_keeps_some_of_its_steps() -> None:
     run = state()
     for number in range(1, 5001):
