@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Data sets for the tests that want real ones; they skip with a reason when it is absent.
 export RAYCURV_DATA ?= $(abspath ../shared/data)
 
-.PHONY: help install test test-fast gpu lint release demo clean
+.PHONY: help install test test-fast gpu survey lint release demo clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -27,6 +27,9 @@ test-fast: install ## the tests that take three minutes together: no Ray, no MLf
 # Wants torch, numpy, pytest and hypothesis alone: PYTHON may be any interpreter that has them.
 gpu: ## curvature and optimizers on a CUDA device
 	PYTHONPATH=. $(PYTHON) -m pytest tests/gpu --confcutdir tests/gpu -p no:cacheprovider -o addopts= -ra
+
+survey: install ## curvature of models of torchvision, timm and transformers; goes on where it stopped; writes docs/models.md
+	$(BIN)/python -m tests.survey
 
 lint: install ## style, types and import rules
 	$(BIN)/ruff check .

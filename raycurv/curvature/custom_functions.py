@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn.modules._functions import CrossMapLRN2d
-from torch.utils.checkpoint import CheckpointFunction
 
 from raycurv.curvature import rules
 from raycurv.curvature.rules import Call, Derivative, Rule, generic
@@ -140,8 +138,9 @@ def _apply(function: type[Function], *args: Any, **kwargs: Any) -> Any:
     tape = _tapes()[-1][0] if _tapes() else None
     if tape is None or tape.is_paused or not torch.is_grad_enabled():
         return apply(*args, **kwargs)
-    if function in REPLACED:
-        return REPLACED[function](*args, **kwargs)
+    replaced = REPLACED.get((function.__module__, function.__name__))
+    if replaced is not None:
+        return replaced(*args, **kwargs)
     rule = FUNCTION_RULES.get(function) or (_by_jvp if function.jvp is not Function.jvp else None)
     if rule is None:
         return apply(*args, **kwargs)
@@ -201,7 +200,13 @@ def _cross_map_lrn(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75
     return x * (k + alpha / size * squares) ** -beta
 
 
-REPLACED: dict[type[Function], Callable[..., Any]] = {
-    CheckpointFunction: _checkpointed,
-    CrossMapLRN2d: _cross_map_lrn,
+def _conditional(condition: Any, if_true: Callable[..., Any], if_false: Callable[..., Any], *args: Any) -> Any:
+    return if_true(*args) if condition else if_false(*args)  # which branch is a constant, as in backward
+
+
+# By module and name: importing all of these modules would take time.
+REPLACED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("torch.utils.checkpoint", "CheckpointFunction"): _checkpointed,
+    ("torch.nn.modules._functions", "CrossMapLRN2d"): _cross_map_lrn,
+    ("torch._higher_order_ops.cond", "CondAutogradOp"): _conditional,
 }

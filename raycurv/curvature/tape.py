@@ -26,8 +26,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.autograd.function import BackwardCFunction
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raycurv.curvature import custom_functions, memory, propagation, rules
@@ -62,6 +64,8 @@ class Tape(TorchDispatchMode):
     Args:
         parameters: leaf tensors whose tangents will be pushed, in this order.
     """
+
+    supports_higher_order_operators = True  # so that they are named
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         super().__init__()
@@ -102,6 +106,8 @@ class Tape(TorchDispatchMode):
             UnsupportedOperator: a tangent reaches an operator without a rule.
         """
         kwargs = kwargs or {}
+        if not isinstance(func, OpOverload) or func._opname.startswith("_nested"):
+            return self._without_rule(func, args, kwargs)
         name = rules.name_of(func)
         if name == "detach" and self._materialised:
             self._materialised.discard(self._slots.get(memory.geometry(args[0]), -1))
@@ -132,6 +138,22 @@ class Tape(TorchDispatchMode):
             or (in_place and not tensors[0].requires_grad)
         ):
             self._materialised.add(self._slots[memory.geometry(out)])
+        return out
+
+    def _without_rule(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Execute a higher-order operator or one of nested tensors, of constants alone.
+
+        Raises:
+            UnsupportedOperator: a tangent reaches it.
+        """
+        out = func(*args, **kwargs)
+        moving = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves((args, kwargs)))
+        tensors = any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(out))
+        if moving and tensors and not self._paused and torch.is_grad_enabled():
+            # Here, because an error within the operators of nested tensors ends the process.
+            raise UnsupportedOperator(
+                f"{func} has no rule: there is none for nested tensors and higher-order operators"
+            )
         return out
 
     def _saved_arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:

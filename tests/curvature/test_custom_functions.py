@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.jit._fuser import optimized_execution
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from raycurv.curvature import ForwardTape, Tape, UnsupportedOperator, register_operator, rules
@@ -215,3 +216,29 @@ def test_scripted_functions():
         optimised(torch.randn(4, 6).double().requires_grad_())
     with pytest.raises(UnsupportedOperator, match="optimized_execution"):
         check(lambda x: optimised(x) * x, [(4, 6)])
+
+
+def test_a_branch_of_cond():
+    def function(x):
+        return torch.cond(x.sum() > -1e9, lambda y: y * y, lambda y: y.sin(), (x,)) * x
+
+    check(function, [(4, 6)])
+
+
+def test_nested_tensors_are_refused_and_the_process_goes_on():
+    x = torch.randn(2, 3, requires_grad=True)
+    with pytest.raises(UnsupportedOperator, match="nested"), Tape([x]):
+        torch.nested.as_nested_tensor([x[0, :2] * 1, x[1] * 1], layout=torch.jagged)
+
+
+def test_a_padding_mask_in_evaluation_mode():
+    layer = nn.TransformerEncoderLayer(6, 2, 8, 0.0, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 1).double().eval()
+    mask = torch.tensor([[False, False, True, True]])
+    x = torch.randn(1, 4, 6, dtype=torch.float64, requires_grad=True)
+    tape = Tape([x])
+    with tape, sdpa_kernel(SDPBackend.MATH):
+        out = encoder(x * 1, src_key_padding_mask=mask)  # not compared with values without gradients, which differ
+    tape.finish(out)
+    u, d = torch.randn_like(out), torch.randn_like(x)
+    torch.testing.assert_close((u * tape.push([d])).sum(), (torch.autograd.grad(out, x, u)[0] * d).sum())

@@ -1,0 +1,52 @@
+"""The page ``docs/models.md``, from the outcomes of the survey."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+VERDICTS = ("right", "wrong", "refused")
+HEAD = """# Models
+
+Curvature, slopes and Jacobian products of models that nobody here wrote, against float64 differences.
+
+```sh
+make survey
+```
+
+- Each model has random weights, float64, and is in training mode.
+- *Right*: slopes of `gradient`, `taylor_along` and `linearise` agree with differences of the values to 1e-5, and second
+  derivatives to 1e-3.
+- *Refused*: an error names the operator or the module.
+- *Not called*: the survey could not build the model or run it by torch alone; these do not count.
+
+"""
+
+
+def page(outcomes: Sequence[dict[str, str]]) -> str:
+    """The page as Markdown."""
+    counts = Counter((outcome["group"], outcome["verdict"]) for outcome in outcomes)
+    groups = sorted({outcome["group"] for outcome in outcomes})
+    lines = ["| models | right | wrong | refused | share right | not called |", "|---|---|---|---|---|---|"]
+    for group in [*groups, None]:
+        numbers = [
+            sum(count for (of, found), count in counts.items() if found == verdict and group in (of, None))
+            for verdict in (*VERDICTS, "not called")
+        ]
+        share = f"{100 * numbers[0] / max(1, sum(numbers[:3])):.0f} %"
+        lines.append(f"| {group or 'all'} | {numbers[0]} | {numbers[1]} | {numbers[2]} | {share} | {numbers[3]} |")
+    return HEAD + "\n".join(lines) + "\n" + listed(outcomes, "wrong") + listed(outcomes, "refused")
+
+
+def listed(outcomes: Sequence[dict[str, str]], verdict: str) -> str:
+    """The models with this verdict, and why."""
+    found = [outcome for outcome in outcomes if outcome["verdict"] == verdict]
+    if not found:
+        return ""
+    rows = [f"| {outcome['group']}: {outcome['name']} | {escaped(outcome['detail'])} |" for outcome in found]
+    return f"\n## {verdict.capitalize()}\n\n| model | why |\n|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Text for a cell of a table."""
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")[:160]
