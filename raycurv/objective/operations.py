@@ -78,9 +78,10 @@ class OperationCounter:
             yield
             return
         if key not in self._known:
+            before = self._uncounted
             with _CountingMode() as mode:
                 yield
-            self._known[key] = mode.operations
+            self._known[key] = mode.operations - (self._uncounted - before)
         else:
             yield
         self._sum += self._known[key]

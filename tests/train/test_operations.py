@@ -38,7 +38,7 @@ class Counted(FlopCounterMode):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(display=False)
-        self.evaluation = 0
+        self.evaluation, self.evaluating = 0, False
         monkeypatch.setattr(loop, "evaluate_run", self._evaluate)
         uncounted = OperationCounter.uncounted
 
@@ -46,13 +46,16 @@ class Counted(FlopCounterMode):
         def check(counter: OperationCounter) -> Iterator[None]:
             with FlopCounterMode(display=False) as flops, uncounted(counter):
                 yield
-            self.evaluation += flops.get_total_flops()
+            if not self.evaluating:
+                self.evaluation += flops.get_total_flops()
 
         monkeypatch.setattr(OperationCounter, "uncounted", check)
 
     def _evaluate(self, run: Any) -> dict[str, float]:
+        self.evaluating = True
         with FlopCounterMode(display=False) as counter:
             values = evaluation.evaluate_run(run)
+        self.evaluating = False
         self.evaluation += counter.get_total_flops()
         return values
 
