@@ -16,6 +16,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch.distributed
+
+# Its functions take the default group of the time of this import as a default argument. DistributedDataParallel would
+# import it later, and the group and its threads would then outlive destroy_process_group: a process that ends beside a
+# thread of gloo may be aborted ("terminate called without an active exception").
+import torch.distributed.nn.functional  # noqa: F401
 from torch import Tensor
 from torch.futures import Future
 

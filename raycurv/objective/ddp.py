@@ -40,13 +40,21 @@ if TYPE_CHECKING:
 class DataParallel:
     """Forward passes and gradients of an objective whose batches are shared among several workers.
 
+    It does not refer to the objective, which refers to it: in a cycle, DDP would keep the process group and its threads
+    alive after ``destroy_process_group``, until the garbage collector runs.
+
     Args:
-        objective: the objective; its `collectives` have more than one worker.
+        model_call: the model as a module of one argument.
+        collectives: more than one worker.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
     """
 
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
-        self.module = ModuleWithCarrier(objective.model_call, objective.device, objective.dtype)
+    def __init__(
+        self, model_call: ModelCall, collectives: Collectives, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.collectives = collectives
+        self.module = ModuleWithCarrier(model_call, device, dtype)
         self.find_unused_parameters = False
         self._ddp: nn.Module | None = None  # made at the first batch, which shows whether parameters are unused
         self._reduces_next = False  # DDP has run a forward pass whose backward pass it will reduce
@@ -69,11 +77,19 @@ class DataParallel:
         return reduces
 
     def mean_gradient(
-        self, outputs: Tensor, carrier: Tensor, cotangent: Tensor, sums: tuple[Tensor, Tensor], *, keep: bool
+        self,
+        objective: Objective,
+        outputs: Tensor,
+        carrier: Tensor,
+        cotangent: Tensor,
+        sums: tuple[Tensor, Tensor],
+        *,
+        keep: bool,
     ) -> tuple[Direction, Tensor]:
         """J_φ·u / Σw and Σw·ℓ / Σw over the samples of all workers, by a backward pass that DDP reduces.
 
         Args:
+            objective: the objective.
             outputs: outputs of :meth:`forward`, with their graph.
             carrier: the copy of `carrier` that came with them.
             cotangent: u, in the shape of the outputs.
@@ -83,13 +99,12 @@ class DataParallel:
         Raises:
             RuntimeError: a parameter took part in the first batch and not in this one.
         """
-        objective = self.objective
         leaves = [*objective.parameters, self.module.carrier]
         for leaf in leaves:
             leaf.grad = None
         cotangents = [cotangent.to(outputs.dtype), torch.stack(sums).to(carrier.dtype)]
         torch.autograd.backward([outputs, carrier], cotangents, retain_graph=keep)
-        self._check_gradients()
+        self._check_gradients(objective)
         gradient = objective.direction([parameter.grad for parameter in objective.parameters])
         weight, loss = cast(Tensor, self.module.carrier.grad).double()
         gradient.flat.div_(weight.to(gradient.flat.dtype))
@@ -100,14 +115,14 @@ class DataParallel:
     def _module_for(self, batch: Batch) -> nn.Module:
         if self._ddp is None:
             # All workers must decide alike, or they would wait for different all-reduces.
-            unused = torch.tensor(float(_has_unused_parameters(batch)), device=self.objective.device)
-            self.find_unused_parameters = bool(self.objective.collectives.sum(unused) > 0)
+            unused = torch.tensor(float(_has_unused_parameters(batch)), device=batch.objective.device)
+            self.find_unused_parameters = bool(self.collectives.sum(unused) > 0)
             self._ddp = distributed_data_parallel(
-                self.module, self.objective.collectives, find_unused_parameters=self.find_unused_parameters
+                self.module, self.collectives, find_unused_parameters=self.find_unused_parameters
             )
         return self._ddp
 
-    def _check_gradients(self) -> None:
+    def _check_gradients(self, objective: Objective) -> None:
         """Refuse gradients that DDP has not reduced because a parameter of their bucket has none.
 
         Raises:
@@ -115,7 +130,7 @@ class DataParallel:
         """
         if self.find_unused_parameters:
             return
-        named = zip(self.objective.names, self.objective.parameters, strict=True)
+        named = zip(objective.names, objective.parameters, strict=True)
         missing = [name for name, parameter in named if parameter.grad is None]
         if missing:
             raise RuntimeError(

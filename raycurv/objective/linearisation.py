@@ -96,7 +96,9 @@ class Linearisation:
         if data_parallel.reduces_next():
             graph, sums = self._take_graph(keep), (sum_of_weights, self.loss_sum())
             with batch.counted("backward"):
-                gradient, self._loss = data_parallel.mean_gradient(graph, self._carrier, cotangent, sums, keep=keep)
+                gradient, self._loss = data_parallel.mean_gradient(
+                    batch.objective, graph, self._carrier, cotangent, sums, keep=keep
+                )
                 return gradient
         pulled = self.pull_local(cotangent, keep=keep)
         return Direction(batch.global_mean(pulled.flat), pulled)

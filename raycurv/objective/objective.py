@@ -114,7 +114,9 @@ class Objective:
         self.device, self.dtype = self.parameters[0].device, self.parameters[0].dtype
         self.operations: OperationCounter | None = None
         self.model_call = ModelCall(model, call)
-        self.data_parallel = DataParallel(self) if self.collectives.size > 1 else None
+        workers = self.collectives
+        shared = workers.size > 1
+        self.data_parallel = DataParallel(self.model_call, workers, self.device, self.dtype) if shared else None
 
     def batch(self, inputs: Any, targets: Tensor) -> Batch:
         """This worker's share of one global batch.

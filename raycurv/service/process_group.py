@@ -6,6 +6,7 @@ socket itself, to the address under which Ray knows its node, so that a Ray on l
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import ray
 import torch.distributed
+import torch.distributed.nn.functional  # noqa: F401  # before there is a group, see raycurv.objective.collectives
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -86,6 +88,7 @@ def _join(backend: str, address: str, port: int, rank: int, size: int, timeout_s
 
 def _leave() -> None:
     global _store
+    gc.collect()  # what still refers to the group would keep its threads alive
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     _store = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable
@@ -37,4 +38,5 @@ def _worker(rank: int, workers: int, folder: str, function: Callable[..., Any], 
     try:
         torch.save(function(rank, *arguments), Path(folder) / f"{rank}.pt")
     finally:
+        gc.collect()
         torch.distributed.destroy_process_group()

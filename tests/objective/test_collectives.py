@@ -1,10 +1,17 @@
 """Sums over gloo processes: equal to all_reduce, equal on every worker, one round trip."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed
+import torch.multiprocessing
 
+import raycurv
+from raycurv import optim
 from raycurv.objective.collectives import DIRECT_BYTES, Local, ProcessGroup
+from tests.cases import BY_NAME
 from tests.objective import distributed
 
 pytestmark = pytest.mark.slow
@@ -66,6 +73,29 @@ def test_every_worker_gets_the_same_bits(workers):
 
 def test_a_small_sum_is_one_collective_and_counted(workers):
     assert workers[0]["rounds"].tolist() == [1, 1]
+
+
+def one_step(rank: int, workers: int, folder: str) -> None:
+    """A process of its own: a step, the end of the group, and the names of the threads that are left."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=workers)
+    case = BY_NAME["batch-norm"]
+    objective = raycurv.Objective(case.model(), case.loss, collectives=ProcessGroup())
+    optimizer = optim.create("curveball", objective.model)
+    optimizer.step(objective.batch(case.inputs[rank::2], case.targets[rank::2]))
+    del objective, optimizer
+    torch.distributed.destroy_process_group()
+    threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    Path(folder, f"threads-{rank}").write_text("\n".join(threads))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads the threads of Linux")
+def test_no_thread_of_gloo_outlives_the_group(tmp_path):
+    torch.multiprocessing.spawn(one_step, (2, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        threads = (tmp_path / f"threads-{rank}").read_text()
+        assert "python" in threads
+        assert "gloo" not in threads
 
 
 def test_one_process_sums_nothing():
