@@ -370,7 +370,9 @@ class RunConfig:
             ValueError: it is no configuration, has unknown or missing fields, or values out of bounds.
         """
         try:
-            return cls._of(json.loads(text))
+            found = cls._of(json.loads(text))
+            found.to_json()  # finds what is nested too deep to be stored
+            return found
         except (TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"it is no configuration of a run: {type(error).__name__}: {error}") from error
 

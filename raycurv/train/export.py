@@ -79,9 +79,8 @@ def trained_from(
         config = RunConfig.from_json(state["config"])
         require_trusted(config, origin, trust)
         shape = _checked_shape(state["data"])
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(config, shape)  # errors of the network's own code as they come
-    with _fitting(origin):
+        with torch.random.fork_rng(devices=[]):
+            model = build_model(config, shape)
         _load_weights(model, config, state, averaged)
         return trained_model(model, config, state["step"], shape)
 
@@ -98,7 +97,7 @@ def _fitting(origin: str) -> Iterator[None]:
         yield
     except (CheckpointError, ValueError):
         raise
-    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+    except Exception as error:  # the code of any network, with settings that may be damaged
         raise CheckpointError(
             f"{origin} holds no network that fits its configuration: {type(error).__name__}: {error}"
         ) from error

@@ -16,6 +16,7 @@ from raycurv.objective.collectives import Local
 from raycurv.recipes.studies import STUDIES
 from raycurv.service import Cluster
 from raycurv.train import (
+    CheckpointError,
     CheckpointStore,
     Component,
     ResumeError,
@@ -101,7 +102,7 @@ def test_a_checkpoint_that_names_other_code_is_refused_before_any_import(
 
 def test_a_module_that_the_user_trusts_is_imported(tmp_path: Path, canary: Path) -> None:
     store = tampered(tmp_path / "run", model=NETWORK)
-    with pytest.raises(TypeError, match="'canary:network' built a NoneType"):
+    with pytest.raises(CheckpointError, match="'canary:network' built a NoneType"):
         load_trained_model(store, trust=("canary", "tests"))
     assert not untouched(canary)
 
