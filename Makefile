@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Data sets for the tests that want real ones; they skip with a reason when it is absent.
 export RAYCURV_DATA ?= $(abspath ../shared/data)
 
-.PHONY: help install test test-fast gpu survey lint release demo clean
+.PHONY: help install test test-fast reliability gpu survey lint release demo clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -23,6 +23,10 @@ test: install ## all tests
 test-fast: install ## the tests that take three minutes together: no Ray, no MLflow server
 	$(BIN)/python -m pytest -n 2 --dist loadscope --durations 10 -m 'not slow and not cluster and not reliability' \
 		--ignore tests/service --ignore tests/tracking --ignore tests/adapters --ignore tests/test_docs.py
+
+# Goes on where it was interrupted.
+reliability: install ## hours of kills, full disks and damaged inputs; writes docs/reliability.md
+	RAYCURV_TRUST=tests OMP_NUM_THREADS=1 nice $(BIN)/python -m tests.reliability.campaign --folder build/reliability
 
 # Wants torch, numpy, pytest and hypothesis alone: PYTHON may be any interpreter that has them.
 gpu: ## curvature and optimizers on a CUDA device

@@ -23,6 +23,7 @@ from pathlib import Path
 
 UNTRIED, ACCEPTED, REFUSED, UNDECLARED, WORKING, CRASHED, HUNG = b"\0", b"a", b"r", b"u", b"w", b"c", b"h"
 _HANG = 120.0  # seconds of one input
+_START = 900.0  # seconds until the first input
 _POLL = 0.5
 
 
@@ -99,12 +100,13 @@ def run(name: str, inputs: int, folder: Path) -> Counter[str]:
 def _watch(child: subprocess.Popen[bytes], path: Path, name: str, folder: Path) -> None:
     """Wait for a process; one that ends by itself or hangs is written down at its input."""
     before, since, hung = b"", time.monotonic(), False
+    first = len(path.read_bytes()) if path.exists() else 0
     while child.poll() is None:
         time.sleep(_POLL)
         now = path.read_bytes() if path.exists() else b""
         if now != before:
             before, since = now, time.monotonic()
-        if time.monotonic() - since > _HANG:
+        if time.monotonic() - since > (_HANG if len(now) > first else _START):
             hung = True
             child.kill()
             child.wait()

@@ -1,0 +1,73 @@
+"""The table of the campaign, a first few of its faults that need no Ray, and the check against the page."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.reliability import optimizers, writer_kills
+from tests.reliability.campaign import PAGE, Row, kinds, recorded, run, with_rows, worse
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", ["writer", "writer_disk"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_writer_that_is_stopped_at_any_moment_leaves_a_run_that_goes_on_bit_by_bit(tmp_path, kind):
+    row = run(kinds()[kind], 6, tmp_path)
+    assert row == Row(row.kind, 6, 6), (tmp_path / f"{kind}.jsonl").read_text()
+
+
+def test_an_interrupted_campaign_goes_on(tmp_path):
+    tried = []
+
+    class Interrupted(Exception):
+        pass
+
+    def faults(first, stop, folder, note):
+        for number in range(first, stop):
+            if number == 3 and not tried.count(3):
+                tried.append(3)
+                raise Interrupted
+            tried.append(number)
+            note(number, "lost" if number == 1 else "")
+
+    kind = type(kinds()["writer"])("mine", "mine", 5, faults)
+    with pytest.raises(Interrupted):
+        run(kind, 5, tmp_path)
+    assert run(kind, 5, tmp_path) == Row("mine", 5, 4)
+    assert tried == [0, 1, 2, 3, 3, 4]
+
+
+def test_a_number_that_falls_is_noticed():
+    before = recorded("| a kind | 1,200 | 1,194 | 6 |\n")["a kind"]
+    assert (before.tried, before.survived, before.lost) == (1200, 1194, 6)
+    assert not worse(before, Row("a kind", 200, 199))
+    assert worse(before, Row("a kind", 200, 198))
+    assert worse(None, Row("another", 10, 9))
+
+
+def test_the_page_has_rows_and_takes_new_ones():
+    page = PAGE.read_text()
+    rows = [Row("a new kind", 10, 10), *list(recorded(page).values())[:1]]
+    changed = recorded(with_rows(page, rows))
+    assert changed == recorded(page) | {"a new kind": rows[0]}
+
+
+def test_two_workers_decide_alike_about_bad_numbers(tmp_path):
+    from tests.objective import distributed
+
+    chosen = [(name, bad) for name in ("sgd", "auto", "curveball") for bad in optimizers.BAD]
+    for case, one, other in zip(chosen, *distributed.run(2, optimizers.decisions, chosen), strict=True):
+        assert not optimizers.lost(one, other), case
+
+
+def test_the_moments_of_a_run_are_all_of_its_writing(tmp_path):
+    assert writer_kills.moments_of(tmp_path / "whole") > 60

@@ -1,0 +1,190 @@
+"""A run whose process is killed, or whose disk is full, at one operation of the writing of its files.
+
+Every opening, half-finished write, flush, rename and removal of a checkpoint, manifest, configuration and result is
+such a moment, before it and after it. Runs are children by fork, so that each takes a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import signal
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from raycurv.objective.collectives import Local
+from raycurv.train import CheckpointError, CheckpointStore, train
+from tests.train.problems import Kept, config
+
+DECLARED = 3
+RUN = {"max_steps": 12, "checkpoint_every": 3, "epochs": 3}
+
+
+class Moments:
+    """Counts the operations of writing, and does something at one of them.
+
+    Args:
+        at: its number, from 1; 0 counts only.
+        act: what is done.
+    """
+
+    def __init__(self, at: int, act: Callable[[], None]) -> None:
+        self.at, self.act, self.count = at, act, 0
+
+    def passed(self) -> None:
+        self.count += 1
+        if self.count == self.at:
+            self.act()
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **keywords: Any) -> Any:
+            self.passed()
+            result = function(*arguments, **keywords)
+            self.passed()
+            return result
+
+        return wrapped
+
+
+class HalfWritten:
+    """A file in whose writes there is a moment when half is written."""
+
+    def __init__(self, file: BinaryIO, moments: Moments) -> None:
+        self._file, self._moments = file, moments
+
+    def __enter__(self) -> HalfWritten:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, content: Any) -> int:
+        view = memoryview(content).cast("B")
+        half = len(view) // 2
+        self._file.write(view[:half])
+        self._file.flush()
+        self._moments.passed()
+        return half + self._file.write(view[half:])
+
+
+@contextmanager
+def counted(moments: Moments) -> Iterator[None]:
+    """Count the operations on files inside."""
+    before = Path.open, Path.replace, Path.unlink, os.fsync
+
+    def opened(path: Path, mode: str = "r", *arguments: Any, **keywords: Any) -> Any:
+        if mode != "xb":
+            return before[0](path, mode, *arguments, **keywords)
+        moments.passed()
+        return HalfWritten(before[0](path, mode, *arguments, **keywords), moments)
+
+    Path.open = opened  # type: ignore[method-assign, assignment]
+    Path.replace, Path.unlink, os.fsync = (moments.around(f) for f in before[1:])  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Path.open, Path.replace, Path.unlink, os.fsync = before  # type: ignore[method-assign]
+
+
+def child(work: Callable[[], None]) -> int:
+    """Call a function in a child process, and return its exit code; negative is the number of a signal."""
+    number = os.fork()
+    if number:
+        return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+    code = 1
+    try:
+        work()
+        code = 0
+    except CheckpointError:  # declared
+        code = DECLARED
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def trained(folder: Path, moments: Moments, emit: Callable[[list[Any]], None] | None = None) -> None:
+    """Train the run, or go on with it."""
+    warnings.simplefilter("ignore")
+    with counted(moments):
+        train(config(**RUN), collectives=Local(), store=CheckpointStore(folder), emit=emit or Kept(), resume="auto")
+
+
+def moments_of(folder: Path) -> int:
+    """How many moments the run has that nothing happens to; it is in `folder` then."""
+    moments = Moments(0, lambda: None)
+    trained(folder, moments)
+    return moments.count
+
+
+def difference(folder: Path, whole: Path) -> str:
+    """In what a run differs from the undisturbed one; empty if in nothing."""
+    one, other = (CheckpointStore(f) for f in (folder, whole))
+    results = [store.finished() for store in (one, other)]
+    if results[0] is None:
+        return "no result"
+    values = [[record.values for record in result.evaluations] for result in results if result is not None]
+    if values[0] != values[1]:
+        return "other evaluations"
+    states = [store.load() for store in (one, other)]
+    for part in ("model", "optimizer"):
+        pairs = list(zip(*(_tensors(state[part]) for state in states), strict=True))  # type: ignore[index]
+        if not pairs or not all(torch.equal(a, b) for a, b in pairs):
+            return f"another {part}"
+    left = [path.name for path in folder.iterdir() if path.name.endswith(".partial")]
+    return f"left {left}" if left else ""
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+def _faults(
+    first: int, stop: int, folder: Path, note: Callable[[int, str], None], act: Callable[[], None], expected: int
+) -> None:
+    torch.set_num_threads(1)
+    whole, broken = folder / "whole", folder / "broken"
+    for path in (whole, broken):
+        shutil.rmtree(path, ignore_errors=True)
+    moments = moments_of(whole)
+    for number in range(first, stop):
+        shutil.rmtree(broken, ignore_errors=True)
+        draw = random.Random(number)
+        at = 1 + number * moments // stop if number % 2 == 0 else draw.randint(1, moments)
+        code = child(lambda at=at: trained(broken, Moments(at, act)))  # type: ignore[misc]
+        lost = "" if code in (0, expected) else f"exit {code} at moment {at}"
+        if draw.random() < 0.3:  # again, soon after
+            soon = Moments(draw.randint(1, 20), act)
+            child(lambda soon=soon: trained(broken, soon))  # type: ignore[misc]
+        code = child(lambda: trained(broken, Moments(0, act)))
+        lost = lost or (f"exit {code} of the next start after moment {at}" if code else difference(broken, whole))
+        note(number, lost and f"{lost} (moment {at} of {moments})")
+
+
+def run(first: int, stop: int, folder: Path, note: Callable[[int, str], None]) -> None:
+    """SIGKILL at a moment, often at a second one, then a start to the end: bit by bit the undisturbed run."""
+    _faults(first, stop, folder / "writer", note, lambda: os.kill(os.getpid(), signal.SIGKILL), -signal.SIGKILL)
+
+
+def run_full_disk(first: int, stop: int, folder: Path, note: Callable[[int, str], None]) -> None:
+    """No space left at a moment: a declared error or a warning, then a start to the end."""
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    _faults(first, stop, folder / "writer_disk", note, full, DECLARED)
