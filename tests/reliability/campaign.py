@@ -54,6 +54,7 @@ def kinds() -> dict[str, Kind]:
         Kind("numbers", "NaN, infinity or overflow in the share of one of two workers", 0, optimizers.run_numbers),
         Kind("leaks", "2,000 steps of an optimizer: memory and descriptors", 0, optimizers.run_leaks),
         Kind("worker", "SIGKILL of a worker", 40, on_ray.run_worker),
+        Kind("driver", "a run whose driver is killed four times", 20, on_ray.run_driver),
         Kind("mlflow", "MLflow server killed or stopped for seconds", 20, on_ray.run_mlflow),
         Kind("s3", "S3 server that resets all connections for seconds", 10, on_ray.run_s3),
         Kind("sweep", "SIGKILL of a sweep's driver", 20, on_ray.run_sweep),

@@ -28,6 +28,7 @@ from raycurv.service import local_ray
 from raycurv.service.outcome_log import OutcomeLog
 from raycurv.train import CheckpointStore
 from tests.data.faulty_proxy import RESET, FaultyProxy
+from tests.reliability import driver_kills
 from tests.service.driving import ROOT, SECONDS, Driver, Finished, Job
 from tests.service.serving import Server
 
@@ -195,6 +196,17 @@ def run_worker(first: int, stop: int, folder: Path, note: Note) -> None:
                 return "" if job.finish().code == 0 else "no worker to kill"
             draw.choice(workers).kill()
             return _completed(found, name, job.finish())
+
+        _each(first, stop, note, one)
+
+
+def run_driver(first: int, stop: int, folder: Path, note: Note) -> None:
+    """The driver is killed four times in one run."""
+    with driver_kills.campaign(folder / "driver", 1) as made:
+
+        def one(number: int, draw: random.Random) -> str:
+            row = made.run(number)
+            return "" if row.complete else str(row)
 
         _each(first, stop, note, one)
 
