@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from raycurv.tracking.messages import Message, WorkersStarted
     from raycurv.tracking.tracked_run import TrackedRun
     from raycurv.train.configuration import RunConfig
-    from raycurv.train.records import Result
+    from raycurv.train.records import Record, Result
 
 POLL_SECONDS = 0.25
 JOIN_SECONDS = 10.0  # for Ray Train to end after its workers
@@ -59,7 +59,7 @@ def launch(runs: Sequence[RunConfig], cluster: Cluster) -> list[Result]:
         Stopped: somebody asked for it.
     """
     from raycurv.service.driver_lock import driver_lock
-    from raycurv.service.plan import begin_stores, plan, require_stores
+    from raycurv.service.plan import begin_stores, finished_runs, plan, require_stores
     from raycurv.train.trust import targets
 
     planned = plan(runs, cluster)
@@ -69,9 +69,12 @@ def launch(runs: Sequence[RunConfig], cluster: Cluster) -> list[Result]:
     with driver_lock(planned.folders(cluster), progress.notify) as lock:
         require_stores(planned, cluster)  # another driver may have been at work until now
         with tracking_session(cluster, names, progress.notify, trust) as tracking:
-            with scratch_folder("raycurv-train-") as scratch, ray_session(cluster, progress.notify):
-                begin_stores(planned, cluster, progress.notify)
-                results = _Launch(planned, cluster, tracking, progress, lock).run(scratch)
+            if (finished := finished_runs(planned)) is not None:
+                results = _Launch(planned, cluster, tracking, progress, lock).deliver(finished)
+            else:
+                with scratch_folder("raycurv-train-") as scratch, ray_session(cluster, progress.notify):
+                    begin_stores(planned, cluster, progress.notify)
+                    results = _Launch(planned, cluster, tracking, progress, lock).run(scratch)
             progress.notify("\n" + _summary(planned, results))
     return results
 
@@ -85,7 +88,6 @@ class _Launch:
         progress: TerminalProgress,
         lock: DriverLock,
     ) -> None:
-        from raycurv.service.mailbox import open_mailbox
         from raycurv.service.run_state import RunState
 
         self.plan, self.cluster, self.tracking, self.progress, self.lock = plan, cluster, tracking, progress, lock
@@ -94,7 +96,7 @@ class _Launch:
         self.attempts = 0
         self.asked: signal.Signals | None = None
         self.stopped = False
-        self.mailbox = open_mailbox()
+        self.mailbox: Any = None  # opened once there is a Ray
         self._unaccepted = 0  # messages that were received, and are not on disk
         self.parent, self.tracked = self._open_runs()
 
@@ -112,6 +114,25 @@ class _Launch:
             self._end("FAILED", f"its launch ended: {describe(type(error).__name__, str(error))}")
             raise
         self._end("FINISHED", "")
+        return self._results()
+
+    def deliver(self, finished: Mapping[str, tuple[Result, Sequence[Record]]]) -> list[Result]:
+        """Log what MLflow lacks of runs that have finished; nothing is trained, and no Ray is needed.
+
+        Args:
+            finished: result and newest records of every run.
+        """
+        from raycurv.tracking.messages import LogRecords, RunFinished
+
+        for name, (result, records) in finished.items():
+            self.states[name].add(LogRecords(name, tuple(records)))
+            self.states[name].add(RunFinished(name, result))
+            self.tracked[name].log(records)
+            self._finish(name, result)
+        self._end("FINISHED", "")
+        return self._results()
+
+    def _results(self) -> list[Result]:
         return [result for name in self.planned if (result := self._result(name)) is not None]
 
     def _end(self, status: str, why: str) -> None:
@@ -180,6 +201,9 @@ class _Launch:
             self.tracking.done_with(self.parent)
 
     def _train(self, scratch: Path) -> None:
+        from raycurv.service.mailbox import open_mailbox
+
+        self.mailbox = open_mailbox()
         fit = _FitThread(self._trainer(scratch))
         fit.start()
         give_up: float | None = None

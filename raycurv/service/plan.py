@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 from raycurv.data import storage
 from raycurv.service.cluster import Cluster
+from raycurv.service.journal import JournaledCheckpoints
 from raycurv.train.build import check
 from raycurv.train.checkpoint import CheckpointStore
 from raycurv.train.configuration import RunConfig
 from raycurv.train.pretrained_start import check_start
-from raycurv.train.resume import Resume, require_startable
+from raycurv.train.records import Record, Result
+from raycurv.train.resume import Resume, finished_result, require_startable
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,45 @@ def begin_stores(launch: LaunchPlan, cluster: Cluster, notify: Callable[[str], N
             notify(f"{run.config.name} has no checkpoint yet: it begins at step 0")
         if not store.exists():
             store.begin(run.config)
+
+
+def finished_runs(launch: LaunchPlan) -> dict[str, tuple[Result, list[Record]]] | None:
+    """Result of every run, and the records in its last checkpoint; None unless all have finished.
+
+    Raises:
+        CheckpointError: a folder cannot be read.
+    """
+    found = {}
+    for run in launch.runs:
+        records = _Records()
+        result = finished_result(
+            run.config, JournaledCheckpoints(run.checkpoints, run.config.keep_checkpoints, records)
+        )
+        if result is None:
+            return None
+        found[run.config.name] = result, records.sent
+    return found
+
+
+class _Records:
+    """Takes the records of a journal.
+
+    Attributes:
+        accepted: number of messages that are safe; none, since nothing is removed.
+        sent: the records.
+    """
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.sent: list[Record] = []
+
+    def send(self, records: Sequence[Record]) -> int:
+        """Keep records."""
+        self.sent.extend(records)
+        return 0
+
+    def flush(self) -> None:
+        """Do nothing."""
 
 
 def unique_name(runs: Sequence[RunConfig]) -> str:

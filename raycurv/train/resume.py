@@ -104,7 +104,7 @@ def open_run(
         WorkersDisagree: the workers do not see the same checkpoints.
     """
     require_startable(config, store, resume)
-    result = _finished(config, store)
+    result = finished_result(config, store)
     state = store.load(lacking) if result is None else None
     step = -1 if state is None else int(state["step"])
     # No worker writes before all have read.
@@ -169,7 +169,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _finished(config: RunConfig, store: CheckpointStore) -> Result | None:
+def finished_result(config: RunConfig, store: CheckpointStore) -> Result | None:
     """The stored result; None if there is none, or the run is now longer than it was."""
     stored = store.config()
     if stored is None or (stored.epochs, stored.max_steps) != (config.epochs, config.max_steps):

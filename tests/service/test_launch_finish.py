@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 
+from raycurv.objective.collectives import Local
+from raycurv.service import Cluster, launch
+from raycurv.service.journal import JournaledCheckpoints
 from raycurv.service.launch import _Launch
-from raycurv.train import Result
+from raycurv.train import Result, train
+from tests.service.problems import mine
 
 
 def close(result: Result) -> tuple[Mock, Mock]:
@@ -35,3 +42,32 @@ def test_a_run_that_diverged_is_closed_and_shown_as_diverged(why: str, status: s
     summary = tracked.metrics.call_args.args[0]
     assert (summary["result/operations"], summary["result/step_seconds"]) == (64.0, 0.25)
     assert f"one: {status} after 4 steps, 2.0 s" in notify.call_args.args[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_launch_of_finished_runs_delivers_what_mlflow_lacks_without_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    names = ("done-sgd", "done-adam")
+    runs = [dataclasses.replace(mine(), optimizer=name) for name in ("sgd", "adam")]
+    for name, config in zip(names, runs, strict=True):
+        sink = Mock(accepted=0, send=lambda records: 0)
+        store = JournaledCheckpoints(str(tmp_path / "checkpoints" / name), 2, sink)
+        train(dataclasses.replace(config, name=name), collectives=Local(), store=store, emit=store.emit)
+    no_ray = Mock(side_effect=AssertionError("no Ray is needed"))
+    monkeypatch.setattr(sys.modules["raycurv.service.launch"], "ray_session", no_ray)
+    cluster = Cluster(runs=str(tmp_path), run_name="done", resume="auto", log_model=False, system_metrics_every=0)
+
+    for _ in range(2):
+        results = launch(runs, cluster)
+
+        assert [result.steps for result in results] == [16, 16]
+        client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+        found = {run.data.tags["raycurv.run_name"]: run for run in client.search_runs(["1"])}
+        assert set(found) == {"done", *names}
+        for name in names:
+            assert found[name].info.status == "FINISHED"
+            steps = [metric.step for metric in client.get_metric_history(found[name].info.run_id, "train/loss")]
+            assert steps == list(range(1, 17))
