@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -129,12 +131,15 @@ class BenchmarkData:
 
 @dataclass(frozen=True)
 class BenchmarkWorkers:
-    """Measure images per second over the number of workers: the basic CNN, one global batch, one thread each."""
+    """Measure images per second over the number of workers, and rounds, bytes and waiting time of a step.
+
+    The basic CNN, one global batch, one thread for each worker: as bare processes, and under Ray.
+    """
 
     EXAMPLE: ClassVar = "raycurv benchmark workers --workers 1 2 4"
 
     data: str = "cifar10"
-    """Folder, s3:// or gs:// address of CIFAR-10, or a name in RAYCURV_DATA."""
+    """Folder, s3:// or gs:// address of CIFAR-10 for the runs under Ray, or a name in RAYCURV_DATA."""
 
     workers: tuple[int, ...] = (1, 2)
     """Numbers of workers."""
@@ -142,29 +147,80 @@ class BenchmarkWorkers:
     optimizer: str = "curveball"
     """Name of a registered optimizer."""
 
-    steps: int = 60
-    """Steps of each measurement."""
+    batch_norm: tuple[str, ...] = ("none", "synchronised", "local")
+    """Batch normalisation of the network: none, or with statistics that are synchronised or local to each worker."""
+
+    steps: int = 200
+    """Timed steps of each measurement."""
+
+    repeat: int = 3
+    """Measurements of each kind, in turn; the best counts."""
+
+    ray: bool = True
+    """Measure under Ray too."""
+
+    pin_workers: bool = False
+    """Keep each worker to a core of its own, on a machine where nothing else runs."""
 
     def run(self) -> None:
-        """Measure one number of workers after the other, and print the table."""
+        """Measure in turn, show every measurement as it comes, and print the tables.
+
+        Raises:
+            ValueError: there is no such batch normalisation.
+        """
+        from raycurv.arguments import unknown
+        from raycurv.benchmarks import worker_speed
+
+        for kind in self.batch_norm:
+            if kind not in worker_speed.NETWORKS:
+                raise ValueError(unknown("batch norm", kind, worker_speed.NETWORKS))
+        kinds = [kind for kind in worker_speed.NETWORKS if kind in self.batch_norm]
+        best: dict[tuple[str, int], worker_speed.WorkerSpeed] = {}
+        for _ in range(self.repeat):
+            for kind, workers in itertools.product(kinds, self.workers):
+                how: dict[str, Any] = {"steps": self.steps, "pinned": self.pin_workers}
+                found = worker_speed.measure(kind, workers, self.optimizer, **how)
+                print(f"{kind}, {workers} workers: {found.images_per_second:.0f} images/s", file=sys.stderr)
+                kept = best.get((kind, workers), found)
+                best[kind, workers] = max(kept, found, key=lambda speed: speed.images_per_second)
+        rows = [speed.row(best[kind, self.workers[0]].images_per_second) for (kind, _), speed in best.items()]
+        print("\n".join([f"Bare processes, {self.optimizer}\n", worker_speed.HEAD, *rows]), flush=True)
+        if self.ray:
+            print("\n".join([f"\nUnder Ray, {self.optimizer}\n", *self._rows_under_ray(kinds)]))
+
+    def _rows_under_ray(self, kinds: Sequence[str]) -> list[str]:
+        rows = [
+            "| batch norm | workers | images/s | ratio | from launch to the last step, s |",
+            "|---|---|---|---|---|",
+        ]
+        for kind in kinds:
+            one = 0.0
+            for workers in self.workers:
+                measured = [self._under_ray(kind, workers) for _ in range(self.repeat)]
+                speed, seconds = max(measured)
+                one = one or speed
+                rows.append(f"| {kind} | {workers} | {speed:.0f} | {speed / one:.2f}× | {seconds:.0f} |")
+        return rows
+
+    def _under_ray(self, kind: str, workers: int) -> tuple[float, float]:
+        """Images per second, and seconds from launch to the last step."""
         from raycurv.recipes import cifar10_basic_cnn
         from raycurv.service import Cluster, launch
 
-        base = cifar10_basic_cnn(data=self.data)
-        data = dataclasses.replace(base.data, settings={**base.data.settings, "evaluation": None})
-        rows = ["| workers | images/s | ratio | from launch to the last step, s |", "|---|---|---|---|"]
-        first = 0.0
-        for workers in self.workers:
-            name = f"workers-{workers}-{time.time_ns()}"
-            config = dataclasses.replace(
-                base, name=name, data=data, optimizer=self.optimizer, max_steps=self.steps, log_every=10
-            )
-            began = time.monotonic()
-            (result,) = launch([config], Cluster(workers=workers, run_name=name, threads=1, log_model=False))
-            first = first or result.images_per_second
-            speed = result.images_per_second
-            rows.append(f"| {workers} | {speed:.0f} | {speed / first:.2f}× | {time.monotonic() - began:.0f} |")
-        print("\n".join(rows))
+        base, name = cifar10_basic_cnn(data=self.data, batch_norm=kind != "none"), f"workers-{workers}-{time.time_ns()}"
+        config = dataclasses.replace(
+            base,
+            name=name,
+            data=dataclasses.replace(base.data, settings={**base.data.settings, "evaluation": None}),
+            optimizer=self.optimizer,
+            batch_norm="local" if kind == "local" else "synchronised",
+            max_steps=self.steps,
+            log_every=10,
+        )
+        began = time.monotonic()
+        cluster = Cluster(workers=workers, run_name=name, threads=1, log_model=False, pin_workers=self.pin_workers)
+        (result,) = launch([config], cluster)
+        return result.images_per_second, time.monotonic() - began
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ def trainer(tasks: Sequence[WorkerTask], mailbox: Any, cluster: Cluster, scratch
             "tasks": list(tasks),
             "mailbox": mailbox,
             "threads": cluster.threads_per_worker,
+            "pinned": cluster.pin_workers,
             "trust": cluster.trust,
         },
         torch_config=NodeTorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=COLLECTIVE_SECONDS),

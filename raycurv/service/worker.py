@@ -23,6 +23,7 @@ from raycurv.service.ray_metrics import RayMetrics
 from raycurv.tracking.messages import RunFailed, RunFinished, RunStarted, WorkersStarted
 from raycurv.train import train
 from raycurv.train.configuration import RunConfig
+from raycurv.train.cpu_affinity import own_cores, pin
 from raycurv.train.records import Record, Result
 from raycurv.train.trust import allow
 
@@ -48,12 +49,14 @@ def work(settings: dict[str, Any]) -> None:
     """The training function of Ray Train.
 
     Args:
-        settings: ``tasks``, ``mailbox``, ``threads``, and ``trust``, the modules that the driver trusts.
+        settings: ``tasks``, ``mailbox``, ``threads``, ``pinned``, and ``trust``, the modules that the driver trusts.
     """
     allow(settings["trust"])
     torch.set_num_threads(settings["threads"])
     mailbox, tasks = settings["mailbox"], settings["tasks"]
     context = ray.train.get_context()
+    if settings["pinned"]:
+        pin(own_cores(context.get_local_rank(), context.get_local_world_size(), settings["threads"]))
     rank, size = context.get_world_rank(), context.get_world_size()
     if ray.get(mailbox.failed.remote([task.run for task in tasks])):
         return  # Ray Train tries again after any error; this one would come again
