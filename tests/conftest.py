@@ -31,7 +31,7 @@ class OneRay(LoadScopeScheduling):
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "service" if nodeid.startswith(("tests/service/", "tests/tracking/")) else nodeid
+        return "service" if nodeid.startswith(("tests/service/", "tests/tracking/", "tests/cluster/")) else nodeid
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,9 @@ from raycurv.tracking.settings import default_runs, default_tracking_uri
 from raycurv.train.trust import default_trust
 
 REMOTE = ("s3://", "gs://", "gcs://", "file://")
+
+
+ELASTIC_CHECKPOINT_SECONDS = 10.0
 
 
 def default_storage() -> str | None:
@@ -25,12 +29,19 @@ def _require(holds: bool, name: str, value: object, allowed: str) -> None:
         raise ValueError(f"Cluster.{name} is {value!r}; it must be {allowed}")
 
 
+def worker_range(workers: int | str) -> tuple[int, int]:
+    """Smallest and largest number of workers, of a number or a range such as ``2-8``; (0, 0) for anything else."""
+    found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", str(workers))
+    return (int(found[1]), int(found[2] or found[1])) if found and not isinstance(workers, bool) else (0, 0)
+
+
 @dataclass(frozen=True)
 class Cluster:
     """The workers of a launch, and where its traces go."""
 
-    workers: int = 1
-    """Processes that share every batch; the result does not depend on their number."""
+    workers: int | str = field(default=1, metadata={"values": "N|N-M"})
+    """Processes that share every batch; the result does not depend on their number. `2-8` is elastic: training starts
+    with two, grows to eight as nodes come, and goes on with those that are left when nodes go."""
 
     use_gpu: bool = False
     """Give every worker one GPU and talk over NCCL; otherwise the CPU and gloo."""
@@ -50,6 +61,10 @@ class Cluster:
 
     max_failures: int = 3
     """How often workers that died (out of memory, lost node, kill -9) are started again, from the newest checkpoint."""
+
+    checkpoint_seconds: float | None = None
+    """Seconds after which a checkpoint is written at the next log interval, beside those of the recipe, so that no more
+    is done again when a node goes. By default 10 where the number of workers is a range, and none otherwise."""
 
     run_name: str | None = None
     """Name of the run; a prefix of the names when there are several, needed to resume. By default a new, unique one."""
@@ -85,12 +100,14 @@ class Cluster:
     from a checkpoint or its network is logged. By default those in RAYCURV_TRUST."""
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.workers, int) and not isinstance(self.workers, bool)
-        _require(whole and self.workers >= 1, "workers", self.workers, "a whole number of at least 1")
+        smallest, largest = worker_range(self.workers)
+        _require(1 <= smallest <= largest, "workers", self.workers, "a whole number of at least 1, or a range as '2-8'")
         _require(self.threads is None or self.threads >= 1, "threads", self.threads, "None or at least 1")
         positive = {"cpus_per_worker": self.cpus_per_worker, "worker_timeout": self.worker_timeout}
         for name, value in positive.items():
             _require(math.isfinite(value) and value > 0, name, value, "a positive number")
+        seconds = self.checkpoint_seconds
+        _require(seconds is None or seconds > 0, "checkpoint_seconds", seconds, "None or a positive number")
         zero_or_more = {"tracking_patience": self.tracking_patience, "system_metrics_every": self.system_metrics_every}
         for name, value in zero_or_more.items():
             _require(math.isfinite(value) and value >= 0, name, value, "a number of at least 0")
@@ -105,6 +122,22 @@ class Cluster:
                 "Cluster.resume needs Cluster.run_name (--run-name NAME --resume): which run should go on?"
             )
         object.__setattr__(self, "runs", str(Path(self.runs).expanduser().absolute()))
+
+    @property
+    def min_workers(self) -> int:
+        """The smallest number of workers."""
+        return worker_range(self.workers)[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The largest number of workers."""
+        return worker_range(self.workers)[1]
+
+    @property
+    def seconds_between_checkpoints(self) -> float | None:
+        """Seconds between checkpoints that the clock asks for; None for none."""
+        elastic = self.min_workers < self.max_workers
+        return ELASTIC_CHECKPOINT_SECONDS if self.checkpoint_seconds is None and elastic else self.checkpoint_seconds
 
     @property
     def threads_per_worker(self) -> int:

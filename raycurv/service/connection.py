@@ -94,7 +94,7 @@ def require_capacity(cluster: Cluster, notify: Callable[[str], None]) -> None:
 
     limits = state.get_max_resources_from_cluster_config()
     if limits:
-        short = {n: (cluster.workers * amount, limits.get(n, 0)) for n, amount in cluster.resources.items()}
+        short = {n: (cluster.min_workers * amount, limits.get(n, 0)) for n, amount in cluster.resources.items()}
         missing = [
             f"{needed:g} {n} where it may grow to {limit:g}" for n, (needed, limit) in short.items() if needed > limit
         ]
@@ -105,31 +105,25 @@ def require_capacity(cluster: Cluster, notify: Callable[[str], None]) -> None:
         return
     deadline = time.monotonic() + min(JOINING_SECONDS, cluster.worker_timeout)
     notified = False
-    while (room := _room(ray.nodes(), cluster.resources)) < cluster.workers:
+    while (room := _room(ray.nodes(), cluster.resources)) < cluster.min_workers:
         if time.monotonic() > deadline:
             raise CapacityError(
-                f"{_asked(cluster)} were asked for and the cluster has room for {room}: {_inventory(ray.nodes())}, and "
+                f"{_asked(cluster)} were asked for and the cluster has room for {room}: {inventory(ray.nodes())}, and "
                 "no autoscaler that could add more. Ask for fewer (--workers, --cpus-per-worker, --no-use-gpu), or "
                 "start more nodes"
             )
         if not notified:
-            notify(
-                f"waiting up to {JOINING_SECONDS:.0f} s for nodes to join: room for {room} of {cluster.workers} workers"
-            )
+            of = f"room for {room} of {cluster.min_workers} workers"
+            notify(f"waiting up to {JOINING_SECONDS:.0f} s for nodes to join: {of}")
             notified = True
         time.sleep(0.5)
 
 
-def warn_of_private_storage(cluster: Cluster, notify: Callable[[str], None]) -> None:
-    """Warn if the workers need several machines and the checkpoints lie in a local folder."""
-    import ray
+def may_grow(cluster: Cluster) -> bool:
+    """Whether workers may be placed on nodes that are not there yet."""
+    from ray._private.state import state
 
-    largest = max((_room([node], cluster.resources) for node in ray.nodes()), default=0)
-    if largest < cluster.workers and "://" not in cluster.checkpoints:
-        notify(
-            f"the workers run on several machines, and the checkpoints in {cluster.checkpoints}: unless that folder is "
-            "shared by all of them, use --storage s3://bucket/path"
-        )
+    return cluster.min_workers < cluster.max_workers or bool(state.get_max_resources_from_cluster_config())
 
 
 def _room(nodes: list[dict], resources: dict[str, float]) -> int:
@@ -137,7 +131,8 @@ def _room(nodes: list[dict], resources: dict[str, float]) -> int:
     return sum(min(int(node.get(name, 0) / amount) for name, amount in resources.items()) for node in alive)
 
 
-def _inventory(nodes: list[dict]) -> str:
+def inventory(nodes: list[dict]) -> str:
+    """Number and resources of nodes that are alive, for a message."""
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     cpus, gpus = (sum(node.get(name, 0) for node in alive) for name in ("CPU", "GPU"))
     return f"{len(alive)} node{'s' if len(alive) != 1 else ''} with {cpus:g} CPU and {gpus:g} GPU"
@@ -145,7 +140,7 @@ def _inventory(nodes: list[dict]) -> str:
 
 def _asked(cluster: Cluster) -> str:
     each = " and ".join(f"{amount:g} {name}" for name, amount in cluster.resources.items())
-    return f"{cluster.workers} workers with {each} each"
+    return f"{cluster.min_workers} workers with {each} each"
 
 
 @contextlib.contextmanager

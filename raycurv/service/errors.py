@@ -26,6 +26,7 @@ EXPLAINED = (
     "LockLost",
     "CapacityError",
     "ConnectionRefused",
+    "UnsharedStorage",
     "TrackingError",
     "CheckpointError",
     "ResumeError",

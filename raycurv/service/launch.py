@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from raycurv.results.outcomes import Outcome
     from raycurv.service.driver_lock import DriverLock
     from raycurv.service.plan import LaunchPlan, PlannedRun
+    from raycurv.service.ray_trainer import WorkerTrainer
     from raycurv.service.run_state import RunState
     from raycurv.tracking.client import Tracking
-    from raycurv.tracking.messages import Message, WorkersStarted
+    from raycurv.tracking.messages import Message, WorkersNotice, WorkersStarted
     from raycurv.tracking.tracked_run import TrackedRun
     from raycurv.train.configuration import RunConfig
     from raycurv.train.records import Record, Result
@@ -93,7 +94,8 @@ class _Launch:
         self.plan, self.cluster, self.tracking, self.progress, self.lock = plan, cluster, tracking, progress, lock
         self.planned: dict[str, PlannedRun] = {run.config.name: run for run in plan.runs}
         self.states: dict[str, RunState] = {name: RunState(_initial(run)) for name, run in self.planned.items()}
-        self.attempts = 0
+        self.failures = 0
+        self.change = ""  # why the workers that start next are started again
         self.asked: signal.Signals | None = None
         self.stopped = False
         self.mailbox: Any = None  # opened once there is a Ray
@@ -202,9 +204,17 @@ class _Launch:
 
     def _train(self, scratch: Path) -> None:
         from raycurv.service.mailbox import open_mailbox
+        from raycurv.service.shared_storage import probe_file
 
         self.mailbox = open_mailbox()
-        fit = _FitThread(self._trainer(scratch))
+        with probe_file(self.cluster) as probe:
+            trainer = self._trainer(scratch, probe)
+            try:
+                self._follow(_FitThread(trainer))
+            finally:
+                trainer.give_back()
+
+    def _follow(self, fit: _FitThread) -> None:
         fit.start()
         give_up: float | None = None
         while fit.is_alive():
@@ -246,6 +256,9 @@ class _Launch:
         if isinstance(message, messages.WorkersStarted):
             self._show_start(message)
             return
+        if isinstance(message, messages.WorkersNotice):
+            self._show_notice(message)
+            return
         again = self._result(message.run) is not None  # workers that were started again find it done
         self.states[message.run].add(message)
         match message:
@@ -258,11 +271,16 @@ class _Launch:
                 self._finish(name, result)
 
     def _show_start(self, message: WorkersStarted) -> None:
-        self.attempts += 1
         device = "GPU" if message.device.startswith("cuda") else "CPU"
         workers = f"{message.workers} worker{'s' if message.workers > 1 else ''} on the {device}"
-        again = f", after a failure (start {self.attempts} of at most {self.cluster.max_failures + 1})"
-        self.progress.notify(f"training on {workers}{again if self.attempts > 1 else ''}")
+        again = f", after a failure ({self.failures} of at most {self.cluster.max_failures})"
+        self.progress.notify(f"training on {workers}{again if self.change == 'failure' else ''}")
+        self.change = ""
+
+    def _show_notice(self, message: WorkersNotice) -> None:
+        self.progress.notify(message.text)
+        self.failures += message.change == "failure"
+        self.change = message.change or self.change
 
     def _start(self, name: str) -> None:
         self.progress.begin(self.planned[name].label, self.planned[name].config.epochs)
@@ -313,16 +331,16 @@ class _Launch:
                 f"{first}. Often the machine ran out of memory: use smaller batches or more workers, then {resume}",
                 str(error),
             )
-        if isinstance(error, ControllerError) and "timed out" in str(error):
+        if isinstance(error, ControllerError) and "--worker-timeout" in str(error):
+            reason = str(error).strip().splitlines()[-1]
             return LaunchError(
-                f"the {self.cluster.workers} workers were not there after {self.cluster.worker_timeout:g} s "
-                "(--worker-timeout): other jobs may hold the cluster's resources, or its autoscaler is slow. "
-                f"See `ray status`, then {resume}",
+                f"{reason}: nodes are gone, other jobs hold them, or the autoscaler is slow. See `ray status`, then "
+                f"{resume}",
                 str(error),
             )
         return LaunchError(f"Ray Train failed: {str(error).strip().splitlines()[0]}; then {resume}", str(error))
 
-    def _trainer(self, scratch: Path) -> Any:
+    def _trainer(self, scratch: Path, probe: str) -> WorkerTrainer:
         from raycurv.service.ray_trainer import trainer
         from raycurv.service.worker import WorkerTask
 
@@ -330,7 +348,7 @@ class _Launch:
             WorkerTask(name, run.config.to_json(), run.checkpoints, self.lock.claims[run.checkpoints])
             for name, run in self.planned.items()
         ]
-        return trainer(tasks, self.mailbox, self.cluster, scratch)
+        return trainer(tasks, self.mailbox, self.cluster, scratch, probe)
 
 
 class _FitThread(threading.Thread):

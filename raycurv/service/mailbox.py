@@ -31,10 +31,12 @@ class Mailbox:
         self._messages: list[tuple[str, bytes]] = []
         self._taken: deque[str] = deque()  # senders of messages that are not accepted yet, oldest first
         self._accepted: Counter[str] = Counter()
-        self._stop = False
+        self._order = ""
+        self._paused: set[int] = set()
         self._failed: set[str] = set()
+        self._hung: set[str] = set()
 
-    def put(self, message: bytes, sender: str = "", failed: str | None = None) -> tuple[bool, int]:
+    def put(self, message: bytes, sender: str = "", failed: str | None = None) -> tuple[str, int]:
         """Add a message.
 
         Args:
@@ -43,12 +45,16 @@ class Mailbox:
             failed: name of the run if the message reports its failure.
 
         Returns:
-            Whether the training processes should stop, and the number of messages of the sender that are accepted.
+            What :meth:`order` returns, and the number of messages of the sender that are accepted.
         """
         self._messages.append((sender, message))
         if failed is not None:
             self._failed.add(failed)
-        return self._stop, self._accepted[sender]
+        return self._order, self._accepted[sender]
+
+    def order(self) -> str:
+        """What the training processes should do: ``stop``, ``pause``, or nothing if empty."""
+        return self._order
 
     def take(self) -> list[bytes]:
         """Remove and return all messages, oldest first."""
@@ -63,7 +69,32 @@ class Mailbox:
 
     def stop(self) -> None:
         """Ask the training processes to write a checkpoint and end."""
-        self._stop = True
+        self._order = "stop"
+
+    def pause(self) -> None:
+        """Ask the training processes to write a checkpoint and wait for their end, before a change of their number."""
+        self._order = self._order or "pause"
+        self._paused.clear()
+
+    def add_paused(self, rank: int) -> None:
+        """Note that a worker has paused."""
+        self._paused.add(rank)
+
+    def paused(self) -> int:
+        """Number of workers that have paused."""
+        return len(self._paused)
+
+    def go_on(self) -> None:
+        """End a pause: the workers that start next should train."""
+        self._order = "" if self._order == "pause" else self._order
+
+    def add_hung(self, run: str) -> None:
+        """Note that the process of a run did not end by itself."""
+        self._hung.add(run)
+
+    def hung(self, run: str) -> bool:
+        """Whether an earlier process of a run did not end by itself."""
+        return run in self._hung
 
     def failed(self, runs: Sequence[str]) -> bool:
         """Whether one of the runs met an error that another attempt would meet too."""
@@ -86,7 +117,7 @@ class MessageSender:
         self._mailbox, self._run, self._active = mailbox, run, active
         self._name = secrets.token_hex(8)
         self._pending: Any = None
-        self._stop = False
+        self._order = ""
         self._sent = self.accepted = 0
 
     def put(self, message: RunMessage) -> int:
@@ -116,14 +147,19 @@ class MessageSender:
     def flush(self) -> None:
         """Wait until the last message has arrived."""
         if self._pending is not None:
-            self._stop, self.accepted = ray.get(self._pending, timeout=SECONDS)
+            self._order, self.accepted = ray.get(self._pending, timeout=SECONDS)
             self._pending = None
 
+    @property
+    def pausing(self) -> bool:
+        """Whether training stopped for a change of the number of workers."""
+        return self._order == "pause"
+
     def stop(self) -> bool:
-        """Whether the driver asks to stop, as far as answers that have arrived tell."""
+        """Whether training should stop or pause, as far as answers that have arrived tell."""
         if self._pending is not None and ray.wait([self._pending], timeout=0)[0]:
             self.flush()
-        return self._stop
+        return bool(self._order)
 
 
 def open_mailbox() -> Any:

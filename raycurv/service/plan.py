@@ -68,6 +68,11 @@ def plan(runs: Sequence[RunConfig], cluster: Cluster) -> LaunchPlan:
         raise ValueError("launch was given no runs; give it at least one RunConfig")
     for config in runs:
         check(config)
+        if config.batch_norm == "local" and cluster.min_workers < cluster.max_workers:
+            raise ValueError(
+                f"--workers {cluster.workers} changes the number of workers, and --batch-norm local depends on it: "
+                "give one number of workers, or leave the statistics synchronised"
+            )
     name = cluster.run_name or unique_name(runs)
     planned = []
     for config, own in zip(runs, _own_names(runs), strict=True):

@@ -20,6 +20,7 @@ from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+LEAVE_SECONDS = 2.0
 _store: Any = None  # kept alive by the worker that serves it
 
 
@@ -45,21 +46,18 @@ class NodeTorchBackend(Backend):
             return
         address, port = worker_group.execute_single(0, _serve)
         backend = backend_config.backend or "gloo"
-        ray.get(
-            [
-                worker_group.execute_single_async(
-                    rank, _join, backend, address, port, rank, size, backend_config.timeout_s
-                )
-                for rank in range(size)
-            ]
-        )
+        joining = [
+            worker_group.execute_single_async(rank, _join, backend, address, port, rank, size, backend_config.timeout_s)
+            for rank in range(size)
+        ]
+        while joining:  # the first that fails ends the start: the others would wait for it
+            done, joining = ray.wait(joining)
+            ray.get(done)
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
         """Leave the group, without waiting for workers that died."""
-        try:
-            ray.get(worker_group.execute_async(_leave), timeout=5)
-        except ray.exceptions.GetTimeoutError:
-            return  # the workers are ended next in any case
+        leaving = worker_group.execute_async(_leave)
+        ray.wait(leaving, num_returns=len(leaving), timeout=LEAVE_SECONDS)  # the workers are ended next in any case
 
 
 def _serve() -> tuple[str, int]:

@@ -21,7 +21,8 @@ RAY_DEFAULTS = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # a rank that never comes is named instead of waited for
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more, for checkpoints of Ray Train's own
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # the policy for the number of workers sees the notices itself
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # the policy starts workers where there is room for them
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers stay where the user's modules are
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files and plots that nobody reads: the driver writes to MLflow
@@ -84,14 +85,12 @@ def ray_session(cluster: Cluster, notify: Callable[[str], None]) -> Iterator[Non
         ConnectionRefused: Ray cannot be reached.
         CapacityError: the cluster can never give the workers.
     """
-    defaults = {**RAY_DEFAULTS, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(cluster.worker_timeout)}
-    for name, value in defaults.items():  # before ray is imported
+    for name, value in RAY_DEFAULTS.items():  # before ray is imported
         os.environ.setdefault(name, value)
-    from raycurv.service.connection import connected, require_capacity, warn_of_private_storage
+    from raycurv.service.connection import connected, require_capacity
 
     with connected(cluster, notify):
         require_capacity(cluster, notify)
-        warn_of_private_storage(cluster, notify)
         yield
 
 

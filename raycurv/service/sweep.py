@@ -232,7 +232,7 @@ class Sweep:
             threads=self.cluster.threads_per_worker,
             device="cuda" if self.cluster.use_gpu else "cpu",
             seconds=self.limits.time_limit,
-            cluster=self.cluster if self.cluster.workers > 1 else None,
+            cluster=self.cluster if self.cluster.max_workers > 1 else None,
             trust=self.cluster.trust,
         )
         return tune.Tuner(
@@ -290,7 +290,7 @@ class Sweep:
     def _share(self, config: RunConfig) -> str:
         """Key of the data, which a task decodes into Ray's object store once, for all processes of a node."""
         key = json.dumps(dataclasses.asdict(config.data), sort_keys=True, default=str)
-        if key not in self._shared and self.cluster.workers == 1:
+        if key not in self._shared and self.cluster.max_workers == 1:
             from raycurv.service.shared_data import share
 
             self._shared[key] = share(config.data)
@@ -300,18 +300,18 @@ class Sweep:
         from ray import tune
 
         cluster = self.cluster
-        if cluster.workers > 1:  # the trial itself only waits for its workers, whom Ray Train places
-            return tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
+        if cluster.max_workers > 1:  # the trial itself only waits for its workers, whom Ray Train places
+            return tune.PlacementGroupFactory([{f"node:{_driver_address()}": 0.001}])
         return {"cpu": cluster.cpus_per_worker} | ({"gpu": self.limits.gpu_share} if cluster.use_gpu else {})
 
     def _at_once(self) -> int | None:
         """Number of trials at a time, where each has several workers; None lets Ray Tune decide."""
-        if self.cluster.workers == 1:
+        if self.cluster.max_workers == 1:
             return None
         import ray
 
         total, one = ray.cluster_resources(), self.cluster.resources
-        return max(1, min(int(total.get(n, 0) / (amount * self.cluster.workers)) for n, amount in one.items()))
+        return max(1, min(int(total.get(n, 0) / (amount * self.cluster.min_workers)) for n, amount in one.items()))
 
     def _scheduler(self, waiting: Sequence[tuple[SweepTrial, Outcome]]) -> Any:
         stages = {trial.stage for trial, _ in waiting}
@@ -323,6 +323,13 @@ class Sweep:
 
         most = max(trial.config.epochs for trial, _ in waiting)
         return ASHAScheduler("epoch", metric=METRIC, mode="min", max_t=most + 1, grace_period=1)
+
+
+def _driver_address() -> str:
+    """Address of this node, by which Ray names one of its resources."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())
 
 
 @contextlib.contextmanager

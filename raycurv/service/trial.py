@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -90,7 +89,7 @@ def run_trial(
     allow(settings.trust)
     failure: BaseException | None
     try:
-        with _time_limit(settings.seconds, Path(task.checkpoints) / "hung"):
+        with _time_limit(settings.seconds, settings.mailbox, task.run):
             failure = _train(task, sender, shared, settings)
     except Exception as error:
         failure = error
@@ -157,17 +156,21 @@ def _data(task: TrialTask, shared: Mapping[str, Any]) -> Data | None:
         return None
     if task.data not in _BUILT:
         _BUILT.clear()
-        _BUILT[task.data] = ray.get(reference)
+        try:
+            _BUILT[task.data] = ray.get(reference)
+        except ray.exceptions.ObjectLostError:  # with its node, and could not be made again
+            return None
     return _BUILT[task.data]
 
 
 @contextlib.contextmanager
-def _time_limit(seconds: float | None, hung: Path) -> Iterator[None]:
+def _time_limit(seconds: float | None, mailbox: Any, run: str) -> Iterator[None]:
     """End the process of a trial that does not end by itself, so that the sweep goes on.
 
     Args:
         seconds: time limit; None for none.
-        hung: file that marks such a trial for the process that tries it again.
+        mailbox: actor that remembers such trials, for the process that tries again on whichever node.
+        run: name of the trial.
 
     Raises:
         TimeLimitExceeded: an earlier process of this trial was ended.
@@ -175,12 +178,12 @@ def _time_limit(seconds: float | None, hung: Path) -> Iterator[None]:
     if seconds is None:
         yield
         return
-    if hung.exists():
+    if ray.get(mailbox.hung.remote(run)):
         raise TimeLimitExceeded(f"it hung for {seconds} s and was ended")
 
     def end() -> None:
-        hung.parent.mkdir(parents=True, exist_ok=True)
-        hung.touch()
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(mailbox.add_hung.remote(run), timeout=GRACE)
         os._exit(1)
 
     timer = threading.Timer(seconds + GRACE, end)

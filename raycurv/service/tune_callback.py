@@ -9,13 +9,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import tune
 
 from raycurv.results.outcomes import Outcome
+from raycurv.service.connection import inventory
 from raycurv.service.mailbox import accept, receive
 from raycurv.service.run_state import RunState
 from raycurv.service.trial import METRIC, TrialTask
-from raycurv.tracking.messages import WorkersStarted
+from raycurv.tracking.messages import WorkersNotice, WorkersStarted
 
 if TYPE_CHECKING:
     from raycurv.service.sweep import Sweep
@@ -59,17 +61,19 @@ class SweepCallback(tune.Callback):
         self._sweep.lock.require()
         if time.monotonic() - self._received > RECEIVE_SECONDS:
             self._receive()
+        if time.monotonic() - max(self._shown, self._began) <= QUIET_SECONDS:
+            return
         running = [trial for trial in trials if trial.status == "RUNNING"]
-        if running and time.monotonic() - max(self._shown, self._began) > QUIET_SECONDS:
-            self._summary.running = len(running)
-            self._show("".join(f"\n  {self._progress(trial)}" for trial in running[:SHOWN]))
+        self._summary.running = len(running)
+        lines = [self._progress(trial) for trial in running[:SHOWN]]
+        self._show("".join(f"\n  {line}" for line in lines or [f"waiting for room: {inventory(ray.nodes())}"]))
 
     def _receive(self) -> None:
         self._received = time.monotonic()
         received = receive(self._mailbox)
         accept(self._mailbox, len(received))  # a trial that goes on has its evaluations in its checkpoint
         for message in received:
-            if not isinstance(message, WorkersStarted) and message.run in self._runs:
+            if not isinstance(message, WorkersStarted | WorkersNotice) and message.run in self._runs:
                 self._runs[message.run].add(message)
 
     def _record(self, trials: Any, trial: Any, reason: str = "") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,12 +21,15 @@ from raycurv.service.driver_lock import LockClaim
 from raycurv.service.journal import JournaledCheckpoints
 from raycurv.service.mailbox import MessageSender
 from raycurv.service.ray_metrics import RayMetrics
+from raycurv.service.shared_storage import UnsharedStorage
 from raycurv.tracking.messages import RunFailed, RunFinished, RunStarted, WorkersStarted
 from raycurv.train import train
 from raycurv.train.configuration import RunConfig
 from raycurv.train.cpu_affinity import own_cores, pin
 from raycurv.train.records import Record, Result
 from raycurv.train.trust import allow
+
+COLLECTIVE_SECONDS = 600  # that workers wait for each other
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ def work(settings: dict[str, Any]) -> None:
     """The training function of Ray Train.
 
     Args:
-        settings: ``tasks``, ``mailbox``, ``threads``, ``pinned``, and ``trust``, the modules that the driver trusts.
+        settings: ``tasks``, ``mailbox``, ``threads``, ``pinned``, ``trust``, the modules that the driver trusts,
+            ``probe``, a file that every node must see, and ``checkpoint_seconds``.
     """
     allow(settings["trust"])
     torch.set_num_threads(settings["threads"])
@@ -60,6 +65,10 @@ def work(settings: dict[str, Any]) -> None:
     rank, size = context.get_world_rank(), context.get_world_size()
     if ray.get(mailbox.failed.remote([task.run for task in tasks])):
         return  # Ray Train tries again after any error; this one would come again
+    if settings["probe"] and not Path(settings["probe"]).exists():
+        unshared = UnsharedStorage(ray.util.get_node_ip_address(), str(Path(settings["probe"]).parent))
+        MessageSender(mailbox, tasks[0].run).fail(RunFailed.of(tasks[0].run, unshared, rank))
+        raise unshared
     collectives: Collectives = ProcessGroup() if size > 1 else Local()
     device = ray.train.torch.get_device()
     MessageSender(mailbox, "", rank == 0).put(WorkersStarted(size, str(device)))
@@ -68,13 +77,29 @@ def work(settings: dict[str, Any]) -> None:
         try:
             config = RunConfig.from_json(task.config)
             metrics = RayMetrics(config.name, config.optimizer)
-            result = train_and_send(task, sender, collectives, device, metrics, stop=sender.stop)
+            seconds = settings["checkpoint_seconds"]
+            result = train_and_send(
+                task, sender, collectives, device, metrics, stop=sender.stop, checkpoint_seconds=seconds
+            )
         except BaseException as error:
             if not _another_worker_died(error):
                 sender.fail(RunFailed.of(task.run, error, rank))
             raise
         if result.stopped:
+            if ray.get(mailbox.order.remote()) == "pause":
+                _wait_for_end(mailbox, rank)
             return
+
+
+def _wait_for_end(mailbox: Any, rank: int) -> None:
+    """Wait, behind a checkpoint, for the end of this process: workers that returned would end the whole launch.
+
+    Raises:
+        RuntimeError: it did not come.
+    """
+    ray.get(mailbox.add_paused.remote(rank))
+    time.sleep(COLLECTIVE_SECONDS)
+    raise RuntimeError("a worker paused for a change of the number of workers, which never came")
 
 
 def train_and_send(
@@ -87,6 +112,7 @@ def train_and_send(
     stop: Callable[[], bool],
     data: Data | None = None,
     evaluated: Callable[[Record], None] = lambda record: None,
+    checkpoint_seconds: float | None = None,
 ) -> Result:
     """Train one run from its newest checkpoint, and send what it measures and its result to the driver.
 
@@ -99,6 +125,7 @@ def train_and_send(
         stop: whether the run should stop.
         data: the data of the run where they are built already.
         evaluated: called after every evaluation, once its record is with the driver.
+        checkpoint_seconds: seconds between checkpoints that the clock asks for; None for none.
     """
     config = RunConfig.from_json(task.config)
     store = JournaledCheckpoints(task.checkpoints, config.keep_checkpoints, sender)
@@ -123,8 +150,10 @@ def train_and_send(
         resume="auto",
         stop=stop,
         data=data,
+        checkpoint_seconds=checkpoint_seconds,
     )
-    sender.put(RunFinished(task.run, result))
+    if not (result.stopped and sender.pausing):
+        sender.put(RunFinished(task.run, result))
     sender.flush()
     return result
 

@@ -48,6 +48,19 @@ class WorkersStarted:
 
 
 @dataclass(frozen=True)
+class WorkersNotice:
+    """Something about the workers of a launch that its user should see.
+
+    Attributes:
+        text: one line.
+        change: ``resize`` or ``failure`` if the workers were stopped for it, to be started again; empty otherwise.
+    """
+
+    text: str
+    change: str = ""
+
+
+@dataclass(frozen=True)
 class RunStarted:
     """A run begins, or continues from a checkpoint.
 
@@ -179,7 +192,7 @@ class LogRun:
     ended: float
 
 
-RunMessage = WorkersStarted | RunStarted | LogRecords | RunFinished | RunFailed
+RunMessage = WorkersStarted | WorkersNotice | RunStarted | LogRecords | RunFinished | RunFailed
 TrackingMessage = LogRecords | SetTags | LogText | LogModel | SetStatus | LogRun
 Message = RunMessage | TrackingMessage
 KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}

@@ -27,6 +27,7 @@ from raycurv.train.step_clock import StepClock, extra_startup_seconds, steady_st
 from raycurv.train.training_run import TrainingRun
 
 Emit = Callable[[list[Record]], None]
+SAVE_SHARE = 20  # times the seconds that a checkpoint took, until the clock asks for the next one
 
 
 def train(
@@ -39,6 +40,7 @@ def train(
     resume: Resume = "never",
     stop: Callable[[], bool] = lambda: False,
     data: Data | None = None,
+    checkpoint_seconds: float | None = None,
 ) -> Result:
     """Train one run from its start, or from its newest checkpoint, to its end.
 
@@ -58,6 +60,8 @@ def train(
         stop: asked at every log interval, and at every step on a single worker. If any worker's answer is true, all
             write a checkpoint and return.
         data: the data of ``config.data``, if it is built already.
+        checkpoint_seconds: write a checkpoint at the next log interval after that many seconds, beside those of
+            `config`. Writing takes at most a twentieth of the time.
 
     Raises:
         ValueError: a component or setting of the configuration is not allowed.
@@ -76,7 +80,7 @@ def train(
         if state is None
         else restore(run, store, state)
     )
-    trainer = _Trainer(run, store, emit, stop)
+    trainer = _Trainer(run, store, emit, stop, math.inf if checkpoint_seconds is None else checkpoint_seconds)
     trainer.emit_record("event", message=start)
     if run.start is not None:
         trainer.emit_record("event", message=str(run.start))
@@ -84,8 +88,18 @@ def train(
 
 
 class _Trainer:
-    def __init__(self, run: TrainingRun, store: CheckpointStore, emit: Emit, stop: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        run: TrainingRun,
+        store: CheckpointStore,
+        emit: Emit,
+        stop: Callable[[], bool],
+        checkpoint_seconds: float,
+    ) -> None:
         self.run, self.store, self.stop = run, store, stop
+        self.between_saves = self.checkpoint_seconds = checkpoint_seconds
+        self.save_time = time.monotonic()
+        self.save_asked = False
         self.emit = emit if run.collectives.rank == 0 else _discard
         self.metrics = MetricBuffer(run.collectives, run.device)
         self.saved_at = self.first_step = run.progress.step
@@ -131,7 +145,7 @@ class _Trainer:
                     stopped = self.end_interval(asked)
                     if evaluate:
                         self.record_evaluation(self.evaluate())
-                    if save or (evaluate and self.at_best) or (stopped and not last):
+                    if save or (evaluate and self.at_best) or ((stopped or self.save_asked) and not last):
                         self.save()
                     if stopped or last:
                         return stopped
@@ -170,7 +184,9 @@ class _Trainer:
         Raises:
             NonFiniteLoss: a step of the interval was not finite.
         """
-        interval = self.metrics.fetch(stop=asked, operations=self.run.operations.take())
+        late = time.monotonic() - self.save_time > self.between_saves
+        interval = self.metrics.fetch(stop=asked, operations=self.run.operations.take(), save=late)
+        self.save_asked = interval.save
         self.clock.end()
         progress = self.run.progress
         progress.operations += interval.operations
@@ -300,11 +316,14 @@ class _Trainer:
             return
         self.start_interval()
         run.average_running_statistics()
+        began = time.monotonic()
         state = run.state()
         if run.collectives.rank == 0:
             address = self.store.save(state, best=self.at_best)
             self.emit_record("event", message=f"wrote {address}")
         self.saved_at = run.progress.step
+        self.save_time = time.monotonic()
+        self.between_saves = max(self.checkpoint_seconds, SAVE_SHARE * (self.save_time - began))
         self.start_interval()
 
     def emit_record(self, kind: Kind, values: Mapping[str, float] | None = None, message: str = "") -> None:

@@ -34,6 +34,7 @@ class LoggedInterval:
     Attributes:
         records: one record per step.
         stop: whether any worker was asked to stop.
+        save: whether any worker wants a checkpoint.
         non_finite_step: the first step that was not finite on any worker; None if all were finite.
         operations: floating-point operations of the interval, over all workers.
     """
@@ -42,6 +43,7 @@ class LoggedInterval:
     stop: bool
     non_finite_step: int | None
     operations: float = 0.0
+    save: bool = False
 
 
 class MetricBuffer:
@@ -77,22 +79,23 @@ class MetricBuffer:
         )
         self._rows.append(_StepScalars(step, epoch, time.time(), tuple(scalars), finite.detach().clone(), values))
 
-    def fetch(self, *, stop: bool, operations: float = 0.0) -> LoggedInterval:
+    def fetch(self, *, stop: bool, operations: float = 0.0, save: bool = False) -> LoggedInterval:
         """Fetch the scalars since the last call; all workers call this together.
 
         Args:
             stop: whether this worker was asked to stop.
             operations: floating-point operations of this worker since the last call.
+            save: whether this worker wants a checkpoint.
         """
         rows, self._rows = self._rows, []
-        own = torch.tensor([float(stop), operations], dtype=torch.float64, device=self._device)
+        own = torch.tensor([float(stop), operations, float(save)], dtype=torch.float64, device=self._device)
         control = torch.cat([own, *((~row.finite).to(own).view(1) for row in rows)])
         self._collectives.sum(control)
         numbers = torch.cat([control, *(row.values for row in rows)]).tolist()
-        non_finite, values = numbers[2 : len(rows) + 2], numbers[len(rows) + 2 :]
+        non_finite, values = numbers[3 : len(rows) + 3], numbers[len(rows) + 3 :]
         records = []
         for row in rows:
             mine, values = values[: len(row.names)], values[len(row.names) :]
             records.append(Record("step", row.step, row.epoch, row.time, dict(zip(row.names, mine, strict=True))))
         first = next((row.step for row, flag in zip(rows, non_finite, strict=True) if flag), None)
-        return LoggedInterval(records, numbers[0] > 0, first, numbers[1])
+        return LoggedInterval(records, numbers[0] > 0, first, numbers[1], numbers[2] > 0)

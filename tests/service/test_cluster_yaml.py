@@ -54,6 +54,23 @@ def test_the_dashboard_and_mlflow_are_reached_through_ssh_alone(described: dict[
     assert "0.0.0.0" not in commands(described)
 
 
+def test_mlflow_wants_a_password_and_answers_to_its_own_name_alone(described: dict[str, Any]) -> None:
+    assert "--app-name basic-auth --allowed-hosts 127.0.0.1:5000,localhost:5000" in commands(described)
+    assert "mlflow[auth]" in commands(described)
+    assert described["file_mounts"]["~/.raycurv.mlflow"] == "~/.raycurv.mlflow"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_variant_for_google_cloud_is_one_that_ray_knows(described: dict[str, Any]) -> None:
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    (variant,) = [block for block in text.split("```yaml\n") if block.startswith("provider:")]
+    described |= yaml.safe_load(variant.partition("```")[0])
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(described))
+    assert described["provider"]["type"] == "gcp"
+
+
 def test_the_package_is_installed_on_every_node(described: dict[str, Any]) -> None:
     assert described["file_mounts"]["~/raycurv"] == "."
     assert "raycurv[cluster]" in "\n".join(described["setup_commands"])

@@ -119,3 +119,10 @@ def test_a_configuration_that_cannot_work_is_refused(cluster: Cluster) -> None:
 def test_a_launch_of_nothing_is_refused(cluster: Cluster) -> None:
     with pytest.raises(ValueError, match="no runs"):
         plan([], cluster)
+
+
+def test_statistics_of_the_workers_own_shares_need_a_fixed_number_of_workers(cluster: Cluster) -> None:
+    local = dataclasses.replace(mine(), batch_norm="local")
+    plan([local], dataclasses.replace(cluster, workers="2-2"))
+    with pytest.raises(ValueError, match=r"--workers 1-2 changes the number of workers, and --batch-norm local"):
+        plan([local], dataclasses.replace(cluster, workers="1-2"))

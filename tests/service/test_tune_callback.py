@@ -35,10 +35,13 @@ def test_long_trials_are_not_passed_over_in_silence(monkeypatch: pytest.MonkeyPa
     assert accepted == [1]
     monkeypatch.setattr(tune_callback, "QUIET_SECONDS", 0.0)
     callback.on_step_end(2, trials)
+    node = {"Alive": True, "Resources": {"CPU": 2.0}}
+    monkeypatch.setattr(tune_callback, "ray", types.SimpleNamespace(nodes=lambda: [node]))
     callback.on_step_end(3, trials[2:])
 
     assert said == [
         "sweep: 0 of 3 trials done, 2 running"
         "\n  vgg adam learning_rate=0.1 seed 0: 2 epochs done, training loss 0.5"
-        "\n  vgg adam learning_rate=0.1 seed 1: in its first epoch"
+        "\n  vgg adam learning_rate=0.1 seed 1: in its first epoch",
+        "sweep: 0 of 3 trials done, 0 running\n  waiting for room: 1 node with 2 CPU and 0 GPU",
     ]

@@ -18,6 +18,7 @@ from raycurv.tracking.messages import (
     RunStarted,
     SetStatus,
     SetTags,
+    WorkersNotice,
     WorkersStarted,
     batches,
     from_bytes,
@@ -31,6 +32,7 @@ RESULT = Result("one", 8, 1.0, {"test/loss": 0.5}, (Record("evaluation", 8, 1.0,
 EXAMPLES: list[Message] = [
     LogRecords("one", (RECORD,)),
     WorkersStarted(2, "cpu"),
+    WorkersNotice("n2 is gone", "resize"),
     RunStarted("one", 1.5),
     RunFinished("one", RESULT),
     RunFailed("one", "NonFiniteLoss", "step 3 was not finite", "Traceback …", 1, 1.5),
@@ -92,5 +94,6 @@ def test_batches_keep_the_order_and_the_limit() -> None:
     assert len(groups) == 4
 
 
-def test_every_message_but_one_names_its_run() -> None:
-    assert [kind for kind in KINDS.values() if "run" not in {f.name for f in fields(kind)}] == [WorkersStarted]
+def test_every_message_but_those_about_all_workers_names_its_run() -> None:
+    nameless = [kind for kind in KINDS.values() if "run" not in {f.name for f in fields(kind)}]
+    assert nameless == [WorkersStarted, WorkersNotice]

@@ -164,6 +164,16 @@ def test_max_steps_ends_within_an_epoch_with_an_evaluation(tmp_path: Path) -> No
     assert "test/accuracy" in result.values
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0, [2, 4, 5, 6, 8, 10]), (1e9, [2, 5, 10])])
+def test_the_clock_asks_for_checkpoints_at_log_intervals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, expected: list[int]
+) -> None:
+    monkeypatch.setattr("raycurv.train.loop.SAVE_SHARE", share)  # of the time that writing may take
+    kept = Kept()
+    go(tmp_path, config(log_every=2, checkpoint_every=1000), emit=kept, checkpoint_seconds=1e-9)
+    assert [record.step for record in kept if record.message.startswith("wrote")] == expected
+
+
 def test_run_without_evaluation_set_reports_the_training_loss(tmp_path: Path) -> None:
     assert set(go(tmp_path, config(held_out=0)).values) == {"train/epoch_loss"}
 
