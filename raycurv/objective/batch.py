@@ -304,8 +304,9 @@ class Batch:
                 stack.enter_context(buffers_restored(objective.model))
                 stack.enter_context(hidden.replayed(self._hidden_values))
             stack.enter_context(self._batch_norm(tape, first=first))
-            if tape is not None:
-                # The fused attention kernels have no forward-mode rule.
+            if tape is not None and objective.device.type != "cpu":
+                # Fused kernels draw dropout that no rule knows. That of the CPU does not, and is kept: another kernel
+                # has outputs of another layout, for which later layers draw other dropout masks.
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
         if first:

@@ -6,6 +6,7 @@ import warnings
 import numpy
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raycurv import Objective, optim
@@ -210,3 +211,26 @@ def test_the_check_does_not_count_as_an_operation_of_the_optimizer():
         return counted
 
     assert operations(True) == operations(False)
+
+
+class DropoutAfterAttention(nn.Module):
+    """Elements of a dropout mask are drawn in the order of memory, which kernels of attention choose."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 24)
+
+    def forward(self, x):
+        q, k, v = self.layer(x).view(3, 5, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return F.dropout(attended, 0.5).flatten(1)
+
+
+def test_dropout_after_attention_is_the_same_with_and_without_curvature():
+    torch.manual_seed(0)
+    objective = Objective(DropoutAfterAttention().double(), "squared_error")
+    batch = objective.batch(torch.randn(3, 5, 8).double(), torch.zeros(3, 40).double())
+    value, gradient = batch.value_and_gradient()
+    taylor = batch.taylor_along(gradient)
+    assert torch.allclose(taylor.value, value, rtol=1e-12)
+    assert torch.allclose(taylor.slope, gradient.dot(gradient), rtol=1e-12)

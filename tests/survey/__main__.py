@@ -47,7 +47,12 @@ def main() -> None:
         if key in outcomes and outcomes[key]["verdict"] not in arguments.again:
             continue
         # Known before it has run, so that a case that ends the process is not tried for ever.
-        outcomes[key] = {"group": case.group, "name": case.name, "verdict": "not called", "detail": "ends the process"}
+        outcomes[key] = {
+            "group": case.group,
+            "name": case.name,
+            "verdict": "not compared",
+            "detail": "ends the process",
+        }
         write(outcomes.values())
         outcomes[key]["verdict"], outcomes[key]["detail"] = verdict(case, arguments.seconds)
         write(outcomes.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import signal
 import warnings
@@ -40,20 +41,20 @@ class Case:
     call: Callable[[nn.Module, Any], Any] | None = None
 
 
-class NotCalledError(Exception):
+class NotComparedError(Exception):
     """The model could not be built or called, or torch's own backward pass fails: no verdict."""
 
 
 def verdict(case: Case, seconds: int = 120) -> tuple[str, str]:
-    """``right``, ``wrong``, ``refused`` or ``not called``, and why."""
+    """``right``, ``wrong``, ``refused`` or ``not compared``, and why."""
     try:
         with limited(seconds), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return compared(case)
-    except NotCalledError as error:
-        return "not called", str(error)[:200]
+    except NotComparedError as error:
+        return "not compared", str(error)[:200]
     except TimeoutError:
-        return "not called", f"takes more than {seconds} s"
+        return "not compared", f"takes more than {seconds} s"
     except (UnsupportedOperator, InconsistentModel) as error:
         return "refused", str(error)[:300]
     except Exception as error:
@@ -64,7 +65,7 @@ def compared(case: Case) -> tuple[str, str]:
     """The verdict from the largest relative errors of slopes and curvatures.
 
     Raises:
-        NotCalledError: the model cannot be run by torch alone.
+        NotComparedError: the model cannot be run by torch alone.
     """
     torch.manual_seed(0)
     try:
@@ -77,25 +78,28 @@ def compared(case: Case) -> tuple[str, str]:
             with InDouble():
                 return one_tensor(model(inputs) if case.call is None else case.call(model, inputs), samples)
 
-        outputs = call(model, inputs)
+        twin = copy.deepcopy(model)
+        torch.manual_seed(1)
+        outputs = call(twin, inputs)
         scale = float(outputs.detach().square().mean().sqrt()) or 1.0
         if not math.isfinite(scale):
-            raise NotCalledError("its outputs are not finite")
+            raise NotComparedError("its outputs are not finite")
         (outputs / scale).square().mean().backward()
-        by_torch = [None if p.grad is None else p.grad.clone() for p in model.parameters() if p.requires_grad]
-    except NotCalledError:
+        by_torch = [None if p.grad is None else p.grad.clone() for p in twin.parameters() if p.requires_grad]
+    except NotComparedError:
         raise
     except TimeoutError:
         raise
     except Exception as error:
-        raise NotCalledError(f"{type(error).__name__}: {error}") from error
-    model.zero_grad(set_to_none=True)
+        raise NotComparedError(f"{type(error).__name__}: {error}") from error
+    del twin, outputs
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs / scale).square().flatten(1).mean(1)
 
     objective = Objective(model, loss, call=call)
     batch = objective.batch(inputs, torch.zeros(samples))
+    torch.manual_seed(1)
     value, gradient = batch.value_and_gradient()
     drawn = [torch.randn_like(p) * (p.std() if p.numel() > 1 else 1) for p in objective.parameters]
     direction = objective.direction(drawn)
@@ -121,7 +125,7 @@ def compared(case: Case) -> tuple[str, str]:
         agree = all(abs(found - slopes["gradient"]) <= SLOPE * abs(slopes["gradient"]) for found in slopes.values())
         if same and (agree or errors["slope by taylor_along"] <= 1):
             # Parts without gradients, rounding, or a defect of torch: there is nothing to compare curvature with.
-            raise NotCalledError("torch's own gradient is not that of the values")
+            raise NotComparedError("torch's own gradient is not that of the values")
     wrong = [f"{name} {error:.1e} times the tolerance" for name, error in errors.items() if not error <= 1]
     return ("wrong", "; ".join(wrong)) if wrong else ("right", "")
 
@@ -139,7 +143,7 @@ def one_tensor(outputs: Any, samples: int) -> Tensor:
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() and len(leaf) == samples
     ]
     if not found or (not any(tensor.requires_grad for tensor in found) and torch.is_grad_enabled()):
-        raise NotCalledError("it returns no tensor with the batch as first dimension")
+        raise NotComparedError("it returns no tensor with the batch as first dimension")
     return torch.cat([tensor.double() for tensor in found], 1)
 
 

@@ -17,8 +17,10 @@ make survey
 - Each model has random weights, float64, and is in training mode.
 - *Right*: slopes of `gradient`, `taylor_along` and `linearise` agree with differences of the values to 1e-5, and second
   derivatives to 1e-3.
+- Casts to lower precision inside a model become casts to float64, because differences need every digit.
 - *Refused*: an error names the operator or the module.
-- *Not called*: the survey could not build the model or run it by torch alone; these do not count.
+- *Not compared*: torch alone cannot run the model here, it takes too long, or its own gradient is not that of the
+  values, as with parts that the model detaches. These do not count.
 
 """
 
@@ -27,11 +29,11 @@ def page(outcomes: Sequence[dict[str, str]]) -> str:
     """The page as Markdown."""
     counts = Counter((outcome["group"], outcome["verdict"]) for outcome in outcomes)
     groups = sorted({outcome["group"] for outcome in outcomes})
-    lines = ["| models | right | wrong | refused | share right | not called |", "|---|---|---|---|---|---|"]
+    lines = ["| models | right | wrong | refused | share right | not compared |", "|---|---|---|---|---|---|"]
     for group in [*groups, None]:
         numbers = [
             sum(count for (of, found), count in counts.items() if found == verdict and group in (of, None))
-            for verdict in (*VERDICTS, "not called")
+            for verdict in (*VERDICTS, "not compared")
         ]
         share = f"{100 * numbers[0] / max(1, sum(numbers[:3])):.0f} %"
         lines.append(f"| {group or 'all'} | {numbers[0]} | {numbers[1]} | {numbers[2]} | {share} | {numbers[3]} |")
