@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import resource
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.survey.measure import verdict
 from tests.survey.page import page
 
 OUTCOMES = Path(__file__).with_name("outcomes.jsonl")
+MEMORY = 14 << 30  # bytes of addresses: a larger model is not compared
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 
@@ -39,8 +41,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=120, help="time limit of a case")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    outcomes = known()
-    for case in cases.all_cases():
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    outcomes, every = known(), list(cases.all_cases())
+    for case in every:
         key = case.group, case.name
         if arguments.only not in f"{case.group} {case.name}":
             continue
@@ -59,7 +62,8 @@ def main() -> None:
         sys.stdout.write(f"{case.group} {case.name}: {outcomes[key]['verdict']} {outcomes[key]['detail'][:150]}\n")
         sys.stdout.flush()
         gc.collect()
-    PAGE.write_text(page(list(outcomes.values())))
+    waiting = sum((case.group, case.name) not in outcomes for case in every)
+    PAGE.write_text(page(list(outcomes.values()), waiting))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ make survey
 """
 
 
-def page(outcomes: Sequence[dict[str, str]]) -> str:
-    """The page as Markdown."""
+def page(outcomes: Sequence[dict[str, str]], waiting: int = 0) -> str:
+    """The page as Markdown; `waiting` cases have no outcome yet."""
     counts = Counter((outcome["group"], outcome["verdict"]) for outcome in outcomes)
     groups = sorted({outcome["group"] for outcome in outcomes})
     lines = ["| models | right | wrong | refused | share right | not compared |", "|---|---|---|---|---|---|"]
@@ -37,6 +37,8 @@ def page(outcomes: Sequence[dict[str, str]]) -> str:
         ]
         share = f"{100 * numbers[0] / max(1, sum(numbers[:3])):.0f} %"
         lines.append(f"| {group or 'all'} | {numbers[0]} | {numbers[1]} | {numbers[2]} | {share} | {numbers[3]} |")
+    if waiting:
+        lines.append(f"\n{waiting} cases have not run yet; `make survey` goes on with them.")
     return HEAD + "\n".join(lines) + "\n" + listed(outcomes, "wrong") + listed(outcomes, "refused")
 
 
