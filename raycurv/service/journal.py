@@ -58,10 +58,10 @@ class JournaledCheckpoints(CheckpointStore):
         while len(self._kept) > RECENT and self._kept[0][0] <= self._sink.accepted:
             self._kept.popleft()
 
-    def save(self, state: Mapping[str, Any], *, best: bool = False) -> str:
-        """Write a checkpoint, once the records before it have arrived."""
+    def prepare(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Add the journal, once its records have arrived."""
         self._sink.flush()
-        return super().save({**state, KEY: [dataclasses.asdict(record) for _, record in self._kept]}, best=best)
+        return {**state, KEY: [dataclasses.asdict(record) for _, record in self._kept]}
 
     def load(self, lacking: Callable[[dict[str, Any]], str] = lambda state: "") -> dict[str, Any] | None:
         """The newest checkpoint; its records are sent again."""

@@ -115,6 +115,18 @@ class CheckpointStore:
         Raises:
             CheckpointError: it cannot be written; the earlier checkpoints are unchanged.
         """
+        return self.write(self.prepare(state), best=best)
+
+    def prepare(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Add to the state of a run what else a checkpoint holds; in the thread of the run."""
+        return dict(state)
+
+    def write(self, state: Mapping[str, Any], *, best: bool = False) -> str:
+        """Write a checkpoint that :meth:`prepare` has made, as :meth:`save` does; any thread may call it.
+
+        Raises:
+            CheckpointError: it cannot be written; the earlier checkpoints are unchanged.
+        """
         self.before_write()
         file = _file_of(state)
         listed, chosen = self._manifest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from raycurv.objective import Batch
 from raycurv.objective.collectives import Collectives
 from raycurv.objective.micro_batches import divide_for_curvature
 from raycurv.train.checkpoint import CheckpointStore
+from raycurv.train.checkpoint_writer import CheckpointWriter
 from raycurv.train.configuration import RunConfig
 from raycurv.train.distributed import require_equal, require_equal_parameters
 from raycurv.train.divergence import add_losses, divergence
@@ -102,17 +104,28 @@ class _Trainer:
         self.save_asked = False
         self.emit = emit if run.collectives.rank == 0 else _discard
         self.metrics = MetricBuffer(run.collectives, run.device)
+        self.writer = CheckpointWriter(store)
         self.saved_at = self.first_step = run.progress.step
         self.interval_samples = 0
         self.interval_start = time.perf_counter()
         self.clock = StepClock(run.progress, run.device)
 
     def train(self) -> Result:
+        try:
+            return self.train_to_end()
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error counts
+                self.writer.wait()
+            raise
+
+    def train_to_end(self) -> Result:
         run = self.run
         stopped = False
         while not stopped and run.progress.step < run.total_steps:
             stopped = self.train_epoch()
             self.end_epoch()
+        self.writer.wait()
+        self.emit_written()
         result = self.result(stopped=stopped and run.progress.step < run.total_steps)
         if result.stopped:
             self.emit_record("event", message=f"stopped as asked at step {result.steps}")
@@ -198,6 +211,7 @@ class _Trainer:
             values[OPERATIONS] = progress.operations
         self.emit(interval.records)
         self.emit_record("progress", values)
+        self.emit_written()
         if interval.non_finite_step is not None:
             raise NonFiniteLoss(self.non_finite_message(interval.non_finite_step, interval.records))
         self.check_losses(interval.records)
@@ -234,6 +248,7 @@ class _Trainer:
 
     def non_finite_message(self, step: int, records: list[Record]) -> str:
         loss = next((record.values["train/loss"] for record in records if record.step == step), math.nan)
+        self.writer.wait()
         newest = self.store.newest()
         kept = f"The last good checkpoint is {newest}" if newest else "No checkpoint had been written yet"
         return (
@@ -310,7 +325,7 @@ class _Trainer:
         self.start_interval()
 
     def save(self) -> None:
-        """Write a checkpoint, unless one of this step is there."""
+        """Begin to write a checkpoint, unless one of this step is there."""
         run = self.run
         if self.saved_at == run.progress.step:
             return
@@ -319,12 +334,21 @@ class _Trainer:
         began = time.monotonic()
         state = run.state()
         if run.collectives.rank == 0:
-            address = self.store.save(state, best=self.at_best)
-            self.emit_record("event", message=f"wrote {address}")
+            self.writer.save(state, best=self.at_best)
+            self.emit_written()
         self.saved_at = run.progress.step
         self.save_time = time.monotonic()
         self.between_saves = max(self.checkpoint_seconds, SAVE_SHARE * (self.save_time - began))
         self.start_interval()
+
+    def emit_written(self) -> None:
+        """Report a checkpoint that is complete.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        if (address := self.writer.take_written()) is not None:
+            self.emit_record("event", message=f"wrote {address}")
 
     def emit_record(self, kind: Kind, values: Mapping[str, float] | None = None, message: str = "") -> None:
         run = self.run
