@@ -15,6 +15,10 @@ batches below some 16 samples the step becomes too long. Here no term shares a s
 stays where steps make progress and falls where they only follow noise: a step of the length a at which progress ends
 has the slope ah/2 at its beginning, so that R = κa/2 < a.
 
+|h| is of the batch's mean: where single samples have curvatures of both signs, as in deep networks and those with
+attention, the mean of their absolute values halved the step. A rise of 10 steps in place of 30 doubled the final loss
+of a transformer, whose curvature is small at the initial weights and grows at once.
+
 The first step measures only; the next ones rise to R until step 30. After that nothing depends on the length of the
 run. Evaluated are averaged weights, ``evaluation_weights()``, in which step k has a weight proportional to k⁹: the last
 tenth of the run counts for two thirds. So a run may end or go on at any step. Curvature is computed in the first 20
