@@ -11,12 +11,10 @@ would save for a backward pass is dropped at once.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -51,9 +49,6 @@ class ForwardTape(Tape):
         self._pending: Step | None = None
         self._alias: Tensor | None = None  # first argument of the pending operator, as its derivative keeps it
         self._parameter_storages = len(self._storages)  # the first ones, which are never freed
-        self._device = parameters[0].device.type
-        # Operators reach a tape below autograd, where torch cannot compute the derivatives of the generic rule.
-        self._outer_keys = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
         self._hooks: saved_tensors_hooks | None = None
 
     def __enter__(self) -> ForwardTape:
@@ -100,7 +95,7 @@ class ForwardTape(Tape):
     def tangents(self, slots: Sequence[int | None]) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """First and second derivatives that stand in the slots, after a push through the pending operator."""
         self._advance()
-        return [_read(self._d, slot) for slot in slots], [_read(self._dd, slot) for slot in slots]
+        return propagation.tangents_of(self._d, slots), propagation.tangents_of(self._dd, slots)
 
     def _append(self, step: Step) -> None:
         self._advance()
@@ -151,27 +146,6 @@ class ForwardTape(Tape):
         # A parameter is read again by its slot, also where a view of the same geometry has taken its key.
         written = (write.slot for storage in self._storages.values() for write in storage.writes)
         return {*self._slots.values(), *self._leaves.values(), *written}
-
-    @contextlib.contextmanager
-    def _outside_dispatch(self) -> Iterator[None]:
-        """Context in which operators are executed as they are after the forward pass."""
-        paused, self._paused = self._paused, True
-        guard = torch._C._ForceDispatchKeyGuard(*self._outer_keys)
-        mixed = torch.is_autocast_enabled(self._device)  # entering the context takes longer than a small operator
-        exact = torch.autocast(self._device, enabled=False) if mixed else contextlib.nullcontext()
-        try:
-            with guard, torch.no_grad(), exact, saved_tensors_hooks(_unchanged, _unchanged):
-                yield
-        finally:
-            self._paused = paused
-
-
-def _read(table: propagation.Tangents, slot: int | None) -> Tensor | None:
-    return None if slot is None else table.get(slot)
-
-
-def _unchanged(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _refuse(_: Any) -> Tensor:

@@ -45,9 +45,14 @@ def start(slots: Sequence[int], tangents: Sequence[Tangent]) -> Tangents:
     return {slot: tangent.detach() for slot, tangent in zip(slots, tangents, strict=True) if tangent is not None}
 
 
+def tangents_of(table: Tangents, slots: Sequence[int | None]) -> list[Tangent]:
+    """The tangents in these slots."""
+    return [None if slot is None else table.get(slot) for slot in slots]
+
+
 def incoming(step: Step, table: Tangents, last_reads: Sequence[int]) -> list[Tangent]:
     """The tangents of a step's inputs; those in the slots `last_reads` are removed from the table."""
-    found = [None if slot is None else table.get(slot) for slot in step.inputs]
+    found = tangents_of(table, step.inputs)
     for slot in last_reads:
         table.pop(slot, None)
     return found

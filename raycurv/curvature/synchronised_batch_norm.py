@@ -5,8 +5,9 @@ Along a path x' = d, x'' = dd, the derivatives of :mod:`~raycurv.curvature.norms
 
     mean(x̂'(d − mean d)) = r (var d − c²),        c = r mean((x − μ)d),
 
-so that one sum over the workers brings all of them. Where d and dd are known in the forward pass, as in a
-:class:`~raycurv.curvature.forward_tape.ForwardTape`, they travel with the statistics of x themselves.
+so that one sum over the workers brings all of them. Where d is known in the forward pass, as in a
+:class:`~raycurv.curvature.forward_tape.ForwardTape` and a :class:`~raycurv.curvature.tape.PushingTape`, they travel
+with the statistics of x themselves.
 
 A worker sends sums about its own means, in float64, and the others combine them (Chan et al. 1983), because
 E[x²] − E[x]² would lose digits.
@@ -162,6 +163,13 @@ class _GloballyNormalised(Normalised):
     workers: _Workers = field(kw_only=True)
     count: Tensor = field(kw_only=True)
     known: list[_PathMoments] = field(kw_only=True)
+
+    def first_moments(self, offset: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        """mean d and mean((x − μ) d), in one sum over the workers at most."""
+        if not self.known:
+            return super().first_moments(offset, d)
+        moments = self.known.pop()
+        return moments.mean, moments.covariance
 
     def both(self, d: Tensor, dd: Tangent) -> tuple[Tensor, Tensor, Tensor]:
         """x̂, x̂' and x̂'' along a path with x' = d and x'' = dd, in one sum over the workers at most."""

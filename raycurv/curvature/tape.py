@@ -8,7 +8,8 @@ The autograd graph stays as it is, so that the same forward pass can be followed
 - ``push(tangents)``: J·z on the kept activations, any number of times, at the cost of the products alone;
 - ``second_order(tangents)``: J·z and d²/dt² of the outputs along Θ + t·z.
 
-:class:`~raycurv.curvature.forward_tape.ForwardTape` keeps no activations and takes a single direction.
+:class:`~raycurv.curvature.forward_tape.ForwardTape` keeps no activations and takes a single direction. A
+:class:`PushingTape` pushes a first direction while it records.
 
 Identity of tensors: torch may pass a view to the next operator as another object than the one this mode saw. Tensors
 are therefore identified by storage and geometry. They carry tangents only while ``requires_grad`` is true: what the
@@ -20,7 +21,8 @@ tangent of a view that such a write has changed is put together when the model r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +30,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -83,6 +86,9 @@ class Tape(TorchDispatchMode):
         self._number_of_slots += 1
         self._output_slot: int | None = None
         self._last_use: list[int] = []
+        self._device = parameters[0].device.type
+        # Operators reach a tape below autograd, where torch cannot compute the derivatives of the generic rule.
+        self._outer_keys = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
 
     def __enter__(self) -> Tape:
         """Start recording."""
@@ -208,6 +214,19 @@ class Tape(TorchDispatchMode):
     def is_paused(self) -> bool:
         """Whether operators are executed without being recorded."""
         return self._paused
+
+    @contextlib.contextmanager
+    def _outside_dispatch(self) -> Iterator[None]:
+        """Context in which operators are executed as they are after the forward pass."""
+        paused, self._paused = self._paused, True
+        guard = torch._C._ForceDispatchKeyGuard(*self._outer_keys)
+        mixed = torch.is_autocast_enabled(self._device)  # entering the context takes longer than a small operator
+        exact = torch.autocast(self._device, enabled=False) if mixed else contextlib.nullcontext()
+        try:
+            with guard, torch.no_grad(), exact, saved_tensors_hooks(_unchanged, _unchanged):
+                yield
+        finally:
+            self._paused = paused
 
     def slots(self, tensors: Sequence[Tensor | None], name: str) -> tuple[int | None, ...]:
         """Slots of an operator's inputs; None for those that no tangent reaches."""
@@ -350,6 +369,57 @@ class Tape(TorchDispatchMode):
     def _last_reads(self, step: Step, index: int) -> list[int]:
         """Slots among the inputs of a step that no later step reads."""
         return [slot for slot in step.inputs if slot is not None and self._last_use[slot] == index]
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class PushingTape(Tape):
+    """A tape that pushes a first direction while it records.
+
+    Tangents are then known where synchronised batch normalisation sums its statistics over the workers, and travel with
+    them. They are kept until the forward pass ends, which takes as much memory as its tensors.
+
+    Args:
+        parameters: leaf tensors whose tangents will be pushed, in this order.
+        tangents: the first direction, one tensor or None per parameter; None is zero.
+
+    Attributes:
+        tangent: tangent of the outputs along the first direction, after :meth:`finish`; None is zero.
+
+    Raises:
+        ValueError: there are more or fewer tangents than parameters.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> None:
+        super().__init__(parameters)
+        self.tangent: Tensor | None = None
+        self._first = propagation.start(self.parameter_slots, tangents)
+        self._pushed = 0  # steps through which the direction has been pushed
+
+    def tangents(self, slots: Sequence[int | None]) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """First derivatives that stand in the slots, after a push through all steps so far; no second ones."""
+        self._advance()
+        return propagation.tangents_of(self._first, slots), [None] * len(slots)
+
+    def finish(self, outputs: Tensor) -> None:
+        """End the recording, and set `tangent`.
+
+        Raises:
+            UnsupportedOperator: the outputs do not depend on the parameters through recorded operators.
+        """
+        slot = self._slot_of_outputs(outputs)
+        self._advance()
+        self.tangent = self._first.get(slot)
+        self._first.clear()
+        super().finish(outputs)
+
+    def _advance(self) -> None:
+        with self._outside_dispatch():
+            for step in self.steps[self._pushed :]:
+                propagation.push(step, propagation.incoming(step, self._first, ()), self._first)
+        self._pushed = len(self.steps)
 
 
 class _Paused:

@@ -12,7 +12,7 @@ from torch.jit._fuser import optimized_execution
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from raycurv.curvature import ForwardTape, Tape
+from raycurv.curvature import ForwardTape, PushingTape, Tape
 from raycurv.curvature.synchronised_batch_norm import SynchronisedBatchNorm
 from raycurv.objective.collectives import Local
 from raycurv.objective.consistency import FirstPass
@@ -176,14 +176,14 @@ class Batch:
         if data_parallel is None:
             linear = self.local_linearisation(record=record)
         else:
-            tape, first = Tape(self.objective.parameters) if record else None, self._first_pass(None)
+            tape, first = self._tape(direction) if record else None, self._first_pass(None)
             with torch.enable_grad():
                 outputs, carrier = data_parallel.forward(self, tape)
             if first is not None:
                 first.compare(outputs)
             linear = Linearisation(self, outputs, tape, carrier=carrier)
         if direction is not None:
-            linear.tangent = linear.push(direction)
+            linear.tangent = linear.first_tangent(direction)
         return linear
 
     def snapshot(self) -> dict[str, Tensor]:
@@ -325,6 +325,13 @@ class Batch:
             yield
         finally:
             self._random_state, self._hidden_values = saved
+
+    def _tape(self, direction: Sequence[Tensor] | None) -> Tape:
+        """A tape that pushes a first direction where that saves rounds of synchronised batch normalisation."""
+        objective = self.objective
+        if direction is None or not objective.sums_batch_statistics:
+            return Tape(objective.parameters)
+        return PushingTape(objective.parameters, direction)
 
     def _batch_norm(self, tape: Tape | None, *, first: bool) -> contextlib.AbstractContextManager[Any]:
         """Context of batch normalisation with several workers."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from raycurv.curvature import Tape
+from raycurv.curvature import PushingTape, Tape
 from raycurv.objective.direction import Direction
 from raycurv.objective.forward import without_autocast
 from raycurv.objective.loss_derivatives import LossAt
@@ -133,7 +133,15 @@ class Linearisation:
         """
         known = tuple(tangent is not None for tangent in direction)
         with without_autocast(self.outputs), self.batch.counted("tangent", known):
-            pushed = self._recorded().push(list(direction))
+            return self._tangent_of_outputs(self._recorded().push(list(direction)))
+
+    def first_tangent(self, direction: Sequence[Tensor | None]) -> Tensor:
+        """:meth:`push` of the direction that the tape may have pushed in the forward pass already."""
+        if isinstance(self._tape, PushingTape):
+            return self._tangent_of_outputs(self._tape.tangent)
+        return self.push(direction)
+
+    def _tangent_of_outputs(self, pushed: Tensor | None) -> Tensor:
         return torch.zeros_like(self._at.gradient) if pushed is None else pushed.to(self._at.gradient.dtype)
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:

@@ -161,6 +161,13 @@ class Objective:
         """Whether samples may count differently."""
         return self.weights is not None or self.loss.weights is not None
 
+    @property
+    def sums_batch_statistics(self) -> bool:
+        """Whether batch normalisation sums its statistics over the workers."""
+        if self.collectives.size == 1 or self.batch_norm != "synchronised":
+            return False
+        return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.model.modules())
+
     def outputs(self, inputs: Any, points: Sequence[Tensor] | None = None) -> Tensor:
         """Outputs of the model, (B, …); `points` take the place of the parameters."""
         return self.model_call(inputs) if points is None else self.model_call.at(self.names, points, inputs)
