@@ -395,7 +395,8 @@ def test_no_number_is_read_from_the_device():
 
     case = BY_NAME["batch-norm-l2"]
     model = case.model()
-    objective, optimizer = raycurv.Objective(model, case.loss, case.l2), optim.create("curveball", model)
+    objective = raycurv.Objective(model, case.loss, case.l2, check_consistency=False)  # reads one number in a run
+    optimizer = optim.create("curveball", model)
     with Reads() as reads:
         for _ in range(6):
             optimizer.step(objective.batch(case.inputs, case.targets))
