@@ -218,6 +218,7 @@ REFERENCES = (
 )
 JUDGED = Method("auto", "auto")
 METHODS = (JUDGED, *REFERENCES)
+WORST, MEAN = 1.25, 1.0  # goals of the ratios
 
 
 @dataclass(frozen=True)
@@ -364,6 +365,18 @@ def ratios(outcomes: Sequence[RobustnessOutcome]) -> dict[tuple[str, str], float
             mine, *others = (statistics.fmean(math.log(loss[seed]) for seed in seeds) for loss in losses)
             found[condition, problem] = math.exp(mine - min(others)) if math.isfinite(min(others)) else 1.0
     return found
+
+
+def missed(outcomes: Sequence[RobustnessOutcome]) -> list[str]:
+    """The ratios above `WORST`, and the mean of all if it is above `MEAN`, a line each."""
+    found = ratios(outcomes)
+    above = [
+        f"{condition}, {problem}: {_cell(ratio)}, above {WORST}"
+        for (condition, problem), ratio in found.items()
+        if ratio > WORST
+    ]
+    mean = math.exp(statistics.fmean(map(math.log, found.values()))) if found else 0.0
+    return above + ([f"geometric mean of all: {_cell(mean)}, above {MEAN}"] if mean > MEAN else [])
 
 
 def to_markdown(outcomes: Sequence[RobustnessOutcome]) -> str:

@@ -287,11 +287,15 @@ class BenchmarkRobustness:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the initial weights and of the order of the data."""
 
+    check: bool = False
+    """End with status 1 if a ratio is above 1.25, or the mean above 1."""
+
     def run(self) -> None:
         """Do the missing runs, show each as it ends, and print the table of all.
 
         Raises:
             ValueError: there is no such problem or condition.
+            SystemExit: a goal is missed, and `check` is set.
         """
         import torch
 
@@ -313,7 +317,10 @@ class BenchmarkRobustness:
         for o in robustness.campaign(self.output, chosen, varied, self.seeds):
             text = f"{o.seconds:4.0f} s  {o.problem}, {o.condition}, seed {o.seed}: {o.method}: {o.loss:.4g}"
             print(text, file=sys.stderr)
-        print(robustness.to_markdown(robustness.finished(self.output)))
+        outcomes = robustness.finished(self.output)
+        print(robustness.to_markdown(outcomes))
+        if self.check and (missed := robustness.missed(outcomes)):
+            sys.exit("\n".join(("missed:", *missed)))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from functools import partial
 import pytest
 import torch
 
-from raycurv.benchmarks import robustness
+from raycurv.benchmarks import outcome_file, robustness
+from raycurv.cli.benchmark import BenchmarkRobustness
 from raycurv.models.mlp import mlp
 
 
@@ -77,6 +78,19 @@ def test_the_ratio_is_to_the_better_adam_by_the_geometric_mean_over_common_seeds
     table = robustness.to_markdown(outcomes)
     assert "| batches of 8 | 2.00 | 2.00 | 2.00 |" in table
     assert "| all | 2.00 | 2.00 |  |" in table
+
+
+def test_missed_goals_are_named_and_end_the_command_with_a_failure(tmp_path):
+    bad = [outcome(robustness.JUDGED, 0.5)] + [outcome(method, 0.1) for method in robustness.REFERENCES]
+    good = [outcome(method, 0.1) for method in robustness.METHODS]
+    assert robustness.missed(bad) == ["batches of 8, blobs: 5.00, above 1.25", "geometric mean of all: 5.00, above 1.0"]
+    assert robustness.missed(good) == []
+    for name, outcomes in (("bad", bad), ("good", good)):
+        for one in outcomes:
+            outcome_file.append(tmp_path / name, one)
+    BenchmarkRobustness(output=tmp_path / "good", seeds=(0,), check=True).run()
+    with pytest.raises(SystemExit, match=r"blobs: 5\.00"):
+        BenchmarkRobustness(output=tmp_path / "bad", seeds=(0,), check=True).run()
 
 
 def test_a_run_that_diverges_is_infinitely_worse():
