@@ -1,11 +1,12 @@
 """Kill the driver again and again, and count what MLflow has in the end.
 
-    python -m tests.reliability.driver_kills --folder FOLDER [--runs 6]
+    python -m tests.reliability.driver_kills --folder FOLDER [--runs 6] [--without-ray]
 
 Each run has a small network, about 130 steps a second, a checkpoint every ten steps, and four kills of its driver:
 three while it trains, and one in its last second, at its table, or just after it. It goes on with ``--resume``, at
 once. After the last kill it is completed by ``--resume``, by ``raycurv tracking reap`` if it had finished, or by the
-start of another run. FOLDER keeps a line for each run, so that an interrupted campaign goes on.
+start of another run. Without Ray, the driver and the training are one process that starts in seconds. FOLDER keeps a
+line for each run, so that an interrupted campaign goes on.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ import dataclasses
 import json
 import random
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mlflow import MlflowClient
@@ -77,11 +77,11 @@ class Campaign:
 
     Args:
         driver: starts the jobs.
-        workers: workers of each run.
+        prefix: script that starts the job's, if there is one.
     """
 
-    def __init__(self, driver: Driver, workers: int) -> None:
-        self.driver, self.workers = driver, workers
+    def __init__(self, driver: Driver, prefix: tuple[str, ...] = ()) -> None:
+        self.driver, self.prefix = driver, prefix
 
     def reference(self) -> None:
         """Train the run without kills, unless it is there."""
@@ -110,8 +110,7 @@ class Campaign:
             self._client().delete_run(run.info.run_id)
 
     def _start(self, name: str, *more: str) -> Job:
-        workers = ("--workers", str(self.workers))
-        return self.driver.start(*RECIPE, *OPTIONS, "--run-name", name, *workers, *more)
+        return self.driver.start(*self.prefix, *RECIPE, *OPTIONS, "--run-name", name, *more)
 
     def _kill(self, job: Job, moment: str, draw: random.Random) -> None:
         match moment:
@@ -139,8 +138,8 @@ class Campaign:
             self._require(self.driver.run("jobs/tracking.py", "reap"))
             return "reap"
         if finished and "table" in last and number % 3 == 2:
-            other = ("--recipe", "tests.service.problems:mine", "--run-name", f"beside-{number}", "--no-log-model")
-            self._require(self.driver.run("jobs/train.py", *other))
+            other = ("--recipe", RECIPE[2], "--run-name", f"beside-{number}", "--no-log-model")
+            self._require(self.driver.run(*self.prefix, RECIPE[0], *other))
             return "another start"
         self._require(self._start(name, "--resume").finish())
         return "resume"
@@ -231,25 +230,25 @@ def read_rows(path: Path) -> list[Row]:
 
 
 @contextlib.contextmanager
-def campaign(folder: Path, workers: int = 1) -> Iterator[Campaign]:
-    """A campaign in a folder, on a Ray of its own.
+def campaign(folder: Path, *, without_ray: bool = False) -> Iterator[Campaign]:
+    """A campaign in a folder, on a Ray of its own or without one.
 
     Yields:
         The campaign, with the run without kills.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    code = "import sys; from raycurv.service import Cluster; from raycurv.tracking.client import Tracking;"
-    code += "Tracking(Cluster(runs=sys.argv[1], tracking_uri=None), print).finish()"
-    with local_ray.local_ray(2) as head:
-        driver = Driver(head, folder / "runs")
-        if not (driver.runs / "mlflow.db").exists():
-            subprocess.run([sys.executable, "-c", code, str(driver.runs)], check=True)
+    with contextlib.nullcontext(_NoHead()) if without_ray else local_ray.local_ray(2) as head:
+        driver = Driver(head, folder / "runs")  # type: ignore[arg-type]
+        made = Campaign(driver, ("tests/reliability/one_process.py",) if without_ray else ())
         try:
-            made = Campaign(driver, workers)
             made.reference()
             yield made
         finally:
             driver.end()
+
+
+class _NoHead:
+    environment: ClassVar[dict[str, str]] = {}
 
 
 def main() -> None:
@@ -257,12 +256,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=6)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--without-ray", action="store_true")
     given = parser.parse_args()
     path = given.folder / "driver_kills.jsonl"
     done = {row.run for row in read_rows(path)}
     if missing := [number for number in range(given.runs) if number not in done]:
-        with campaign(given.folder, given.workers) as made:
+        with campaign(given.folder, without_ray=given.without_ray) as made:
             for number in missing:
                 row = made.run(number)
                 with path.open("a") as file:

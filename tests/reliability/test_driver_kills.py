@@ -25,3 +25,18 @@ def kills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
 def test_nothing_is_lost_or_doubled_when_the_driver_is_killed(kills: Campaign, number: int) -> None:
     row = kills.run(number)
     assert row.complete, row
+
+
+@pytest.fixture(scope="module")
+def kills_without_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
+    """The campaign whose driver trains by itself."""
+    with campaign(Path(tmp_path_factory.mktemp("kills-without-ray")), without_ray=True) as made:
+        yield made
+
+
+@pytest.mark.parametrize("number", range(RUNS))
+def test_nothing_is_lost_or_doubled_when_a_driver_that_trains_is_killed(
+    kills_without_ray: Campaign, number: int
+) -> None:
+    row = kills_without_ray.run(number)
+    assert row.complete, row
