@@ -214,6 +214,7 @@ def test_rates_are_read_once_a_window(name):
             return func(*args, **(kwargs or {}))
 
     case, _, objective, optimizer = made(name, horizon=optim.Horizon(1, 20, 240))
+    objective.check_consistency = False  # the check of the first batch reads one number
     with Reads() as reads:
         for _ in range(7):  # the second window of four is not over
             optimizer.step(objective.batch(case.inputs, case.targets))

@@ -354,6 +354,7 @@ def test_no_number_is_read_from_the_device():
 
     for name in NAMES:
         case, _, objective, optimizer = made(name, "batch-norm", **SETTINGS[name])
+        objective.check_consistency = False  # the check of the first batch reads one number
         with Reads() as reads:
             for _ in range(6):
                 optimizer.step(objective.batch(case.inputs, case.targets))
