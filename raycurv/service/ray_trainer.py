@@ -25,17 +25,18 @@ class WorkerTrainer(TorchTrainer):
     Args:
         mailbox: actor that takes messages for the driver.
         patience: seconds to wait for the workers.
+        pauses: whether workers pause before an announced change of their number.
         settings: settings of Ray's trainer.
     """
 
-    def __init__(self, *, mailbox: Any, patience: float, **settings: Any) -> None:
-        self._mailbox, self._patience = mailbox, patience
+    def __init__(self, *, mailbox: Any, patience: float, pauses: bool = True, **settings: Any) -> None:
+        self._mailbox, self._patience, self._pauses = mailbox, patience, pauses
         super().__init__(work, **settings)
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         scaling: Any = self.scaling_config
         elastic = scaling.min_workers < scaling.max_workers
-        settings["scaling_policy"] = WorkerCountPolicy(scaling, self._mailbox, self._patience)
+        settings["scaling_policy"] = WorkerCountPolicy(scaling, self._mailbox, self._patience, pauses=self._pauses)
         settings["failure_policy"] = WorkerFailurePolicy(self.run_config.failure_config, self._mailbox, elastic)
         return super()._initialize_and_run_controller(**settings)
 
@@ -47,7 +48,13 @@ class WorkerTrainer(TorchTrainer):
 
 
 def trainer(
-    tasks: Sequence[WorkerTask], mailbox: Any, cluster: Cluster, scratch: Path, probe: str = ""
+    tasks: Sequence[WorkerTask],
+    mailbox: Any,
+    cluster: Cluster,
+    scratch: Path,
+    probe: str = "",
+    *,
+    pauses: bool = True,
 ) -> WorkerTrainer:
     """Trainer that trains `tasks` one after the other on the workers of `cluster`, with messages to `mailbox`.
 
@@ -57,9 +64,11 @@ def trainer(
         cluster: number and resources of the workers.
         scratch: new folder for files of Ray Train.
         probe: file that every node must see; empty for none.
+        pauses: whether workers pause before an announced change of their number; not where trials share `mailbox`.
     """
     return WorkerTrainer(
         mailbox=mailbox,
+        pauses=pauses,
         patience=cluster.worker_timeout,
         train_loop_config={
             "tasks": list(tasks),

@@ -140,7 +140,7 @@ def _train_on_workers(task: TrialTask, mailbox: Any, cluster: Cluster) -> None:
     """
     try:
         with scratch_folder("raycurv-train-") as scratch:
-            trainer([task], mailbox, cluster, scratch).fit()
+            trainer([task], mailbox, cluster, scratch, pauses=False).fit()
     except Exception as error:
         if not ray.get(mailbox.failed.remote([task.run])):
             raise LaunchError(f"the workers ended without finishing: {error}") from error

@@ -76,11 +76,13 @@ class WorkerCountPolicy(ScalingPolicy):
         scaling_config: number and resources of the workers.
         mailbox: actor that takes messages for the driver.
         patience: seconds to wait for room for the minimum.
+        pauses: whether workers pause before an announced change. Trials share a mailbox, so that a pause would reach
+            the others too.
     """
 
-    def __init__(self, scaling_config: Any, mailbox: Any, patience: float) -> None:
+    def __init__(self, scaling_config: Any, mailbox: Any, patience: float, *, pauses: bool = True) -> None:
         super().__init__(scaling_config)
-        self._mailbox, self._patience = mailbox, patience
+        self._mailbox, self._patience, self._pauses = mailbox, patience, pauses
         self._room = (-1, 0.0)  # newest count, and since when
         self._waiting: float | None = None
         self._next_word = FIRST_WORD
@@ -130,6 +132,8 @@ class WorkerCountPolicy(ScalingPolicy):
             return self._after_pause(nodes)
         if decision := self._without_silent(nodes):
             return decision
+        if not self._pauses:
+            return NoopDecision()
         usable = self._usable(nodes)
         room = min(self._free() + usable, self.scaling_config.max_workers)
         if leaving := _watch().draining(nodes):

@@ -93,10 +93,10 @@ def mailbox(monkeypatch: pytest.MonkeyPatch) -> Mailbox:
 
 
 @pytest.fixture
-def policy(nodes: Nodes, mailbox: Mailbox) -> Callable[[int, int], worker_count.WorkerCountPolicy]:
-    def make(smallest: int, largest: int) -> worker_count.WorkerCountPolicy:
+def policy(nodes: Nodes, mailbox: Mailbox) -> Callable[..., worker_count.WorkerCountPolicy]:
+    def make(smallest: int, largest: int, **options: Any) -> worker_count.WorkerCountPolicy:
         config = SimpleNamespace(min_workers=smallest, max_workers=largest, _resources_per_worker_not_none=EACH)
-        policy = worker_count.WorkerCountPolicy(config, mailbox, patience=30.0)
+        policy = worker_count.WorkerCountPolicy(config, mailbox, patience=30.0, **options)
         policy._coordinator_client = Mock()
         return policy
 
@@ -205,6 +205,15 @@ def test_a_fixed_group_uses_the_time_that_a_node_has_left(
     nodes.deadline = 20.0
     assert resize(fixed, nodes, clock) == 0
     assert mailbox.order == "pause"
+
+
+def test_a_trial_does_not_pause_the_others_that_share_its_mailbox(
+    policy: Any, nodes: Nodes, clock: Clock, mailbox: Mailbox
+) -> None:
+    trial = policy(2, 2, pauses=False)
+    nodes.alive, nodes.group, nodes.leaving, nodes.deadline = {"n1": 0.0, "n2": 0.0}, ["n1", "n2"], ["n2"], 20.0
+    assert resize(trial, nodes, clock) == 0
+    assert (mailbox.order, mailbox.told) == ("", [])
 
 
 @pytest.mark.parametrize(("workers", "expected"), [(3, (3, 3)), ("3", (3, 3)), ("2-8", (2, 8))])
