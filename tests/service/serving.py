@@ -54,6 +54,7 @@ class Server:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+            wait_until(self._port_is_free)  # the server's own processes may end a moment later
 
     @contextlib.contextmanager
     def killed(self) -> Iterator[None]:
@@ -92,6 +93,16 @@ class Server:
         broken.shutdown()
         broken.server_close()
         self.start()
+
+    def _port_is_free(self) -> bool:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", self.port))
+                probe.listen()
+            except OSError:
+                return False
+        return True
 
     def _answers(self) -> bool:
         try:

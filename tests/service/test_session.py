@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,14 @@ sys.stderr.write("stopped\\n")
 sys.stderr.flush()
 Path(sys.argv[1]).write_text(asked[0].name)
 """
+
+
+@pytest.fixture(autouse=True)
+def _hang_up_is_not_ignored() -> Iterator[None]:
+    """The default for SIGHUP, which child processes inherit, also where the tests themselves were started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def test_a_driver_goes_on_to_its_end_when_its_terminal_is_closed(tmp_path: Path) -> None:
