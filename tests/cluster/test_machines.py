@@ -80,7 +80,8 @@ def test_a_run_goes_on_over_one_three_and_two_machines_along_the_same_curve(both
     both.interrupt("elastic")
     assert job.finish() == 130, job.output
 
-    assert "there is room for 3 workers: the workers write a checkpoint" in job.output
+    words = [f"there is room for {count} workers: the workers write a checkpoint" for count in (2, 3)]
+    assert any(text in job.output for text in words), job.output  # one machine may join before the other
     assert "n3 (" in job.output
     assert "does not answer: training goes on without it" in job.output
     assert "after a failure" not in job.output

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from raycurv.service.session import signals_handled
+from raycurv.train import CheckpointStore
 from tests.service.driving import ROOT, wait_until
 
 HANDLED = """
@@ -76,10 +78,6 @@ def test_nohup_is_respected() -> None:
 @pytest.mark.cluster
 def test_a_closed_terminal_leaves_a_checkpoint_and_a_closed_run(tmp_path: Path) -> None:
     """Also where Ray's processes are in the foreground of that terminal."""
-    from mlflow import MlflowClient
-
-    from raycurv.train import CheckpointStore
-
     temporary = tmp_path / "t"
     temporary.mkdir()
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
