@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from raycurv.tracking.client import Tracking
     from raycurv.tracking.tracked_run import TrackedRun
 
+_ENDING = (signal.SIGTERM, signal.SIGHUP)  # signals that end a sweep as Ctrl-C does
+
 
 @contextlib.contextmanager
 def sweeping(name: str, trials: Sequence[SweepTrial], cluster: Cluster, limits: Limits) -> Iterator[Sweep]:
@@ -77,10 +79,11 @@ def sweeping(name: str, trials: Sequence[SweepTrial], cluster: Cluster, limits: 
         status = "FAILED"
         try:
             # Ray Tune ends its loop on Ctrl-C; SIGTERM (`kill`, `ray job stop`) and a closed terminal do the same.
-            with contextlib.ExitStack() as ray, signals_handled([signal.SIGTERM, signal.SIGHUP], _interrupt):
+            with signals_handled(_ENDING, _interrupt), contextlib.ExitStack() as ray:
 
                 def connect() -> None:
                     ray.enter_context(ray_session(cluster, notify))
+                    ray.enter_context(signals_handled(_ENDING, _interrupt))  # Ray has handlers of its own
 
                 yield Sweep(full, cluster, limits, log, tracking, parent, notify, lock, connect)
             status = "FINISHED"
