@@ -195,7 +195,7 @@ def _checkpointed(run_function: Callable[..., Any], preserve_rng_state: bool, *a
 def _cross_map_lrn(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1) -> Tensor:
     channel, reach = torch.arange(x.shape[1], device=x.device), int((size - 1) / 2)
     near = (channel - channel[:, None]).abs() <= reach
-    near[:, 0] = True  # torch's sliding window never lets go of the first channel
+    near[:, 0] = True  # torch's sliding window keeps the first channel
     squares = torch.einsum("ij,njhw->nihw", near.to(x.dtype), x.square())
     return x * (k + alpha / size * squares) ** -beta
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 PERIOD = 1.0  # seconds between two connections to a node
 CONNECT_SECONDS = 1.0  # until a connection counts as failed
@@ -75,8 +78,8 @@ class NodeWatch:
             time.sleep(PERIOD)
             try:
                 self.look()
-            except Exception:  # Ray's control store is away; what was seen last stays
-                continue
+            except Exception:  # whatever Ray raises while its control store is away; what was seen last stays
+                logger.debug("the nodes cannot be listed", exc_info=True)
 
     def look(self) -> None:
         """Ask Ray for the nodes, and each of them for an answer."""

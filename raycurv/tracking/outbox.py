@@ -108,7 +108,7 @@ class Outbox:
         """Write what was put to the disk, where it survives this process.
 
         Returns:
-            Whether it is there; if not, it is kept in memory, and the user is told.
+            Whether it is on disk. If not, it is kept in memory, and a warning is shown.
         """
         saved = self.spool.save()
         if not saved:

@@ -71,12 +71,12 @@ def test_a_run_goes_on_over_one_three_and_two_machines_along_the_same_curve(both
     joined = time.monotonic()
     grown = job.wait_for("training on 3 workers") - joined
     job.wait_for("goes on at step", since=joined + grown)
-    time.sleep(5)
+    time.sleep(5)  # some steps on the new group, for the curve
     killed = both.kill("n3", silent=True)
     shrunk = job.wait_for("training on 2 workers", since=killed) - killed
     note(f"grown {grown:.1f} s after the machines, shrunk {shrunk:.1f} s after the death of one")
     job.wait_for("goes on at step", since=killed)
-    time.sleep(5)
+    time.sleep(5)  # some steps on the new group, for the curve
     both.interrupt("elastic")
     assert job.finish() == 130, job.output
 
