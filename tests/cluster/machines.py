@@ -19,6 +19,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 240.0
 HEAD = "head"
+# Runs inside a machine. A process may end, or be a zombie without a command line, while the others are looked at.
+SIGNAL = """
+import contextlib, os, psutil, signal, sys
+
+word, number = sys.argv[1], getattr(signal, sys.argv[2])
+for process in psutil.process_iter(["cmdline", "name"]):
+    words = process.info["cmdline"] or []
+    if process.pid != os.getpid() and any(word in part for part in words) and "python" in process.info["name"]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+"""
 
 
 def kit() -> Path | None:
@@ -168,10 +179,7 @@ class Machines:
 
     def _signal(self, word: str, number: str) -> None:
         """Send a signal to the processes of the head that have a word in their command line."""
-        code = "import os, psutil, signal, sys; "
-        code += "[p.send_signal(getattr(signal, sys.argv[2])) for p in psutil.process_iter() "
-        code += "if p.pid != os.getpid() and any(sys.argv[1] in w for w in p.cmdline()) and 'python' in p.name()]"
-        self.run(HEAD, "python", "-c", code, word, number)
+        self.run(HEAD, "python", "-c", SIGNAL, word, number)
 
     def kill(self, *workers: str, silent: bool = False) -> float:
         """Pull the plug of machines; returns when."""
