@@ -14,7 +14,7 @@ from raycurv.figures import style
 from raycurv.results import binning, histories, table_formats
 from raycurv.results.binning import BandKind, Reduction
 from raycurv.results.conditions import group_runs
-from raycurv.results.histories import Array, RunHistory
+from raycurv.results.histories import Array, MetricTrace, RunHistory
 from raycurv.results.outcomes import Outcome
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 Axis = Literal["epoch", "seconds"]
 LineStyles = Mapping[str, Mapping[str, Any]]  # name of a line → colour, dashes, marker
-DECAY = 0.99  # decay of a moving average, for each step (RED, Fig. 1)
+DECAY = 0.99  # largest decay of a moving average, for each step (RED, Fig. 1)
+_AVERAGED = 0.1  # largest share of a run that a moving average looks back over
 TITLES = {
     "train/loss": "mini-batch loss",
     "train/l2_term": "L2 term of the objective",
@@ -165,7 +166,7 @@ def _line(name: str, runs: Sequence[RunHistory], view: MetricPanel, metric: str)
     ends = binning.bin_ends(traces, view.reduction)
     if not len(ends):
         return Curve(name, (), (), (), (), len(runs), sum(failed))
-    found = [binning.bin_run(trace, ends, view.reduction, DECAY) for trace in traces]
+    found = [binning.bin_run(trace, ends, view.reduction, decay_of(trace)) for trace in traces]
     levels, seconds = np.stack([levels for _, levels in found]), np.stack([seconds for seconds, _ in found])
     at = ends if view.axis == "epoch" else _mean(seconds)
     stops = [_end(at if view.axis == "epoch" else s, one[2]) for s, one in zip(seconds, levels, strict=True)]
@@ -188,6 +189,12 @@ def _line(name: str, runs: Sequence[RunHistory], view: MetricPanel, metric: str)
         (outer_low, outer_high) if (outer_low, outer_high) != (low, high) else ((), ()),
         tuple(stop for stop, gone in zip(stops, lost, strict=True) if gone and stop is not None),
     )
+
+
+def decay_of(trace: MetricTrace) -> float:
+    """Decay of a run's moving average: :data:`DECAY`, or less for a run so short that this would average all of it."""
+    steps = float(trace.steps[-1]) if len(trace) else 0.0
+    return min(DECAY, 1 - 1 / max(1.01, _AVERAGED * steps))
 
 
 def _mean(seconds: Array) -> Array:
@@ -326,7 +333,7 @@ def draw(found: Sequence[Curve], metric: str, axis: Axis = "epoch") -> Figure:
         raise ValueError(f"no run has a finite value of {metric!r}: there is nothing to draw")
     figure = style.figure_of(7, 4.5)
     axes = figure.subplots()
-    plot(axes, drawn, MetricPanel(metric, axis), {line.name: style.line(index) for index, line in enumerate(drawn)})
+    plot(axes, drawn, MetricPanel(metric, axis), style.lines(line.name for line in drawn))
     style.legend_below(figure, axes)
     return figure
 

@@ -27,7 +27,7 @@ def draw(found: Sequence[StepMemory]) -> RenderedFigure:
     if not found:
         raise ValueError("there is no recording of a step to draw")
     networks = list(dict.fromkeys(r.workload for r in found))
-    looks = {name: style.line(index) for index, name in enumerate(dict.fromkeys(r.subject for r in found))}
+    looks = style.lines(r.subject for r in found)
     figure = style.figure_of(max(6.8, 5.2 * len(networks)), 2 * _HEIGHT)
     panels = figure.subplots(2, len(networks), squeeze=False)
     texts = []

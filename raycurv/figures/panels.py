@@ -189,7 +189,7 @@ def _best_methods(spec: FigureSpec, runs: list[RunHistory]) -> list[RunHistory]:
 def _line_styles(spec: FigureSpec, lines: Sequence[Curve]) -> dict[str, dict[str, Any]]:
     names = list(dict.fromkeys(line.name for line in lines))
     if not spec.ordered:
-        return {name: style.line(index) for index, name in enumerate(names)}
+        return style.lines(names)
     names.sort(key=_numbers)
     return {name: style.ordered(index, len(names)) for index, name in enumerate(names)}
 
@@ -289,7 +289,7 @@ def _caption(
 
 
 _REDUCTIONS = {
-    "moving average": f"moving average, {DECAY:g} for each step",
+    "moving average": f"moving average, {DECAY:g} for each step, over at most a tenth of the run",
     "epoch mean": "mean over the steps of each epoch",
     "epoch end": "at the end of each epoch",
 }

@@ -31,10 +31,11 @@ def draw(found: Sequence[PerformanceProfile], cost: str = "seconds", largest: fl
     axes = figure.subplots()
     end = 1.1 * max([ratio for p in found for ratio in p.ratios if math.isfinite(ratio)] + [2.0])
     end = end if largest is None else largest
+    looks = style.lines(profile.name for profile in found)
     for index, profile in enumerate(found):
         factors = [1.0, *(ratio for ratio in profile.ratios if ratio < end), end]
         shares = [profile.solved(factor) for factor in factors]
-        options = {**style.line(index), "markersize": 4, "linewidth": 1.4}
+        options = {**looks[profile.name], "markersize": 4, "linewidth": 1.4}
         (curve,) = axes.step(factors, shares, where="post", label=profile.name, **options)
         curve.set_gid(f"series-{index}-line")
     style.scale(axes, "x", largest is None, None if largest is None else (1.0, largest))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
+
+from raycurv.results import palette
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -26,11 +28,22 @@ _FEW = 100.0  # a logarithmic axis that spans less has few powers of ten
 
 
 def line(index: int) -> dict[str, Any]:
-    """Colour, dashes and marker of the line number `index`; all three change from line to line."""
+    """Colour, dashes and marker of the line number `index`, where lines are no optimizers; all three change."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "linestyle": DASHES[index % len(DASHES)],
         "marker": MARKERS[index % len(MARKERS)],
+    }
+
+
+def lines(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour, dashes and marker of methods by name (:func:`raycurv.results.palette.line_styles`).
+
+    An optimizer has the same colour in every figure. Use :func:`line` for lines that are no methods.
+    """
+    return {
+        name: {"color": look.colour, "linestyle": DASHES[look.dash], "marker": MARKERS[look.marker]}
+        for name, look in palette.line_styles(names).items()
     }
 
 

@@ -29,7 +29,7 @@ def draw(found: Sequence[Trajectory]) -> RenderedFigure:
     if not found:
         raise ValueError("there is no trajectory to draw")
     problems = list(dict.fromkeys(t.problem for t in found))
-    looks = {name: style.line(index) for index, name in enumerate(dict.fromkeys(t.subject for t in found))}
+    looks = style.lines(t.subject for t in found)
     height = 6.6
     figure = style.figure_of(max(6.4, 4.2 * len(problems)), height)
     panels = figure.subplots(2, len(problems), squeeze=False, height_ratios=(1.35, 1))

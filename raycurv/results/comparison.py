@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from raycurv.results import table_formats
 from raycurv.results.conditions import (
     conditions,
-    differing_conditions,
+    differing_values,
     frozen,
     group_runs,
     without_length,
@@ -52,6 +52,10 @@ class MethodRow:
         failed: number of runs that failed, diverged or ran out of time, the search included.
         runs: number of all runs, the search included.
         metrics: further metrics of the test set at the end by name, means over the seeds.
+        accuracy_spread: standard deviation of the accuracy over the seeds.
+        seeds: number of final runs that finished.
+        final: number of final runs.
+        differing: the conditions by name.
     """
 
     recipe: str
@@ -74,6 +78,10 @@ class MethodRow:
     failed: int
     runs: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    accuracy_spread: float = math.nan
+    seeds: int = 0
+    final: int = 0
+    differing: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def comparison(self) -> str:
@@ -106,16 +114,18 @@ def compare_methods(outcomes: Sequence[Outcome]) -> list[MethodRow]:
     search without a final run has a row of its own, without a loss.
     """
     entries = _entries(outcomes)
-    texts = differing_conditions([(entry.recipe, entry.conditions) for entry in entries])
+    differing = differing_values([(entry.recipe, entry.conditions) for entry in entries])
+    compared: dict[tuple[object, ...], list[Outcome]] = {}
+    for entry in entries:
+        compared.setdefault(entry.comparison, []).extend((*entry.runs, *entry.search))
+    targets = {comparison: target_of(runs) for comparison, runs in compared.items()}
     rows = []
-    for entry, text in zip(entries, texts, strict=True):
-        together = [other for other in entries if other.comparison == entry.comparison]
-        target = target_of([run for other in together for run in (*other.runs, *other.search)])
+    for entry, values in zip(entries, differing, strict=True):
         for prefix in ("", "averaged/"):
             if not prefix or any(o.last(prefix + ACCURACY) is not None for o in entry.runs):
-                rows.append(_row(entry, text, target, prefix))
-    order = list(dict.fromkeys(o.recipe for o in outcomes))
-    return sorted(rows, key=lambda row: order.index(row.recipe))
+                rows.append(_row(entry, values, targets[entry.comparison], prefix))
+    order = {recipe: place for place, recipe in enumerate(dict.fromkeys(o.recipe for o in outcomes))}
+    return sorted(rows, key=lambda row: order[row.recipe])
 
 
 def _entries(outcomes: Sequence[Outcome]) -> list[_Entry]:
@@ -219,7 +229,7 @@ def _metric_columns(rows: Sequence[MethodRow]) -> list[str]:
 
 
 def _comma_separated(rows: Sequence[MethodRow]) -> str:
-    names = [f.name for f in fields(MethodRow) if f.name != "metrics"]
+    names = [f.name for f in fields(MethodRow) if f.name not in ("metrics", "differing")]
     further = _metric_columns(rows)
     lines = ([*(getattr(row, n) for n in names), *(row.metrics.get(n, math.nan) for n in further)] for row in rows)
     return table_formats.comma_separated((*names, *further), lines)
@@ -284,11 +294,12 @@ def _found(row: MethodRow) -> str:
     return f"{found} ({row.searched} trials)"
 
 
-def _row(entry: _Entry, text: str, target: float, prefix: str) -> MethodRow:
+def _row(entry: _Entry, differing: Mapping[str, str], target: float, prefix: str) -> MethodRow:
     runs, search = entry.runs, entry.search
     everything = [*runs, *search]
     finished = [o for o in runs if o.status == "finished"]
     losses = [loss for o in finished if math.isfinite(loss := _loss(o, prefix + LOSS))]
+    accuracies = [value for o in finished if math.isfinite(value := _loss(o, prefix + ACCURACY))]
     reached = [(o, p) for o in finished if (p := _reach(o, prefix + LOSS, target)) is not None]
     timed = [o.step_seconds for o in everything if o.step_seconds]
     pace = statistics.median(timed) if timed else 0.0
@@ -304,13 +315,13 @@ def _row(entry: _Entry, text: str, target: float, prefix: str) -> MethodRow:
 
     return MethodRow(
         recipe=entry.recipe,
-        conditions=text,
+        conditions=", ".join(f"{name}={value}" for name, value in differing.items()),
         optimizer=everything[0].optimizer,
         setting=runs[0].setting if runs else "",
         weights="averaged" if prefix else "raw",
         loss=_mean(losses),
-        spread=statistics.stdev(losses) if len(losses) > 1 else math.nan,
-        accuracy=_mean_of_last(finished, prefix + ACCURACY),
+        spread=_spread(losses),
+        accuracy=_mean(accuracies),
         epochs_to_target=_mean([point.epoch for _, point in reached]),
         operations_to_target=to_target(lambda o: o.operations),
         step_time_to_target=to_target(step_time) if pace else _mean([point.seconds for _, point in reached]),
@@ -323,6 +334,10 @@ def _row(entry: _Entry, text: str, target: float, prefix: str) -> MethodRow:
         failed=sum(o.status in ("failed", "diverged", "out of time") for o in everything),
         runs=len(everything),
         metrics={name: _mean_of_last(finished, prefix + name) for name in further_metrics(finished)},
+        accuracy_spread=_spread(accuracies),
+        seeds=len(finished),
+        final=len(runs),
+        differing=differing,
     )
 
 
@@ -338,6 +353,10 @@ def _loss(outcome: Outcome, metric: str) -> float:
 def _reach(outcome: Outcome, metric: str, target: float) -> EvaluationPoint | None:
     """The first evaluation at or below the target."""
     return next((p for p in outcome.points if p.values.get(metric, math.inf) <= target), None)
+
+
+def _spread(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -39,7 +39,7 @@ def conditions_of(settings: Mapping[str, str]) -> dict[str, str]:
     return {
         name: _plain(name, value)
         for name, value in sorted(settings.items())
-        if name not in _LEFT_OUT and not name.startswith(_LEFT_OUT_BELOW) and _DEFAULTS.get(name) != value
+        if name not in _LEFT_OUT and not name.startswith(_LEFT_OUT_BELOW) and not _is_default(name, value)
     }
 
 
@@ -53,6 +53,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     for name, value in values.items():
         found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: str(value)}
     return found
+
+
+def _is_default(name: str, value: str) -> bool:
+    default = _DEFAULTS.get(name)
+    return value == default or (default == "()" and value == "[]")  # JSON has lists alone
 
 
 def _plain(name: str, value: str) -> str:
@@ -110,16 +115,27 @@ def differing_conditions(found: Sequence[tuple[str, Mapping[str, str]]]) -> list
     Args:
         found: recipe and conditions of each entry.
     """
-    texts = []
+    return [", ".join(f"{name}={value}" for name, value in mine.items()) for mine in differing_values(found)]
+
+
+def differing_values(found: Sequence[tuple[str, Mapping[str, str]]]) -> list[dict[str, str]]:
+    """Conditions that differ from those of another entry of the same recipe: short name → value, for each entry.
+
+    Args:
+        found: recipe and conditions of each entry.
+    """
+    entries: dict[str, list[Mapping[str, str]]] = {}
     for recipe, mine in found:
-        others = [other for name, other in found if name == recipe]
-        names = dict.fromkeys(name for other in others for name in other)
-        shown = [name for name in names if len({other.get(name) for other in others}) > 1]
-        if "network" in shown:
-            shown = [name for name in shown if not name.startswith("model.")]
-        values = ((name, mine.get(name, _DEFAULTS.get(name))) for name in shown)
-        texts.append(", ".join(f"{_short(name)}={value}" for name, value in values if value is not None))
-    return texts
+        entries.setdefault(recipe, []).append(mine)
+    shown = {recipe: _differing(some) for recipe, some in entries.items()}
+    values = [{name: mine.get(name, _DEFAULTS.get(name)) for name in shown[recipe]} for recipe, mine in found]
+    return [{_short(name): value for name, value in mine.items() if value is not None} for mine in values]
+
+
+def _differing(found: Sequence[Mapping[str, str]]) -> list[str]:
+    names = dict.fromkeys(name for mine in found for name in mine)
+    shown = [name for name in names if len({mine.get(name) for mine in found}) > 1]
+    return [name for name in shown if not name.startswith("model.")] if "network" in shown else shown
 
 
 def _short(name: str) -> str:

@@ -150,8 +150,9 @@ def line_styles(methods: Iterable[str]) -> dict[str, LineStyle]:
     Args:
         methods: names of methods; the first word is the optimizer, the rest its setting.
     """
+    names = list(dict.fromkeys(methods))
     settings: dict[str, list[str]] = {}
-    for method in dict.fromkeys(methods):
+    for method in names:
         optimizer, _, setting = method.partition(" ")
         settings.setdefault(optimizer, []).append(setting)
     colours = _distinct_colours(settings)
@@ -164,8 +165,8 @@ def line_styles(methods: Iterable[str]) -> dict[str, LineStyle]:
             look = _free_pattern(place // MARKERS + rank, place, taken)
             taken.add(look)
             colour = _shade(colours[optimizer], setting, shaded, alone=len(some) == 1)
-            found[f"{optimizer} {setting}".rstrip()] = LineStyle(colour, *look)
-    return {method: found[method] for method in dict.fromkeys(methods)}
+            found[f"{optimizer} {setting}" if setting else optimizer] = LineStyle(colour, *look)
+    return {method: found[method] for method in names}
 
 
 def _distinct_colours(optimizers: Iterable[str]) -> dict[str, str]:

@@ -3,9 +3,11 @@ import io
 import xml.etree.ElementTree as xml
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from raycurv.figures import curves, performance_profile, report
+from raycurv.results.histories import MetricTrace, RunHistory
 from raycurv.results.outcomes import EvaluationPoint, Outcome
 from raycurv.results.performance_profile import PerformanceProfile, performance_profiles
 
@@ -126,3 +128,13 @@ def test_more_methods_than_colours_are_drawn_with_a_legend_that_hides_nothing():
         (legend,), (axes,) = figure.legends, figure.axes
         assert len(legend.get_texts()) == 12
         assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
+
+
+def test_a_moving_average_follows_the_loss_of_a_short_run():
+    steps = np.arange(1.0, 65)
+    short = MetricTrace(steps, steps / 16, steps, 1.1 + np.exp(-steps / 16))
+    history = RunHistory(RUNS[0], {"train/loss": short})
+    (line,) = curves.metric_curves("any", [history], curves.MetricPanel("train/loss", reduction="moving average"))
+    assert line.mean[-1] == pytest.approx(short.values[-1], rel=0.02)
+    steps = np.arange(1.0, 2001)
+    assert curves.decay_of(MetricTrace(steps, steps, steps, steps)) == curves.DECAY

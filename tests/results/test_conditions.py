@@ -56,3 +56,15 @@ def test_an_outcome_of_an_earlier_version_is_read():
         del values[name]
     old = Outcome.from_json(json.dumps(values))
     assert (old.conditions, old.step_seconds) == ({}, 0.0)
+
+
+def test_different_random_networks_are_no_seeds_of_one_method_although_they_share_a_name():
+    networks = [Component("raycurv.models.random_cnn:random_cnn", {"index": index}) for index in (0, 1)]
+    assert [count for _, count in methods(*(run("same", model=model) for model in networks))] == [1, 1]
+    labelled = [dataclasses.replace(run("same"), labels={"network": f"net{index}"}) for index in (0, 1)]
+    assert methods(*labelled) == [("auto network=net0", 1), ("auto network=net1", 1)]
+
+
+def test_an_empty_list_equals_the_empty_tuple_that_an_earlier_version_wrote():
+    flat = {"epochs": "10", "data.settings.path": "mnist"}
+    assert conditions_of({**flat, "freeze": "[]"}) == conditions_of({**flat, "freeze": "()"}) == conditions_of(flat)
