@@ -33,7 +33,7 @@ Choices, and parts of the paper that are left out:
 - The factors are computed and their averages decomposed in every step: some fifteen times the time of a step of SGD on
   a small MLP with ten outputs.
 - Parameters in other layers (normalisations, embeddings) take plain steps −τ∇J, as is usual.
-- A step whose loss or gradient is not finite is not taken, and the report says so.
+- A step whose loss, gradient, factors or product is not finite is not taken, and the report says so.
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ class KFAC(StepOptimizer):
             return self._adaptive_step(batch, loss, gradient, finite)
         rate = self.param_groups[0]["lr"]
         if finite:
-            self._precondition(batch, gradient, self.damping)
+            finite = self._precondition(batch, gradient, self.damping)
+        if finite:
             if self.momentum:
                 gradient.flat.add_(self._last(gradient), alpha=self.momentum)
                 self.shared["last"] = gradient.flat
@@ -129,17 +130,20 @@ class KFAC(StepOptimizer):
         if not finite:
             return StepReport(loss, scalars, finite)
         delta = Direction(gradient.flat.clone(), gradient)
-        self._precondition(batch, delta, damping)
+        finite = self._precondition(batch, delta, damping)
+        if not finite:
+            return StepReport(loss, scalars, finite)
         delta.flat.neg_()
         last = Direction(self._last(gradient), gradient)
         matrix, right = _quadratic_model(batch, gradient, delta, last, damping + batch.objective.l2)
         x = -solve_system(matrix, right, 8 * torch.finfo(gradient.flat.dtype).eps)
         step = Direction(delta.flat.mul_(x[0]).add_(x[1] * last.flat), gradient)
+        finite = torch.isfinite(step.flat).all()
         if count % _CHECK_EVERY == 0:
             after = batch.values_along(step, [1.0])[0]
             ratio = (after - loss) / quadratic(matrix, right, x)
             self.shared["damping"] = _adapted(damping, float(ratio))
-            scalars["reduction_ratio"], finite = ratio, torch.isfinite(after)
+            scalars["reduction_ratio"], finite = ratio, finite & torch.isfinite(after)
         self.shared["taken"] = count
         if finite:
             torch._foreach_add_(batch.objective.parameters, step)
@@ -150,13 +154,13 @@ class KFAC(StepOptimizer):
         """The step or the velocity before; 0 at first."""
         return cast("Tensor", self.shared.get("last", torch.zeros_like(like.flat)))
 
-    def _precondition(self, batch: Batch, gradient: Direction, damping: float) -> None:
-        """Multiply the layers' gradients by the inverse, in place."""
+    def _precondition(self, batch: Batch, gradient: Direction, damping: float) -> Tensor:
+        """Multiply the layers' gradients by the inverse, in place; False if the factors or the product overflow."""
         objective = batch.objective
         model = _BatchModel(batch)
         covered = model.layers_parameters()
         if not covered:
-            return
+            return torch.isfinite(gradient.flat).all()
         loss, scale = _loss_and_scale(batch)
         operator = _package().KFACLinearOperator(
             model,
@@ -171,16 +175,21 @@ class KFAC(StepOptimizer):
         )
         with torch.enable_grad():
             operator.compute_kronecker_factors()
-        self._average(batch, operator.state_dict(), scale)
+        finite = self._average(batch, operator.state_dict(), scale)
+        if not finite:
+            return finite
         inverse = _package().KFACInverseLinearOperator(operator, damping=damping + objective.l2, use_exact_damping=True)
         for i, step in zip(covered, inverse @ [gradient[i].contiguous() for i in covered], strict=True):
             gradient[i].copy_(step)
+        return torch.isfinite(gradient.flat).all()
 
-    def _average(self, batch: Batch, factors: dict[str, Any], scale: float) -> None:
-        """Replace the batch's factors in place by the averages over workers and steps."""
+    def _average(self, batch: Batch, factors: dict[str, Any], scale: float) -> Tensor:
+        """Replace the batch's factors in place by the averages over workers and steps.
+
+        Returns:
+            Whether the batch's factors are finite on all workers; the averages stay as they are if not.
+        """
         state = self.shared
-        state["steps"] = state.get("steps", 0) + 1
-        keep = min(1 - 1 / state["steps"], self.memory)
         named = {
             f"{kind}/{layer}": factor
             for kind in ("input_covariances", "gradient_covariances")
@@ -190,9 +199,15 @@ class KFAC(StepOptimizer):
             if name.startswith("gradient"):
                 factor.mul_(scale)
         _mean_over_workers(batch, list(named.values()))
+        finite = torch.stack([torch.isfinite(factor).all() for factor in named.values()]).all()
+        if not finite:
+            return finite
+        state["steps"] = state.get("steps", 0) + 1
+        keep = min(1 - 1 / state["steps"], self.memory)
         for name, factor in named.items():
             state[name] = torch.lerp(factor, state.get(name, factor), keep)
             factor.copy_(state[name])
+        return finite
 
 
 def _quadratic_model(

@@ -111,6 +111,25 @@ class Sqrt(nn.Module):
         return x.sqrt()
 
 
+@pytest.mark.parametrize("settings", [{}, {"momentum": 0.9}, {"adaptive": True}], ids=["plain", "momentum", "adaptive"])
+def test_a_step_whose_factors_overflow_is_not_taken_and_leaves_their_averages(settings):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).float()
+    inputs, targets = torch.randn(16, 6, dtype=torch.float32), torch.randint(3, (16,))
+    objective, optimizer = raycurv.Objective(model, "cross_entropy"), optim.create("kfac", model, **settings)
+    assert optimizer.step(objective.batch(inputs, targets)).finite
+    before, kept = flat(model), copy.deepcopy(optimizer.state_dict())
+    huge = inputs.clone()
+    huge[3, 0] = 3e38  # its square overflows, while loss and gradient are finite
+    report = optimizer.step(objective.batch(huge, targets))
+    assert torch.isfinite(report.loss)
+    assert not report.finite
+    torch.testing.assert_close(flat(model), before, rtol=0, atol=0)
+    torch.testing.assert_close(optimizer.state_dict(), kept, rtol=0, atol=0)
+    assert optimizer.step(objective.batch(inputs, targets)).finite
+    assert torch.isfinite(flat(model)).all()
+
+
 def test_momentum_is_that_of_a_heavy_ball():
     case = BY_NAME["mlp"]
     model = case.model()
