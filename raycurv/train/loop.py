@@ -24,9 +24,9 @@ from raycurv.train.evaluation import evaluate_run
 from raycurv.train.metrics import MetricBuffer, NonFiniteLoss
 from raycurv.train.precision import autocast
 from raycurv.train.records import OPERATIONS, Kind, Record, Result, newest_is_best
-from raycurv.train.resume import Resume, open_run, restore
+from raycurv.train.resume import Resume, UnusableState, first_step, open_run, restore
 from raycurv.train.step_clock import StepClock, extra_startup_seconds, steady_step_seconds
-from raycurv.train.training_run import TrainingRun
+from raycurv.train.training_run import TrainingRun, lacking
 
 Emit = Callable[[list[Record]], None]
 SAVE_SHARE = 20  # times the seconds that a checkpoint took, until the clock asks for the next one
@@ -77,16 +77,23 @@ def train(
     if result is not None:
         return result
     run = TrainingRun(config, collectives, device, data, resumed=state is not None)
-    start = (
-        f"starts: {run.total_steps} steps, {run.steps_per_epoch} an epoch"
-        if state is None
-        else restore(run, store, state)
-    )
-    trainer = _Trainer(run, store, emit, stop, math.inf if checkpoint_seconds is None else checkpoint_seconds)
-    trainer.emit_record("event", message=start)
-    if run.start is not None:
-        trainer.emit_record("event", message=str(run.start))
-    return trainer.train()
+    between_saves = math.inf if checkpoint_seconds is None else checkpoint_seconds
+    while True:
+        start = (
+            f"starts: {run.total_steps} steps, {run.steps_per_epoch} an epoch"
+            if state is None
+            else restore(run, store, state)
+        )
+        trainer = _Trainer(run, store, emit, stop, between_saves, resumed=state is not None)
+        trainer.emit_record("event", message=start)
+        if run.start is not None:
+            trainer.emit_record("event", message=str(run.start))
+        try:
+            return trainer.train()
+        except UnusableState as error:
+            run.operations.take()  # of the step that failed
+            store.reject({"step": run.progress.step}, error.cause)
+            state = store.load(lacking)
 
 
 class _Trainer:
@@ -97,6 +104,8 @@ class _Trainer:
         emit: Emit,
         stop: Callable[[], bool],
         checkpoint_seconds: float,
+        *,
+        resumed: bool,
     ) -> None:
         self.run, self.store, self.stop = run, store, stop
         self.between_saves = self.checkpoint_seconds = checkpoint_seconds
@@ -106,6 +115,7 @@ class _Trainer:
         self.metrics = MetricBuffer(run.collectives, run.device)
         self.writer = CheckpointWriter(store)
         self.saved_at = self.first_step = run.progress.step
+        self.resumed = resumed
         self.interval_samples = 0
         self.interval_start = time.perf_counter()
         self.clock = StepClock(run.progress, run.device)
@@ -175,8 +185,10 @@ class _Trainer:
             batch = run.objective.batch(inputs, targets)
             if (progress.step + 1) % config.log_every == 0:
                 scalars |= _batch_metrics(config, batch, run.optimizer.curvature_fraction)
-            with run.operations.step():
-                report = run.optimizer.step(batch, validation=run.validation_batch())
+            validation = run.validation_batch()
+            restored = self.resumed and progress.step == self.first_step
+            with run.operations.step(), first_step() if restored else contextlib.nullcontext():
+                report = run.optimizer.step(batch, validation=validation)
         if run.average is not None:
             run.average.update()
         samples = run.batch_samples(progress.step_in_epoch)

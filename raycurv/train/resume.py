@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -42,6 +45,18 @@ FREE_TO_CHANGE = frozenset(
 
 class ResumeError(ValueError):
     """A run exists and must not be resumed, is missing and must be, or has another configuration."""
+
+
+class UnusableState(RuntimeError):
+    """The first step after a checkpoint fails, since the optimizer's state in it is not what the optimizer writes.
+
+    Attributes:
+        cause: the error of the step.
+    """
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(f"{type(cause).__name__}: {cause}")
+        self.cause = cause
 
 
 def require_startable(config: RunConfig, store: CheckpointStore, resume: Resume) -> None:
@@ -143,6 +158,30 @@ def restore(run: TrainingRun, store: CheckpointStore, state: dict[str, Any]) -> 
         require_equal(run.progress.step, "the step of the checkpoint", run.collectives, run.device)
         return message
     raise CheckpointError(f"there is no checkpoint in {store.uri} any more")
+
+
+@contextlib.contextmanager
+def first_step() -> Iterator[None]:
+    """The first step after :func:`restore`: torch loads any optimizer state, and only a step finds that it is wrong.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UnusableState: the step fails, and neither in its collectives nor in a backward pass.
+    """
+    try:
+        yield
+    except Exception as error:  # of any kind, from torch's optimizers
+        if isinstance(error, torch.OutOfMemoryError) or _in_collective_or_backward(error):
+            raise
+        raise UnusableState(error) from error
+
+
+def _in_collective_or_backward(error: Exception) -> bool:
+    """Whether the other workers, or the model, may be the cause."""
+    folders = {part for frame in traceback.extract_tb(error.__traceback__) for part in Path(frame.filename).parts}
+    return bool(folders & {"distributed", "autograd"})
 
 
 def differences(stored: RunConfig, asked: RunConfig) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
 import random
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from raycurv.data.image_transforms import decode, describe
 from raycurv.objective.collectives import Local
 from raycurv.results.outcomes import EvaluationPoint, Outcome
 from raycurv.service.outcome_log import OutcomeLog
-from raycurv.train import CheckpointError, CheckpointStore, RunConfig, load_trained_model, train
+from raycurv.train import CheckpointError, CheckpointStore, NonFiniteLoss, RunConfig, load_trained_model, train
 from raycurv.train.trust import require_trusted
 from raycurv.train.weight_files import StartError, read_weights
 from tests.data.cases import image, numbered, write, write_raw
@@ -147,6 +149,31 @@ def content_of_a_checkpoint(folder: Path) -> Callable[[random.Random], object]:
             if other != file:
                 other.unlink()
         load_trained_model(CheckpointStore(folder), trust=("tests",))
+
+    return read
+
+
+_OPTIMIZERS = ("sgd", "momentum", "adam", "curveball", "auto", "red_momentum", "salera", "schedule_free_adamw", "muon")
+
+
+@reader(3_000, CheckpointError, NonFiniteLoss)
+def state_of_an_optimizer(folder: Path) -> Callable[[random.Random], object]:
+    """A run goes on at a checkpoint whose optimizer state is another."""
+    wanted = {name: config(optimizer=name, optimizer_settings={}, max_steps=5, epochs=1) for name in _OPTIMIZERS}
+    for name, each in wanted.items():
+        train(replace(each, stop_after=3), collectives=Local(), store=CheckpointStore(folder / name), emit=Kept())
+    states = {name: CheckpointStore(folder / name).load() for name in wanted}
+
+    def read(draw: random.Random) -> None:
+        name = draw.choice(_OPTIMIZERS)
+        state = states[name]
+        assert state is not None
+        shutil.rmtree(folder / name)
+        store = CheckpointStore(folder / name)
+        store.begin(wanted[name])
+        with contextlib.suppress(RecursionError):  # nested too deep for the writer
+            store.save(state | {"optimizer": mutations.of_value(draw, state["optimizer"])})
+        train(wanted[name], collectives=Local(), store=store, emit=Kept(), resume="must")
 
     return read
 

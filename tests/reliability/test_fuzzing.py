@@ -18,7 +18,7 @@ from raycurv.train import RunConfig
 from tests.reliability import fuzzing
 from tests.reliability.readers import READERS
 
-FIRST = {"command_line": 10, "parquet": 60, "content_of_a_checkpoint": 60}  # others: 100
+FIRST = {"command_line": 10, "parquet": 60, "content_of_a_checkpoint": 60, "state_of_an_optimizer": 60}  # others: 100
 
 
 @pytest.mark.parametrize("name", READERS)

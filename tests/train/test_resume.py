@@ -132,6 +132,50 @@ def test_a_checkpoint_of_unusable_content_costs_steps_but_no_bit(
     assert_same(other["model"], one["model"])
 
 
+def _state_of_last_parameter(**values: Any) -> Callable[[dict[str, Any]], None]:
+    def change(state: dict[str, Any]) -> None:
+        states = state["optimizer"]["state"]
+        last = states[max(key for key in states if isinstance(key, int))]
+        last.update(values)
+
+    return change
+
+
+def _of_shared(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda state: state["optimizer"]["state"]["global"].update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "spoil"),
+    [
+        ("adam", _state_of_last_parameter(exp_avg=None)),
+        ("adam", _state_of_last_parameter(exp_avg=torch.zeros(7, 5))),
+        ("adam", _state_of_last_parameter(step="a")),
+        ("momentum", _state_of_last_parameter(momentum_buffer=[])),
+        ("curveball", _of_shared("direction", torch.zeros(3))),
+        ("curveball", _of_shared("damping", "a")),
+    ],
+)
+def test_an_optimizer_state_that_no_step_can_use_costs_steps_but_no_bit(
+    tmp_path: Path, optimizer: str, spoil: Callable[[dict[str, Any]], None]
+) -> None:
+    wanted = config(epochs=1, checkpoint_every=2, log_every=1, optimizer=optimizer, optimizer_settings={})
+    whole = go(tmp_path / "a", wanted)
+    go(tmp_path / "b", wanted, stop=after(4))
+    store = CheckpointStore(str(tmp_path / "b"))
+    state = store.load()
+    assert state is not None
+    spoil(state)
+    store.save(state)
+    with pytest.warns(RuntimeWarning, match=r"step-000000004.pt cannot be restored \(.*Falling back to .*step 2"):
+        again = go(tmp_path / "b", wanted, resume="must")
+    one, other = CheckpointStore(str(tmp_path / "a")).load(), store.load()
+    assert one is not None
+    assert other is not None
+    assert_same(other["model"], one["model"])
+    assert again.operations == whole.operations
+
+
 def test_a_run_whose_checkpoints_are_all_unusable_is_refused(tmp_path: Path) -> None:
     go(tmp_path, WHOLE, stop=after(3))
     store = CheckpointStore(str(tmp_path))
