@@ -23,6 +23,8 @@ Deviations from the paper:
   reported as not taken. After any other step the next mini-batches show it. If two in a row fail, w goes back to where
   it was before the step and z to 0. One failure changes nothing, because the mini-batch itself may be the cause, such
   as one with a NaN. This takes a copy of w.
+- The step does not depend on the size of the batch, so a short last batch of an epoch takes a full step. A run leaves
+  it out with ``drop_last``.
 - γ says nothing where the predicted change is below the rounding of the loss, as at a minimum: λ stays as it is there.
 - An L2 term belongs to the objective: its Hessian l2·I is added to Ĥ and its gradient l2·w to J.
 - With ``curvature_fraction`` below 1, J_φ H_L J_φᵀ is taken from the first samples of each worker's share, and J from

@@ -21,7 +21,7 @@ _LEFT_OUT = frozenset(
     (
         "name", "seed", "optimizer", "log_every", "gradient_norm", "batch_error", "stop_after", "change_horizon",
         "checkpoint_every", "keep_checkpoints", "best_metric", "best_mode", "evaluate_every", "evaluate_every_steps",
-        "evaluate_training", "evaluate_training_samples",
+        "evaluate_training", "evaluate_training_samples", "check_consistency",
     )
 )  # fmt: skip
 _LEFT_OUT_BELOW = ("optimizer_settings.", "metrics.")

@@ -26,6 +26,7 @@ from raycurv.tracking.messages import RunFailed, RunFinished, RunStarted, Worker
 from raycurv.train import train
 from raycurv.train.configuration import RunConfig
 from raycurv.train.cpu_affinity import own_cores, pin
+from raycurv.train.out_of_memory import StepOutOfMemory
 from raycurv.train.records import Record, Result
 from raycurv.train.trust import allow
 
@@ -82,7 +83,7 @@ def work(settings: dict[str, Any]) -> None:
                 task, sender, collectives, device, metrics, stop=sender.stop, checkpoint_seconds=seconds
             )
         except BaseException as error:
-            if not _another_worker_died(error):
+            if not _worth_another_attempt(error):
                 sender.fail(RunFailed.of(task.run, error, rank))
             raise
         if result.stopped:
@@ -156,6 +157,11 @@ def train_and_send(
         sender.put(RunFinished(task.run, result))
     sender.flush()
     return result
+
+
+def _worth_another_attempt(error: BaseException) -> bool:
+    """Whether the workers should be started again: they go on in smaller micro-batches, or without a dead worker."""
+    return (isinstance(error, StepOutOfMemory) and error.halved) or _another_worker_died(error)
 
 
 def _another_worker_died(error: BaseException) -> bool:

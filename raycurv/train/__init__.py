@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from raycurv.train.frozen_parameters import freeze
     from raycurv.train.loop import train
     from raycurv.train.metrics import NonFiniteLoss
+    from raycurv.train.out_of_memory import StepOutOfMemory
     from raycurv.train.pretrained_start import load_start
     from raycurv.train.records import Record, Result
     from raycurv.train.resume import Resume, ResumeError, require_startable
@@ -36,6 +37,7 @@ else:
                 "frozen_parameters": ("freeze",),
                 "loop": ("train",),
                 "metrics": ("NonFiniteLoss",),
+                "out_of_memory": ("StepOutOfMemory",),
                 "pretrained_start": ("load_start",),
                 "records": ("Record", "Result"),
                 "resume": ("Resume", "ResumeError", "require_startable"),
@@ -56,6 +58,7 @@ __all__ = [
     "Resume",
     "ResumeError",
     "RunConfig",
+    "StepOutOfMemory",
     "SummedMetric",
     "TrainedModel",
     "UntrustedCodeError",

@@ -31,6 +31,7 @@ from raycurv.train.records import Result
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
 _CHECKPOINT = re.compile(r"step-(\d{9,})\.pt")
 CONFIG, MANIFEST, RESULT = "config.json", "manifest.json", "result.json"
+_MICRO_BATCH = re.compile(r"micro-batch-(\d+)-(\d+)\.json")  # samples at once, worker that stored it
 
 
 class CheckpointError(RuntimeError):
@@ -276,6 +277,28 @@ class CheckpointStore:
             warnings.warn(message, RuntimeWarning, stacklevel=2)
             return None
 
+    def store_micro_batch(self, size: int, rank: int) -> None:
+        """Store how many samples a worker computes at once from the next attempt on, since the memory ran out.
+
+        Args:
+            size: number of samples.
+            rank: the worker that stores it; several may do so at a time.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        self.before_write()
+        self._write(f"micro-batch-{size}-{rank}.json", json.dumps({"micro_batch": size}))
+
+    def micro_batch(self) -> int | None:
+        """How many samples a worker computes at once, if the memory ran out before; None if it did not.
+
+        Raises:
+            CheckpointError: the folder cannot be read.
+        """
+        sizes = [int(found[1]) for found in map(_MICRO_BATCH.fullmatch, self._names()) if found and int(found[1]) > 0]
+        return min(sizes, default=None)
+
     def _read(self, name: str) -> bytes | None:
         try:
             return self._folder.read(name)
@@ -357,8 +380,11 @@ class CheckpointStore:
         return found
 
     def _checkpoint_names(self) -> list[str]:
+        return [name for name in self._names() if _CHECKPOINT.fullmatch(name)]
+
+    def _names(self) -> list[str]:
         try:
-            return [name for name in self._folder.names() if _CHECKPOINT.fullmatch(name)]
+            return self._folder.names()
         except OSError as error:
             raise CheckpointError(f"cannot list {self.uri}: {error}") from error
 

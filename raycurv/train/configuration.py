@@ -29,7 +29,7 @@ BatchNorm = Literal["synchronised", "local"]
 # Fields that change no measured number.
 _NO_EFFECT = (
     "name", "log_every", "checkpoint_every", "keep_checkpoints", "gradient_norm", "batch_error", "stop_after",
-    "change_horizon", "best_metric", "best_mode",
+    "change_horizon", "best_metric", "best_mode", "check_consistency",
 )  # fmt: skip
 # Fields of later versions. At their defaults they are not part of the digest, which stored runs carry.
 _LATER: dict[str, Any] = {
@@ -40,6 +40,7 @@ _LATER: dict[str, Any] = {
     "start_from": None,
     "freeze": (),
     "batch_norm": "synchronised",
+    "drop_last": False,
 }
 _PRETRAINED = ("torchvision", "timm", "transformers")  # packages with pretrained networks by name
 Setting = bool | int | float | str | None | tuple[Any, ...]
@@ -213,6 +214,8 @@ class RunConfig:
         micro_batch: samples of a worker's share that are computed at once, for batches that do not fit in memory; None
             computes all of them at once. Updates are the same up to rounding, except that batch normalisation takes the
             statistics of each micro-batch.
+        drop_last: leave out the last batch of an epoch where it is smaller than the others. Samples that it would hold
+            are drawn anew in the next epoch. CurveBall takes a full step on a batch of any size.
         epochs: passes over the training set.
         max_steps: length of the run in steps, if that is less than its epochs; schedules end there.
         stop_after: steps after which this sitting ends with a checkpoint, for a later resume; schedules ignore it.
@@ -245,6 +248,8 @@ class RunConfig:
             measures all. Only for sets that fit in memory.
         gradient_norm: log the norm of the gradient at every log interval, at the cost of a backward pass.
         batch_error: log the error rate of the mini-batch at every log interval, at the cost of a forward pass.
+        check_consistency: compute the first batch twice, and refuse a model whose outputs differ. Switch it off for a
+            model that is meant to do so.
     """
 
     name: str
@@ -258,6 +263,7 @@ class RunConfig:
     l2: float = 0.0
     batch_size: int = 128
     micro_batch: int | None = None
+    drop_last: bool = False
     epochs: int = 10
     max_steps: int | None = None
     stop_after: int | None = None
@@ -281,6 +287,7 @@ class RunConfig:
     evaluate_training_samples: int | None = None
     gradient_norm: bool = False
     batch_error: bool = False
+    check_consistency: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "optimizer_settings", _tuples(self.optimizer_settings))

@@ -22,6 +22,13 @@ from raycurv.train.distributed import require_equal, require_equal_parameters
 from raycurv.train.divergence import add_losses, divergence
 from raycurv.train.evaluation import evaluate_run
 from raycurv.train.metrics import MetricBuffer, NonFiniteLoss
+from raycurv.train.out_of_memory import (
+    StepOutOfMemory,
+    halve_micro_batch,
+    halved_message,
+    is_out_of_memory,
+    release_memory,
+)
 from raycurv.train.precision import autocast
 from raycurv.train.records import OPERATIONS, Kind, Record, Result, newest_is_best
 from raycurv.train.resume import Resume, UnusableState, first_step, open_run, restore
@@ -70,22 +77,46 @@ def train(
         ResumeError: `store` holds a run and should not, does not and should, or holds one of another configuration.
         CheckpointError: a checkpoint cannot be written, or none can be read.
         NonFiniteLoss: a loss or step is infinite or NaN.
+        StepOutOfMemory: a step does not fit in memory, with several workers or for the second time. A single worker
+            goes on by itself, in micro-batches of half the size.
         WorkersDisagree: the workers have different parameters, or see different checkpoints.
     """
     device = torch.device(device)
+    seconds = math.inf if checkpoint_seconds is None else checkpoint_seconds
+    try:
+        return _train(config, collectives, device, store, emit, resume, stop, data, seconds)
+    except StepOutOfMemory as error:
+        if collectives.size > 1 or not error.halved:
+            raise  # the other workers wait in the step: all are started again
+    release_memory(device)
+    return _train(config, collectives, device, store, emit, "auto", stop, data, seconds)
+
+
+def _train(
+    config: RunConfig,
+    collectives: Collectives,
+    device: torch.device,
+    store: CheckpointStore,
+    emit: Emit,
+    resume: Resume,
+    stop: Callable[[], bool],
+    data: Data | None,
+    checkpoint_seconds: float,
+) -> Result:
     result, state = open_run(config, store, resume, collectives, device)
     if result is not None:
         return result
-    run = TrainingRun(config, collectives, device, data, resumed=state is not None)
-    between_saves = math.inf if checkpoint_seconds is None else checkpoint_seconds
+    halved = store.micro_batch()
+    require_equal(halved or 0, "the samples that are computed at once", collectives, device)
+    run = TrainingRun(config, collectives, device, data, resumed=state is not None, halved=halved)
     while True:
         start = (
             f"starts: {run.total_steps} steps, {run.steps_per_epoch} an epoch"
             if state is None
             else restore(run, store, state)
         )
-        trainer = _Trainer(run, store, emit, stop, between_saves, resumed=state is not None)
-        trainer.emit_record("event", message=start)
+        trainer = _Trainer(run, store, emit, stop, checkpoint_seconds, resumed=state is not None)
+        trainer.emit_record("event", message=start + halved_message(run))
         if run.start is not None:
             trainer.emit_record("event", message=str(run.start))
         try:
@@ -149,6 +180,7 @@ class _Trainer:
         """Train to the end of the epoch or of the run; True if asked to stop.
 
         Raises:
+            StepOutOfMemory: a step does not fit in memory.
             RuntimeError: the loader gave fewer batches than its number of steps.
         """
         run, config = self.run, self.run.config
@@ -157,7 +189,12 @@ class _Trainer:
         self.start_interval()
         with closing(run.loader.epoch(progress.epoch, progress.step_in_epoch)) as batches:
             for inputs, targets in batches:
-                self.step(inputs, targets)
+                try:
+                    self.step(inputs, targets)
+                except RuntimeError as error:
+                    if is_out_of_memory(error):
+                        halve_micro_batch(run, self.store, error)
+                    raise
                 last = progress.step_in_epoch == run.steps_per_epoch or progress.step == run.total_steps
                 save = progress.step % config.checkpoint_every == 0 and not last
                 evaluate = self.at_evaluation_step and not last

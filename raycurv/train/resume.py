@@ -16,6 +16,7 @@ from raycurv.objective.collectives import Collectives
 from raycurv.train.checkpoint import MALFORMED, CheckpointError, CheckpointStore
 from raycurv.train.configuration import RunConfig
 from raycurv.train.distributed import require_equal
+from raycurv.train.out_of_memory import is_out_of_memory
 from raycurv.train.records import Result
 from raycurv.train.training_run import TrainingRun, lacking
 
@@ -39,6 +40,7 @@ FREE_TO_CHANGE = frozenset(
         "best_mode",
         "gradient_norm",
         "batch_error",
+        "check_consistency",
     )
 )
 
@@ -173,7 +175,7 @@ def first_step() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of any kind, from torch's optimizers
-        if isinstance(error, torch.OutOfMemoryError) or _in_collective_or_backward(error):
+        if is_out_of_memory(error) or _in_collective_or_backward(error):
             raise
         raise UnusableState(error) from error
 

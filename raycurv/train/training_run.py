@@ -122,6 +122,8 @@ class TrainingRun:
         device: device of this worker.
         data: the data of ``config.data``, if it is built already.
         resumed: whether :meth:`restore` follows, so that ``config.start_from`` is not loaded.
+        halved: samples that are computed at once, in place of ``config.micro_batch``, since the memory ran out; None if
+            it did not.
 
     Attributes:
         start: what the model got from ``config.start_from``; None if nothing was loaded.
@@ -139,8 +141,9 @@ class TrainingRun:
         data: Data | None = None,
         *,
         resumed: bool = False,
+        halved: int | None = None,
     ) -> None:
-        self.config, self.collectives, self.device = config, collectives, device
+        self.config, self.collectives, self.device, self.halved = config, collectives, device, halved
         self.data: Data = config.data.build() if data is None else data
         self.training, self.held_out = split_validation(self.data.train, config.validation, config.seed)
         self.measured_training = first_samples(self.training, config.evaluate_training_samples)
@@ -152,7 +155,7 @@ class TrainingRun:
         self.model = build_model(config, self.shape).to(device)
         self.start = None if resumed or config.start_from is None else self._load_start(config.start_from)
         self.loss, self.weights = resolve_loss(config.loss), resolve_weights(config.weights)
-        self.loader = self._loader(self.training)
+        self.loader = self._loader(self.training, drop_last=config.drop_last)
         self.validation = None if self.held_out is None else ValidationBatches(self._loader(self.held_out))
         self.horizon = optim.Horizon(
             epochs=config.epochs,
@@ -167,7 +170,8 @@ class TrainingRun:
             weights=self.weights,
             collectives=collectives,
             batch_norm=config.batch_norm,
-            micro_batch=config.micro_batch,
+            micro_batch=halved or config.micro_batch,
+            check_consistency=config.check_consistency,
         )
         self.objective.operations = self.operations = OperationCounter()
         self.optimizer = build_optimizer(config, self.model, self.horizon)
@@ -188,7 +192,7 @@ class TrainingRun:
         require_equal(loaded, what, self.collectives, self.device)
         return report
 
-    def _loader(self, source: Source) -> Loader:
+    def _loader(self, source: Source, *, drop_last: bool = False) -> Loader:
         return Loader(
             source,
             batch_size=self.config.batch_size,
@@ -197,6 +201,7 @@ class TrainingRun:
             size=self.collectives.size,
             device=self.device,
             dtype=dtype_of(self.config.precision),
+            drop_last=drop_last,
         )
 
     @property
