@@ -12,13 +12,14 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from raycurv.service.scratch import locked_folder
 
 # Ray replaces 127.0.0.1 by the address of the host, and listens on every interface, unless it believes to be on a
 # system without clusters; then every server binds to loopback.
@@ -103,7 +104,7 @@ def start(cpus: int, *, outlive: bool = False, environment: Mapping[str, str] | 
         RuntimeError: it did not come up; the message ends with its log.
     """
     # Ray's sockets lie below this folder; their paths must not exceed 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="raycurv-", dir="/tmp" if os.path.isdir("/tmp") else None))
+    folder, lock = locked_folder("raycurv-ray-", "/tmp" if os.path.isdir("/tmp") else None)
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
@@ -134,9 +135,10 @@ def start(cpus: int, *, outlive: bool = False, environment: Mapping[str, str] | 
     clean = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
     head = RayHead(0, 0.0, f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", str(folder))
     log = folder / "start.log"
-    with log.open("wb") as output:
+    with lock, log.open("wb") as output:
         process = subprocess.Popen(
             command,
+            pass_fds=[lock.fileno()],  # the folder is in use as long as the head runs
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -9,8 +9,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-PREFIXES = ("raycurv-train-", "raycurv-tune-")
+PREFIXES = ("raycurv-train-", "raycurv-tune-", "raycurv-ray-")
 _LOCK = ".lock"
 
 
@@ -24,27 +25,41 @@ def scratch_folder(prefix: str) -> Iterator[Path]:
     Yields:
         The folder, which is new: Ray silently resumes what it finds.
     """
-    _remove_abandoned()
-    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    folder, lock = locked_folder(prefix)
     try:
-        # The lock ends with this process. Ray's processes do not inherit it.
-        with (folder / _LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with lock:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_abandoned() -> None:
+def locked_folder(prefix: str, parent: str | None = None) -> tuple[Path, IO[str]]:
+    """Make a temporary folder, and remove those beside it that no process holds any more.
+
+    Args:
+        prefix: one of :data:`PREFIXES`.
+        parent: folder for it; by default that of temporary files.
+
+    Returns:
+        The folder and its lock file. The lock ends with this process and those that inherit the descriptor.
+    """
+    _remove_abandoned(Path(parent or tempfile.gettempdir()))
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    lock = (folder / _LOCK).open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return folder, lock
+
+
+def _remove_abandoned(parent: Path) -> None:
     for prefix in PREFIXES:
-        for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        for folder in parent.glob(f"{prefix}*"):
             with contextlib.suppress(OSError):
                 if folder.lstat().st_uid == os.getuid() and not folder.is_symlink() and _is_abandoned(folder):
                     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Whether the process that made the folder has died; False for one without a lock, of an earlier version."""
+    """Whether no process holds the folder; False for one without a lock, of an earlier version."""
     try:
         descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:

@@ -29,7 +29,7 @@ from raycurv.tracking.outbox import MessageRefused, Outbox, first_line
 from raycurv.tracking.settings import TrackingSettings, resolve_uri
 from raycurv.tracking.spool import SUFFIX, Spool, SpoolDamaged, SpoolInUse
 from raycurv.tracking.system_metrics import system_metrics
-from raycurv.tracking.tracked_run import LONGEST_TAG, TAG, TrackedRun
+from raycurv.tracking.tracked_run import LONGEST_TAG, TAG, TrackedRun, last_steps
 from raycurv.tracking.unsent_files import append_lines, read_unsent
 from raycurv.train.checkpoint import CheckpointError
 from raycurv.train.configuration import RunConfig
@@ -305,7 +305,7 @@ class Tracking:
         # A run whose driver died while it was created has no parameters yet.
         parameters = {} if found and found.data.params else flat(json.loads(config.to_json()))
         self._batch(run.info.run_id, own, parameters)
-        return run, self._last_steps(run) if found else {}
+        return run, last_steps(run) if found else {}
 
     def _create(self, config: RunConfig, tags: Mapping[str, str], parent: str | None) -> Run:
         if parent is not None:
@@ -321,10 +321,6 @@ class Tracking:
         for start in range(0, max(len(all_tags), len(all_params)), LARGEST_BATCH):
             part = slice(start, start + LARGEST_BATCH)
             self.client.log_batch(run, params=all_params[part], tags=all_tags[part], synchronous=True)
-
-    def _last_steps(self, run: Run) -> dict[str, int]:
-        names = run.data.metrics
-        return {n: max(m.step for m in self.client.get_metric_history(run.info.run_id, n)) for n in names}
 
     def _driver(self) -> dict[str, str]:
         return {**provenance.driver(), "heartbeat": f"{time.time():.0f}"}

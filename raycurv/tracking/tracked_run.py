@@ -90,3 +90,8 @@ class TrackedRun:
         new = {name: value for name, value in values.items() if record.step > self._logged.get(name, -1)}
         self._logged |= dict.fromkeys(new, record.step)
         return dataclasses.replace(record, values=new)
+
+
+def last_steps(run: Run) -> dict[str, int]:
+    """Last logged step of every metric of a run: MLflow keeps the value of the largest step beside the run itself."""
+    return {metric.key: metric.step for metric in run.to_proto().data.metrics}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from raycurv.service import local_ray
+from raycurv.service import local_ray, scratch
 from tests.service.driving import ROOT, wait_until
 
 
@@ -61,6 +62,30 @@ def test_the_head_of_the_tests_is_found_while_it_runs(head: local_ray.RayHead, t
     local_ray.save(head, tmp_path / "ray.json")
     assert local_ray.saved(tmp_path / "ray.json") == head
     assert any(process.name() == "raylet" for process in head.processes())
+    made, lock = scratch.locked_folder("raycurv-ray-", "/tmp")  # removes the folders of heads that do not run
+    lock.close()
+    shutil.rmtree(made)
+    assert Path(head.folder, "token").exists()
+
+
+@pytest.mark.cluster
+def test_the_folder_of_a_head_whose_driver_was_killed_is_removed_by_the_next_start() -> None:
+    code = (
+        "import time\nfrom raycurv.service import local_ray\n"
+        "head = local_ray.start(1)\nprint(head.pid, head.folder, flush=True)\ntime.sleep(100)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT) as driver:
+        assert driver.stdout is not None
+        pid, name = driver.stdout.readline().decode().split()
+        driver.kill()
+    folder = Path(name)
+    wait_until(lambda: not psutil.pid_exists(int(pid)), 60)
+    assert folder.exists()
+
+    made, lock = scratch.locked_folder("raycurv-ray-", "/tmp")
+    lock.close()
+    shutil.rmtree(made)
+    assert not folder.exists()
 
 
 @pytest.mark.cluster

@@ -115,6 +115,25 @@ def test_a_resumed_run_is_the_same_one_without_duplicated_steps(cluster: Cluster
     assert steps(again, first.id) == [1, 2, 3, 4, 5]
 
 
+def test_no_history_is_read_to_find_the_last_step_of_a_resumed_run(
+    cluster: Cluster, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tracking.open(mine(), TAGS, None, resume=False)
+    run.log([step(1), step(2), step(3, loss=float("nan"))])
+    run.metrics({"test/loss": float("nan")}, 2, 1.0)
+    tracking.finish()
+
+    again = Tracking(cluster, print)
+    with monkeypatch.context() as patched:
+        patched.delattr(mlflow.MlflowClient, "get_metric_history")  # it grows with the run
+        resumed = again.open(mine(), TAGS, None, resume=True)
+    resumed.log([step(number) for number in range(1, 5)])
+    resumed.metrics({"test/loss": 0.5}, 2, 2.0)
+    again.finish()
+    assert steps(again, run.id) == [1, 2, 3, 4]
+    assert steps(again, run.id, "test/loss") == [2]
+
+
 def test_a_name_that_exists_is_refused(tracking: Tracking) -> None:
     tracking.open(mine(), TAGS, None, resume=False)
     with pytest.raises(TrackingError, match="--resume to go on with it, or choose another --run-name"):
