@@ -8,6 +8,7 @@ checked by the CRC-32 sums that torch stores in them. No pickled object is loade
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -144,7 +145,8 @@ class CheckpointStore:
         try:
             self._write(MANIFEST, json.dumps(manifest, indent=2))
         except CheckpointError:
-            self._folder.remove(file)
+            with contextlib.suppress(OSError):  # such as those of a disk that is read-only now
+                self._folder.remove(file)
             raise
         self._recovered = None
         self._prune({e.file for e in (*entries, chosen) if e is not None} | self._unlisted)

@@ -46,13 +46,16 @@ class Kind:
 
 def kinds() -> dict[str, Kind]:
     """All kinds by name; those that need no Ray come first."""
-    from tests.reliability import on_ray, optimizers, writer_kills
+    from tests.reliability import launches, on_ray, optimizers, writer_kills
 
     found = (
         Kind("writer", "SIGKILL in each phase of the writing of checkpoints", 200, writer_kills.run),
         Kind("writer_disk", "disk full in each phase of the writing of checkpoints", 60, writer_kills.run_full_disk),
+        Kind("writer_read_only", "disk read-only from a moment on", 60, writer_kills.run_read_only),
+        Kind("writer_slow", "disk whose operations take up to 50 ms", 20, writer_kills.run_slow_disk),
         Kind("numbers", "NaN, infinity or overflow in the share of one of two workers", 0, optimizers.run_numbers),
         Kind("leaks", "2,000 steps of an optimizer: memory and descriptors", 0, optimizers.run_leaks),
+        Kind("launches", f"{launches.COUNT} launches in one process: descriptors, threads, memory", 1, launches.run),
         Kind("worker", "SIGKILL of a worker", 40, on_ray.run_worker),
         Kind("driver", "a run whose driver is killed four times", 20, on_ray.run_driver),
         Kind("mlflow", "MLflow server killed or stopped for seconds", 20, on_ray.run_mlflow),

@@ -47,7 +47,7 @@ class _Module(types.ModuleType):
         return type(name, (Exception,), {})
 
 
-def _without_ray() -> None:
+def without_ray() -> None:
     names = ("", ".exceptions", ".train", ".train.torch", ".train.backend", ".cloudpickle", ".util", ".util.metrics")
     for name in (*names, ".util.scheduling_strategies"):
         sys.modules[f"ray{name}"] = module = _Module(f"ray{name}")
@@ -89,5 +89,5 @@ class _Trainer:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    _without_ray()
+    without_ray()
     runpy.run_path(sys.argv.pop(1), run_name="__main__")

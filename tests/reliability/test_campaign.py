@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.reliability import optimizers, writer_kills
+from tests.reliability import launches, optimizers, writer_kills
 from tests.reliability.campaign import PAGE, Row, kinds, recorded, run, with_rows, worse
 
 
@@ -18,11 +18,19 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("kind", ["writer", "writer_disk"])
+@pytest.mark.parametrize("kind", ["writer", "writer_disk", "writer_read_only", "writer_slow"])
 @pytest.mark.filterwarnings("ignore")
 def test_a_writer_that_is_stopped_at_any_moment_leaves_a_run_that_goes_on_bit_by_bit(tmp_path, kind):
     row = run(kinds()[kind], 6, tmp_path)
     assert row == Row(row.kind, 6, 6), (tmp_path / f"{kind}.jsonl").read_text()
+
+
+def test_launches_in_one_process_leave_no_descriptors_and_no_threads(tmp_path):
+    uses = launches.in_a_process(tmp_path / "runs", launches.WARM + 4, "--without-ray")
+    assert len(uses) == launches.WARM + 4
+    assert not launches.growth(uses)
+    leaking = [launches.Use(10 + number, 2, 0) for number in range(launches.WARM + 4)]
+    assert "took 3 descriptors, 0 threads" in launches.growth(leaking)
 
 
 def test_an_interrupted_campaign_goes_on(tmp_path):

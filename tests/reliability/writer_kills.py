@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -52,6 +53,15 @@ class Moments:
             return result
 
         return wrapped
+
+
+class FromThenOn(Moments):
+    """Does something at one of the operations, and at all after it."""
+
+    def passed(self) -> None:
+        self.count += 1
+        if self.count >= self.at:
+            self.act()
 
 
 class HalfWritten:
@@ -155,7 +165,12 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _faults(
-    first: int, stop: int, folder: Path, note: Callable[[int, str], None], act: Callable[[], None], expected: int
+    first: int,
+    stop: int,
+    folder: Path,
+    note: Callable[[int, str], None],
+    fault: Callable[[int], Moments],
+    expected: int,
 ) -> None:
     torch.set_num_threads(1)
     whole, broken = folder / "whole", folder / "broken"
@@ -166,25 +181,52 @@ def _faults(
         shutil.rmtree(broken, ignore_errors=True)
         draw = random.Random(number)
         at = 1 + number * moments // stop if number % 2 == 0 else draw.randint(1, moments)
-        code = child(lambda at=at: trained(broken, Moments(at, act)))  # type: ignore[misc]
+        code = child(lambda at=at: trained(broken, fault(at)))  # type: ignore[misc]
         lost = "" if code in (0, expected) else f"exit {code} at moment {at}"
         if draw.random() < 0.3:  # again, soon after
-            soon = Moments(draw.randint(1, 20), act)
+            soon = fault(draw.randint(1, 20))
             child(lambda soon=soon: trained(broken, soon))  # type: ignore[misc]
-        code = child(lambda: trained(broken, Moments(0, act)))
+        code = child(lambda: trained(broken, Moments(0, lambda: None)))
         lost = lost or (f"exit {code} of the next start after moment {at}" if code else difference(broken, whole))
         note(number, lost and f"{lost} (moment {at} of {moments})")
 
 
 def run(first: int, stop: int, folder: Path, note: Callable[[int, str], None]) -> None:
     """SIGKILL at a moment, often at a second one, then a start to the end: bit by bit the undisturbed run."""
-    _faults(first, stop, folder / "writer", note, lambda: os.kill(os.getpid(), signal.SIGKILL), -signal.SIGKILL)
+
+    def killed(at: int) -> Moments:
+        return Moments(at, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+    _faults(first, stop, folder / "writer", note, killed, -signal.SIGKILL)
 
 
 def run_full_disk(first: int, stop: int, folder: Path, note: Callable[[int, str], None]) -> None:
     """No space left at a moment: a declared error or a warning, then a start to the end."""
 
-    def full() -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(at: int) -> Moments:
+        return Moments(at, lambda: _refuse(errno.ENOSPC))
 
     _faults(first, stop, folder / "writer_disk", note, full, DECLARED)
+
+
+def run_read_only(first: int, stop: int, folder: Path, note: Callable[[int, str], None]) -> None:
+    """A disk that is read-only from a moment on: a declared error or a warning, then a start to the end."""
+
+    def read_only(at: int) -> Moments:
+        return FromThenOn(at, lambda: _refuse(errno.EROFS))
+
+    _faults(first, stop, folder / "writer_read_only", note, read_only, DECLARED)
+
+
+def run_slow_disk(first: int, stop: int, folder: Path, note: Callable[[int, str], None]) -> None:
+    """A disk whose operations take up to 50 ms from a moment on: the run is the undisturbed one, in one start."""
+
+    def slow(at: int) -> Moments:
+        draw = random.Random(at)
+        return FromThenOn(at, lambda: time.sleep(draw.uniform(0.0, 0.05)))
+
+    _faults(first, stop, folder / "writer_slow", note, slow, 0)
+
+
+def _refuse(number: int) -> None:
+    raise OSError(number, os.strerror(number))

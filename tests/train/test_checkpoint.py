@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -271,6 +272,29 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("needs the right to mount a small tmpfs")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_becomes_read_only_before_the_manifest_is_a_declared_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save({"step": 3})
+    whole = Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        if Path(target).name != "manifest.json":
+            return whole(path, target)
+        monkeypatch.setattr(Path, "unlink", refuse)
+        return refuse(path)
+
+    def refuse(path: Path, **options: bool) -> Path:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(CheckpointError, match=r"cannot write .*manifest.json: .*Read-only.*correct the permissions"):
+        store.save({"step": 6})
+    monkeypatch.undo()
+    assert CheckpointStore(tmp_path).load() == {"step": 3}
 
 
 def test_full_disk_leaves_the_earlier_checkpoints(small_disk: Path) -> None:

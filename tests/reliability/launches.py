@@ -1,0 +1,111 @@
+"""Launches one after the other in one process: descriptors and threads must not grow with their number.
+
+    python -m tests.reliability.launches --folder FOLDER [--count 50] [--without-ray]
+
+Writes a line of JSON for each launch, with descriptors, threads and resident bytes after it. Without Ray, the driver
+and the training are this process, as in :mod:`tests.reliability.one_process`. With it, each launch connects to a Ray
+that is up, or starts one of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import gc
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+
+COUNT = 50
+WARM = 10  # launches until every cache is filled
+MORE_DESCRIPTORS, MORE_THREADS, MORE_MEMORY = 2, 1, 32 * 2**20  # after them
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """What a process holds.
+
+    Attributes:
+        descriptors: open files and sockets.
+        threads: threads.
+        memory: resident bytes.
+    """
+
+    descriptors: int
+    threads: int
+    memory: int
+
+
+def uses(folder: Path, count: int) -> list[Use]:
+    """Launch a small run again and again.
+
+    Args:
+        folder: folder of all runs.
+        count: number of launches.
+
+    Returns:
+        What this process holds after each.
+    """
+    from raycurv.service import Cluster, launch
+    from tests.service.problems import mine
+
+    process, found = psutil.Process(), []
+    cluster = Cluster(runs=str(folder), experiment="test", system_metrics_every=0, trust=("tests",), workers=1)
+    for number in range(count):
+        with contextlib.redirect_stdout(io.StringIO()):
+            launch([dataclasses.replace(mine(epochs=1), name=f"launch-{number}")], cluster)
+        gc.collect()
+        found.append(Use(process.num_fds(), process.num_threads(), process.memory_info().rss))
+        sys.stdout.write(json.dumps(dataclasses.asdict(found[-1])) + "\n")
+        sys.stdout.flush()
+    return found
+
+
+def growth(found: Sequence[Use]) -> str:
+    """What grew after the first launches; empty if nothing did."""
+    first, last = found[min(WARM, len(found) - 1)], found[-1]
+    more = (last.descriptors - first.descriptors, last.threads - first.threads, last.memory - first.memory)
+    if more[0] <= MORE_DESCRIPTORS and more[1] <= MORE_THREADS and more[2] <= MORE_MEMORY:
+        return ""
+    return f"{len(found) - WARM} launches took {more[0]} descriptors, {more[1]} threads, {more[2] >> 20} MB"
+
+
+def in_a_process(folder: Path, count: int, *options: str) -> list[Use]:
+    """What a process of its own holds after each of its launches."""
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "-m", __name__, "--folder", str(folder), "--count", str(count), *options]
+    environment = os.environ | {"RAYCURV_TRUST": "tests"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [Use(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith('{"descriptors"')]
+
+
+def run(first: int, stop: int, folder: Path, note: Callable[[int, str], None]) -> None:
+    """The same process launches again and again; the numbers of Ray's own client are in docs/reliability.md."""
+    for number in range(first, stop):
+        note(number, growth(in_a_process(folder / "launches", COUNT, "--without-ray")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--without-ray", action="store_true")
+    given = parser.parse_args()
+    if given.without_ray:
+        from tests.reliability import one_process
+
+        one_process.without_ray()
+    uses(given.folder, given.count)
+
+
+if __name__ == "__main__":
+    main()
