@@ -6,7 +6,7 @@ import contextlib
 import copy
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -111,6 +111,19 @@ _NO_RATE = (
 )
 
 
+def _undecorated(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of torch's optimizers without the decorator that keeps torch.compile out: it imports torch's compiler.
+
+    That takes a second in every process. Of no use here, since nothing compiles these methods.
+    """
+    return getattr(method, "__wrapped__", method)
+
+
+_ADD_PARAM_GROUP = _undecorated(torch.optim.Optimizer.add_param_group)
+_STATE_DICT = _undecorated(torch.optim.Optimizer.state_dict)
+_LOAD_STATE_DICT = _undecorated(torch.optim.Optimizer.load_state_dict)
+
+
 class StepOptimizer(torch.optim.Optimizer):
     """An optimizer whose step takes derivatives from a batch and moves the parameters once.
 
@@ -158,7 +171,7 @@ class StepOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """State for :meth:`load_state_dict`, with the settings that it belongs to."""
-        return {**super().state_dict(), "settings": self._stored_settings()}
+        return {**_STATE_DICT(self), "settings": self._stored_settings()}
 
     def _stored_settings(self) -> dict[str, Any]:
         """Settings that are plain values: those of the parameter groups, and those of the constructor alone."""
@@ -183,7 +196,7 @@ class StepOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as torch does; without a setting ``lr``, learning-rate schedulers are refused."""
-        super().add_param_group(param_group)
+        _ADD_PARAM_GROUP(self, param_group)
         self._guard_groups()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -193,7 +206,7 @@ class StepOptimizer(torch.optim.Optimizer):
         """
         self._warn_of_other_settings(state_dict)
         defaults = dict(self.defaults)
-        super().load_state_dict(copy.deepcopy(state_dict))
+        _LOAD_STATE_DICT(self, copy.deepcopy(state_dict))
         self.defaults = defaults  # torch adds "differentiable", which would make a loaded state another one
         for group in self.param_groups:
             for key, value in self.defaults.items():

@@ -35,6 +35,7 @@ EXPLAINED = (
     "UntrustedCodeError",
     "StorageError",
     "NonFiniteLoss",
+    "StepOutOfMemory",
     "WorkersDisagree",
     "ValueError",
     "FileNotFoundError",
