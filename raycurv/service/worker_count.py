@@ -62,6 +62,20 @@ def _nodes_of_group() -> list[str]:
     return [worker.metadata.node_id for worker in group.get_workers()] if group and group.has_started() else []
 
 
+def _places_of_group() -> list[str]:
+    """The node of each place that the newest group holds, where its next workers can start; empty if there is none.
+
+    Ray moves the places of a lost node to another node, and no worker runs there yet.
+    """
+    from ray._private.state import state  # the public call refuses a group of places that has been removed
+
+    group = _shared.get("group")
+    if not group or not group.has_started():
+        return []
+    places = group.get_worker_group_state().placement_group_handle.placement_group
+    return [node for node in state.placement_group_table(places.id).get("bundles_to_node_id", {}).values() if node]
+
+
 def _watch() -> NodeWatch:
     if "watch" not in _shared:
         _shared["watch"] = NodeWatch()
@@ -107,9 +121,7 @@ class WorkerCountPolicy(ScalingPolicy):
         self._silent.clear()
         now = time.monotonic()
         self._waiting = now if self._waiting is None else self._waiting
-        # Workers that died still hold their places until the next ones are started.
-        room = self._free() + self._usable(_nodes_of_group())
-        count = self._settled(min(room, self.scaling_config.max_workers))
+        count = self._settled(self._possible())
         if count is not None and count >= self.scaling_config.min_workers:
             self._waiting, self._next_word = None, FIRST_WORD
             return self._resize(count)
@@ -134,8 +146,7 @@ class WorkerCountPolicy(ScalingPolicy):
             return decision
         if not self._pauses:
             return NoopDecision()
-        usable = self._usable(nodes)
-        room = min(self._free() + usable, self.scaling_config.max_workers)
+        room = self._possible()
         if leaving := _watch().draining(nodes):
             near = min(_watch().seconds_left(node) for node in leaving) < LAST_SECONDS
             if near or room >= self.scaling_config.min_workers:
@@ -150,10 +161,11 @@ class WorkerCountPolicy(ScalingPolicy):
     def _without_silent(self, nodes: list[str]) -> ScalingDecision | None:
         """The decision about nodes that do not answer; None if all do, or if they are waited for."""
         silent = {node for node in nodes if _watch().silence(node) > SILENT_SECONDS}
-        count = min(self._usable(nodes) + self._free(), self.scaling_config.max_workers)
+        count = self._possible()
         if silent and self._elastic and count >= self.scaling_config.min_workers:
             self._stopped(f"{self._names(silent)} does not answer: training goes on without it")
             self._silent = set()
+            _kill_group()
             return self._resize(count)
         for node in silent - self._silent:
             self._tell(f"{_watch().address(node)} does not answer; waiting for it")
@@ -173,8 +185,7 @@ class WorkerCountPolicy(ScalingPolicy):
         self._pausing = None
         self._mailbox.go_on.remote()
         self._stopped(reason if paused == len(nodes) else f"{reason}; no checkpoint came in time")
-        count = min(self._usable(nodes) + self._free(), self.scaling_config.max_workers)
-        return self._resize(max(count, self.scaling_config.min_workers))
+        return self._resize(max(self._possible(), self.scaling_config.min_workers))
 
     def _pause(self, reason: str) -> None:
         self._pausing = (time.monotonic(), reason)
@@ -195,25 +206,26 @@ class WorkerCountPolicy(ScalingPolicy):
         complete = count >= self.scaling_config.max_workers
         return count if complete or now - self._room[1] >= SETTLED_SECONDS else None
 
-    def _free(self) -> int:
-        """Number of workers that fit beside what runs, on the nodes that can be used."""
+    def _possible(self) -> int:
+        """Number of workers, up to the largest, that nodes have room for. Workers that died still hold their places."""
+        return min(self._places(), int(self.scaling_config.max_workers))
+
+    def _places(self) -> int:
+        """Number of workers that fit on the nodes that can be used, in places that are free or the group's own."""
         from ray._private.state import available_resources_per_node
 
         each = self.scaling_config._resources_per_worker_not_none
         free = available_resources_per_node()
-        usable = (free.get(node["NodeID"], {}) for node in _watch().usable())
-        return sum(min(int(node.get(name, 0.0) / amount + 1e-6) for name, amount in each.items()) for node in usable)
-
-    def _usable(self, nodes: list[str]) -> int:
-        """Number of workers, one for each of `nodes`, that can go on where they are."""
-        usable = {node["NodeID"] for node in _watch().usable()}
-        return sum(node in usable for node in nodes)
+        usable = [node["NodeID"] for node in _watch().usable()]
+        own = sum(node in usable for node in _places_of_group())
+        left = [free.get(node, {}) for node in usable]
+        fit = (min(int(node.get(name, 0.0) / amount + 1e-6) for name, amount in each.items()) for node in left)
+        return own + sum(fit)
 
     def _what_there_is(self) -> str:
         wanted = self.scaling_config.min_workers
         nodes = [_watch().address(node["NodeID"]) for node in _watch().usable()]
-        room = self._free() + self._usable(_nodes_of_group())
-        return f"room for {room} of {wanted} workers on {len(nodes)} nodes that answer: {', '.join(nodes)}"
+        return f"room for {self._places()} of {wanted} workers on {len(nodes)} nodes that answer: {', '.join(nodes)}"
 
     def _names(self, nodes: Iterable[str]) -> str:
         return ", ".join(sorted({_watch().address(node) for node in nodes}))
@@ -257,6 +269,16 @@ def _end_failed_start(error: Exception) -> None:
     group = _shared.pop("group", None)
     if isinstance(error, WorkerGroupStartupFailedError) and group is not None and group.has_started():
         group.shutdown()
+
+
+def _kill_group() -> None:
+    """End all workers of the newest group at once.
+
+    Those that wait for a lost one in a collective do not leave their process group, for which Ray would wait 7 s.
+    """
+    group = _shared.get("group")
+    for worker in group.get_workers() if group is not None and group.has_started() else []:
+        ray.kill(worker.actor)
 
 
 def _lost_nodes() -> str:

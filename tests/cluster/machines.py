@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +150,10 @@ class Machines:
         self.script("ray_up.sh", *workers)
 
     def boot(self, *workers: str) -> None:
-        """Start machines, and Ray on them."""
+        """Start machines, and Ray on all of them at once."""
         self.script("node_up.sh", *workers)
-        self.ray_up(*workers)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self.ray_up, workers))
 
     def require(self, *workers: str) -> None:
         """Boot machines that are down, and wait until just these are in the cluster."""
@@ -236,13 +238,18 @@ class Machines:
 
     def values(self, run: str, metric: str) -> list[tuple[int, float]]:
         """All values of a metric of a run in MLflow, with their steps, in the order of the steps."""
+        return [(step, value) for step, value, _ in self.history(run, metric)]
+
+    def history(self, run: str, metric: str) -> list[tuple[int, float, float]]:
+        """Step, value and time (seconds since 1970) of all values of a metric in MLflow, in the order of the steps."""
         code = (
             "import json, sys; from mlflow import MlflowClient; c = MlflowClient(); "
             "ids = [e.experiment_id for e in c.search_experiments()]; "
             f"r, = c.search_runs(ids, filter_string=\"tags.`raycurv.run_name` = '{run}'\"); "
-            f"print(json.dumps([[m.step, m.value] for m in c.get_metric_history(r.info.run_id, {metric!r})]))"
+            f"found = c.get_metric_history(r.info.run_id, {metric!r}); "
+            "print(json.dumps([[m.step, m.value, m.timestamp / 1000] for m in found]))"
         )
-        return sorted((step, value) for step, value in self.python(HEAD, code))
+        return sorted((step, value, when) for step, value, when in self.python(HEAD, code))
 
     def close(self) -> None:
         """End all machines."""

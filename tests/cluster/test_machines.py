@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from raycurv.objective.collectives import Local
-from raycurv.train import CheckpointStore, RunConfig, train
+from raycurv.train import RunConfig
+from tests.cluster import elastic
+from tests.cluster.elastic import RECIPE, losses_of_one_process
 from tests.cluster.machines import HEAD, ROOT, Machines, needs_machines, note
 from tests.service.problems import mine
 
 pytestmark = [pytest.mark.cluster, needs_machines, pytest.mark.filterwarnings("ignore")]
 slow = pytest.mark.skipif(not os.environ.get("RAYCURV_SLOW_MACHINES"), reason="minutes each: RAYCURV_SLOW_MACHINES=1")
-RECIPE = ("--recipe", "tests.service.problems:mine", "--system-metrics-every", "0")
-
-
-def losses_of_one_process(config: RunConfig, folder: Path) -> list[float]:
-    """Training losses of a run in this process, which nothing happens to."""
-    records = []
-    train(config, collectives=Local(), store=CheckpointStore(str(folder)), emit=records.extend)
-    return [record.values["train/loss"] for record in records if record.kind == "step"]
 
 
 def assert_same_curve(machines: Machines, run: str, config: RunConfig, folder: Path) -> None:
@@ -63,34 +57,20 @@ def test_checkpoints_that_only_one_machine_sees_are_refused_before_training(both
 
 
 def test_a_run_goes_on_over_one_three_and_two_machines_along_the_same_curve(both: Machines, tmp_path: Path) -> None:
-    both.kill("n2")
-    job = both.train(*RECIPE, "--option", "epochs=400", "pause=0.2", "--workers", "1-3", "--run-name", "elastic")
-    job.wait_for("training on 1 worker ")
-    job.wait_for("epoch 1 done")
-    both.boot("n2", "n3")
-    joined = time.monotonic()
-    grown = job.wait_for("training on 3 workers") - joined
-    job.wait_for("goes on at step", since=joined + grown)
-    time.sleep(5)  # some steps on the new group, for the curve
-    killed = both.kill("n3", silent=True)
-    shrunk = job.wait_for("training on 2 workers", since=killed) - killed
-    note(f"grown {grown:.1f} s after the machines, shrunk {shrunk:.1f} s after the death of one")
-    job.wait_for("goes on at step", since=killed)
-    time.sleep(5)  # some steps on the new group, for the curve
-    both.interrupt("elastic")
-    assert job.finish() == 130, job.output
+    run = elastic.run(both, tmp_path)
+    note(f"grown {run.grown:.1f} s after the machines, shrunk {run.shrunk:.1f} s after the death of one")
+    note(f"{run.repeated:.1f} s of training done again")
 
     words = [f"there is room for {count} workers: the workers write a checkpoint" for count in (2, 3)]
-    assert any(text in job.output for text in words), job.output  # one machine may join before the other
-    assert "n3 (" in job.output
-    assert "does not answer: training goes on without it" in job.output
-    assert "after a failure" not in job.output
-    assert job.output.count("starts:") == 1
-    found = both.values("elastic", "train/loss")
-    expected = losses_of_one_process(mine(epochs=len(found) // 8 + 1), tmp_path)[: len(found)]
-    assert [step for step, _ in found] == list(range(1, len(expected) + 1))
-    assert [loss for _, loss in found] == pytest.approx(expected, rel=0.05)
-    assert max(grown, shrunk) < 90  # seconds on a loaded machine; docs/cluster.md has those of a quiet one
+    assert any(text in run.output for text in words), run.output  # one machine may join before the other
+    assert "n3 (" in run.output
+    assert "does not answer: training goes on without it" in run.output
+    assert "after a failure" not in run.output
+    assert run.output.count("starts:") == 1
+    assert [workers for _, workers in run.changes][-2:] == [3, 2]
+    assert [step for step, _ in run.losses] == list(range(1, len(run.undisturbed) + 1))
+    assert [loss for _, loss in run.losses] == pytest.approx(run.undisturbed, rel=0.05)
+    assert max(run.grown, run.shrunk) < 90  # seconds on a loaded machine; docs/cluster.md has those of a quiet one
 
 
 def test_a_machine_that_never_comes_back_ends_the_launch_with_what_to_do(both: Machines) -> None:
@@ -111,7 +91,7 @@ def test_a_machine_that_never_comes_back_ends_the_launch_with_what_to_do(both: M
 @pytest.mark.parametrize("seconds", [20, 60])
 def test_a_cut_cable_is_waited_for_with_a_word(both: Machines, seconds: int, tmp_path: Path) -> None:
     name = f"cut-{seconds}"
-    words = ("--option", "epochs=12", "pause=0.5", "--workers", "2", "--run-name", name)
+    words = ("--option", "epochs=6", "pause=0.5", "--workers", "2", "--run-name", name)
     job = both.train(*RECIPE, *words)
     job.wait_for("epoch 2 done")
     began = time.monotonic()
@@ -126,12 +106,12 @@ def test_a_cut_cable_is_waited_for_with_a_word(both: Machines, seconds: int, tmp
     note(f"trained {again:.1f} s after the end of a cut of {seconds} s")
     assert job.finish() == 0, job.output
     assert "ActorUnavailableError" not in job.output
-    assert_same_curve(both, name, mine(epochs=12), tmp_path)
+    assert_same_curve(both, name, mine(epochs=6), tmp_path)
 
 
 @slow
 def test_a_machine_is_replaced(both: Machines, tmp_path: Path) -> None:
-    words = ("--option", "epochs=12", "pause=0.5", "--workers", "2", "--run-name", "replaced")
+    words = ("--option", "epochs=6", "pause=0.5", "--workers", "2", "--run-name", "replaced")
     job = both.train(*RECIPE, *words)
     job.wait_for("epoch 2 done")
     killed = both.kill("n2", silent=True)
@@ -143,13 +123,13 @@ def test_a_machine_is_replaced(both: Machines, tmp_path: Path) -> None:
     note(f"trained {again:.1f} s after the new machine")
     assert job.finish() == 0, job.output
     both.kill("n3")
-    assert_same_curve(both, "replaced", mine(epochs=12), tmp_path)
+    assert_same_curve(both, "replaced", mine(epochs=6), tmp_path)
 
 
 @slow
 def test_the_only_worker_machine_is_replaced(both: Machines, tmp_path: Path) -> None:
     both.kill("n2")
-    words = ("--option", "epochs=12", "pause=0.5", "--workers", "1-2", "--run-name", "only")
+    words = ("--option", "epochs=6", "pause=0.5", "--workers", "1-2", "--run-name", "only")
     job = both.train(*RECIPE, *words)
     job.wait_for("epoch 2 done")
     killed = both.kill("n1", silent=True)
@@ -157,12 +137,12 @@ def test_the_only_worker_machine_is_replaced(both: Machines, tmp_path: Path) -> 
     both.boot("n2")
     job.wait_for("training on 1 worker ", since=killed)
     assert job.finish() == 0, job.output
-    assert_same_curve(both, "only", mine(epochs=12), tmp_path)
+    assert_same_curve(both, "only", mine(epochs=6), tmp_path)
 
 
 @slow
 def test_workers_leave_a_machine_that_is_about_to_go_behind_a_checkpoint(both: Machines, tmp_path: Path) -> None:
-    words = ("--option", "epochs=30", "pause=0.5", "--workers", "1-2", "--run-name", "announced")
+    words = ("--option", "epochs=10", "pause=0.5", "--workers", "1-2", "--run-name", "announced")
     job = both.train(*RECIPE, *words)
     job.wait_for("training on 2 workers")
     job.wait_for("epoch 2 done")
@@ -175,20 +155,40 @@ def test_workers_leave_a_machine_that_is_about_to_go_behind_a_checkpoint(both: M
     assert "no checkpoint came in time" not in job.output
     both.kill("n2")
     assert job.finish() == 0, job.output
-    assert_same_curve(both, "announced", mine(epochs=30), tmp_path)
+    assert_same_curve(both, "announced", mine(epochs=10), tmp_path)
 
 
 @slow
-def test_a_stopped_job_gives_back_what_it_reserved(both: Machines) -> None:
-    words = (*RECIPE, "--option", "epochs=400", "pause=0.2", "--workers", "1-2")
-    job = both.submit("python", str(ROOT / "jobs" / "train.py"), *words, "--run-name", "stopped")
+def test_a_machine_that_is_shut_down_without_notice_is_gone(both: Machines, tmp_path: Path) -> None:
+    words = ("--option", "epochs=10", "pause=0.5", "--workers", "1-2", "--run-name", "shut-down")
+    job = both.train(*RECIPE, *words)
+    job.wait_for("training on 2 workers")
+    job.wait_for("epoch 2 done")
+    began = time.monotonic()
+    both.run("n2", "ray", "stop")  # SIGTERM to all processes of Ray there
+    left = job.wait_for("training on 1 worker ", since=began) - began
+    note(f"went on {left:.1f} s after SIGTERM")
+    both.kill("n2")
+    assert job.finish() == 0, job.output
+    assert "after a failure" not in job.output
+    assert_same_curve(both, "shut-down", mine(epochs=10), tmp_path)
+
+
+@slow
+def test_a_stopped_job_names_its_checkpoint_and_gives_back_what_it_reserved(both: Machines) -> None:
+    words = (*RECIPE, "--option", "epochs=400", "pause=0.2", "--workers", "1-2", "--run-name", "stopped")
+    job = both.submit("python", str(ROOT / "jobs" / "train.py"), *words, RAY_JOB_STOP_WAIT_TIME_S="60")
     job.wait_for("epoch 1 done")
     (name,) = {word.strip("'") for word in job.output.split() if word.startswith("'raysubmit_")}
     both.run(HEAD, "ray", "job", "stop", "--address", "http://127.0.0.1:8265", name)
     began = time.monotonic()
-    after = both.train(*words, "--run-name", "after")
-    took = after.wait_for("training on 2 workers") - began
+    job.finish()
+    (step,) = re.findall(r"the newest checkpoint of stopped has (\d+) steps", job.output)
+    assert f"stopped as asked at step {step}" in job.output
+    again = both.train(*words, "--resume")
+    took = again.wait_for("training on 2 workers") - began
     note(f"the next elastic job trained after {took:.1f} s")
+    again.wait_for(f"goes on at step {step},")
     assert took < 90
 
 

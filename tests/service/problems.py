@@ -49,13 +49,13 @@ def perceptron(num_classes: int, hidden: int = 8, pause: float = 0.0) -> nn.Modu
     return nn.Sequential(Slow(pause), nn.Linear(2, hidden), nn.Tanh(), nn.Linear(hidden, num_classes))
 
 
-def mine(epochs: int = 2, pause: float = 0.0, modules: str = "", **fields: object) -> RunConfig:
+def mine(epochs: int = 2, pause: float = 0.0, modules: str = "", samples: int = 256, **fields: object) -> RunConfig:
     """A user's recipe."""
     values = {"batch_size": 16, "log_every": 2, "checkpoint_every": 3, "optimizer": "curveball"} | fields
     return RunConfig(
         name="points",
         model=Component.of(perceptron, pause=pause),
-        data=Component.of(points, modules=modules),
+        data=Component.of(points, samples=samples, modules=modules),
         epochs=epochs,
         **values,  # type: ignore[arg-type]
     )

@@ -25,6 +25,7 @@ class Nodes:
         self.silent: dict[str, float] = {}  # name → seconds without an answer
         self.leaving: list[str] = []
         self.group: list[str] = []
+        self.moved: dict[str, str] = {}  # node of a worker → node to which Ray has moved its place
         self.deadline = 120.0
 
     def usable(self) -> list[dict[str, Any]]:
@@ -71,6 +72,8 @@ def nodes(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Nodes:
     monkeypatch.setattr("ray._private.state.available_resources_per_node", free)
     monkeypatch.setattr(worker_count, "_watch", lambda: nodes)
     monkeypatch.setattr(worker_count, "_nodes_of_group", lambda: nodes.group)
+    places = lambda: [nodes.moved.get(name, name) for name in nodes.group]  # noqa: E731
+    monkeypatch.setattr(worker_count, "_places_of_group", places)
     return nodes
 
 
@@ -88,7 +91,7 @@ class Mailbox:
 
 @pytest.fixture
 def mailbox(monkeypatch: pytest.MonkeyPatch) -> Mailbox:
-    monkeypatch.setattr(worker_count, "ray", SimpleNamespace(get=lambda value, timeout: value))
+    monkeypatch.setattr(worker_count, "ray", SimpleNamespace(get=lambda value, timeout: value, kill=Mock()))
     return Mailbox()
 
 
@@ -149,6 +152,11 @@ def test_workers_that_died_leave_their_places_to_the_next(policy: Any, nodes: No
     assert start(policy(2, 2), clock) == 2
 
 
+def test_the_place_of_a_lost_node_may_be_on_a_new_one(policy: Any, nodes: Nodes, clock: Clock) -> None:
+    nodes.alive, nodes.group, nodes.moved = {"n1": 0.0, "n3": 0.0}, ["n1", "n2"], {"n2": "n3"}
+    assert start(policy(2, 2), clock) == 2
+
+
 def test_waiting_is_said_and_ends_with_what_there_was(
     policy: Any, nodes: Nodes, clock: Clock, mailbox: Mailbox
 ) -> None:
@@ -164,6 +172,17 @@ def test_a_lost_node_shrinks_an_elastic_group(policy: Any, nodes: Nodes, clock: 
     nodes.alive, nodes.group, nodes.silent = {"n1": 0.0, "n2": 0.0}, ["n1", "n2"], {"n2": 5.0}
     assert resize(policy(1, 2), nodes, clock) == 1
     assert mailbox.told == [WorkersNotice("n2 does not answer: training goes on without it", "resize")]
+
+
+def test_workers_that_wait_for_a_lost_one_are_ended_at_once(
+    policy: Any, nodes: Nodes, clock: Clock, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = [SimpleNamespace(actor=name) for name in ("first", "second")]
+    group = SimpleNamespace(has_started=lambda: True, get_workers=lambda: workers)
+    monkeypatch.setitem(worker_count._shared, "group", group)
+    nodes.alive, nodes.group, nodes.silent = {"n1": 0.0, "n2": 0.0}, ["n1", "n2"], {"n2": 5.0}
+    assert resize(policy(1, 2), nodes, clock) == 1
+    assert [call.args for call in worker_count.ray.kill.call_args_list] == [("first",), ("second",)]  # type: ignore[attr-defined]
 
 
 def test_a_fixed_group_waits_for_a_node_with_a_word(policy: Any, nodes: Nodes, clock: Clock, mailbox: Mailbox) -> None:
