@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 import time
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.25
 JOIN_SECONDS = 10.0  # for Ray Train to end after its workers
-# `ray job stop` sends SIGKILL three seconds after SIGTERM; Ctrl-C and a closed terminal leave time for a checkpoint.
-GRACE_SECONDS = {signal.SIGTERM: 1.5, signal.SIGINT: 30.0, signal.SIGHUP: 30.0}
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOP_SECONDS = 30.0  # for the last checkpoint after Ctrl-C and in a closed terminal
+CLOSE_SECONDS = 1.5  # to close the runs in MLflow, before what sent SIGTERM sends SIGKILL
+JOB_STOP_SECONDS, OTHER_STOP_SECONDS = 3.0, 10.0  # until SIGKILL, by `ray job stop` and by `docker stop`
 
 
 def launch(runs: Sequence[RunConfig], cluster: Cluster) -> list[Result]:
@@ -104,12 +107,15 @@ class _Launch:
 
     def run(self, scratch: Path) -> list[Result]:  # a new folder for files of Ray Train
         try:
-            with signals_handled([*GRACE_SECONDS], self._ask_to_stop):
+            with signals_handled(STOP_SIGNALS, self._ask_to_stop):
                 self._train(scratch)
         except LockLost:
             self.tracking.abandon()  # the runs in MLflow are another driver's now
             raise
-        except (Stopped, KeyboardInterrupt):
+        except Stopped:
+            self._end("KILLED", "stopped as asked")
+            raise Stopped(how_to_go_on(self.plan)) from None
+        except KeyboardInterrupt:
             self._end("KILLED", "stopped as asked")
             raise
         except BaseException as error:
@@ -223,7 +229,7 @@ class _Launch:
             if self.asked is not None and give_up is None:
                 self.progress.notify(f"stopping ({self.asked.name}): the workers write a checkpoint")
                 self.mailbox.stop.remote()
-                give_up = time.monotonic() + GRACE_SECONDS[self.asked]
+                give_up = time.monotonic() + checkpoint_patience(self.asked, os.environ)
             if self.stopped or (give_up is not None and time.monotonic() > give_up):
                 break
             fit.join(POLL_SECONDS)
@@ -231,7 +237,7 @@ class _Launch:
         fit.join(JOIN_SECONDS if give_up is None else max(0.0, min(JOIN_SECONDS, give_up - time.monotonic())))
         self._receive()
         if self.asked is not None and not self._finished():
-            raise Stopped(f"{self.plan.name}; go on with --run-name {self.plan.name} --resume")
+            raise Stopped(self.plan.name)
         if fit.error is not None:
             raise self._explained(fit.error)
         if not self._finished():
@@ -349,6 +355,38 @@ class _Launch:
             for name, run in self.planned.items()
         ]
         return trainer(tasks, self.mailbox, self.cluster, scratch, probe)
+
+
+def checkpoint_patience(number: signal.Signals, environment: Mapping[str, str]) -> float:
+    """Seconds that a signal leaves for the last checkpoint.
+
+    Args:
+        number: the signal. SIGTERM is followed by SIGKILL after ``RAY_JOB_STOP_WAIT_TIME_S`` in a job of Ray.
+        environment: environment variables of the driver.
+    """
+    if number != signal.SIGTERM:
+        return STOP_SECONDS
+    default = JOB_STOP_SECONDS if "RAY_JOB_CONFIG_JSON_ENV_VAR" in environment else OTHER_STOP_SECONDS
+    try:
+        seconds = float(environment.get("RAY_JOB_STOP_WAIT_TIME_S", default))
+    except ValueError:
+        seconds = default
+    return max(CLOSE_SECONDS, seconds - CLOSE_SECONDS)
+
+
+def how_to_go_on(plan: LaunchPlan) -> str:
+    """How a launch that was stopped goes on, and from which step."""
+    from raycurv.train.checkpoint import CheckpointError, CheckpointStore
+
+    where = "there is no checkpoint, so it begins again at step 0"
+    try:
+        for run in plan.runs:
+            step = CheckpointStore(run.checkpoints).newest_step()
+            if step is not None:
+                where = f"the newest checkpoint of {run.config.name} has {step} steps"
+    except (CheckpointError, OSError) as error:
+        where = f"the newest checkpoint is not known ({error})"
+    return f"{plan.name}; {where}; go on with --run-name {plan.name} --resume"
 
 
 class _FitThread(threading.Thread):

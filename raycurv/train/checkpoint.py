@@ -99,6 +99,11 @@ class CheckpointStore:
         entries = self._entries()
         return self._folder.uri(entries[-1].file) if entries else None
 
+    def newest_step(self) -> int | None:
+        """Step of the newest checkpoint; None if there is none."""
+        entries = self._entries()
+        return entries[-1].step if entries else None
+
     def best(self) -> str | None:
         """Address of the best checkpoint; None if the run has not chosen one."""
         entry = self._best_entry()

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import http.server
+import os
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
+
+from tests.service.driving import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,6 +72,101 @@ def test_mlflow_wants_a_password_and_answers_to_its_own_name_alone(described: di
     assert "--app-name basic-auth --allowed-hosts 127.0.0.1:5000,localhost:5000" in commands(described)
     assert "mlflow[auth]" in commands(described)
     assert described["file_mounts"]["~/.raycurv.mlflow"] == "~/.raycurv.mlflow"
+
+
+PASSWORD = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture
+def mlflow_server(described: dict[str, Any], tmp_path: Path) -> Iterator[int]:
+    """MLflow as the head starts it, in a home of its own; yields its port."""
+    pytest.importorskip("flask_wtf", reason="needs mlflow[auth]")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    login = f"export MLFLOW_TRACKING_USERNAME=raycurv MLFLOW_TRACKING_PASSWORD={PASSWORD}\n"
+    (tmp_path / ".raycurv.mlflow").write_text(login)
+    environment = {"HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    (setup,) = (line for line in described["setup_commands"] if line.startswith("printf"))
+    (start,) = (line for line in described["head_start_ray_commands"] if "mlflow server" in line)
+    start = start.replace("5000", str(port)).replace("pgrep -f 'mlflow server' > /dev/null", "false")
+    start = start.replace("setsid mlflow server", "setsid mlflow server --workers 1")  # a test has one client
+    for command in (setup, start):
+        subprocess.run(["bash", "-c", command], env=environment, check=True, timeout=60)
+    yield port
+    for process in psutil.process_iter(["cmdline"]):
+        if {"--port", str(port)} <= set(process.info["cmdline"] or []):
+            for one in [process, *process.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+
+
+def answer(port: int, password: str = "", host: str = "") -> int:
+    """HTTP status of MLflow's list of experiments; 0 without an answer."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1")
+    if password:
+        request.add_header("Authorization", f"Basic {base64.b64encode(f'raycurv:{password}'.encode()).decode()}")
+    if host:
+        request.add_header("Host", host)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def test_the_head_starts_an_mlflow_that_lets_in_nobody_without_password_or_under_another_name(
+    mlflow_server: int,
+) -> None:
+    wait_until(lambda: answer(mlflow_server))
+    assert answer(mlflow_server) == 401
+    assert answer(mlflow_server, password="password1234") == 401
+    assert answer(mlflow_server, PASSWORD) == 200
+    assert answer(mlflow_server, PASSWORD, host="evil.example") == 403
+
+
+class SpotNotice(http.server.BaseHTTPRequestHandler):
+    """The metadata of a spot instance that is about to end, for those who have a token."""
+
+    def do_PUT(self) -> None:
+        self._send(200, b"secret") if self.path == "/latest/api/token" else self._send(404, b"")
+
+    def do_GET(self) -> None:
+        known = self.headers.get("X-aws-ec2-metadata-token") == "secret"
+        found = self.path == "/latest/meta-data/spot/instance-action"
+        self._send(200 if known and found else 401, b'{"action": "terminate"}')
+
+    def _send(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Write nothing."""
+
+
+def test_a_worker_node_announces_the_end_of_its_spot_instance(described: dict[str, Any], tmp_path: Path) -> None:
+    (command,) = (line for line in described["worker_start_ray_commands"] if "drain-node" in line)
+    ray, log = tmp_path / "ray", tmp_path / "arguments"
+    ray.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {log}\n')
+    ray.chmod(0o755)
+    (tmp_path / ".raycurv.env").touch()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), SpotNotice) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = command.replace("169.254.169.254", f"127.0.0.1:{server.server_port}")
+        environment = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        subprocess.run(["bash", "-c", command], env=environment, check=True, timeout=60)
+        wait_until(lambda: log.exists() and "110" in log.read_text(), seconds=60)
+        server.shutdown()
+    words = ["drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the spot instance ends"]
+    assert log.read_text().splitlines() == [*words, "--deadline-remaining-seconds", "110"]
+
+
+def test_a_job_has_a_minute_for_its_last_checkpoint(described: dict[str, Any]) -> None:
+    assert "export RAY_JOB_STOP_WAIT_TIME_S=60" in commands(described)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,9 @@ import pytest
 from raycurv.objective.collectives import Local
 from raycurv.service import Cluster, launch
 from raycurv.service.journal import JournaledCheckpoints
-from raycurv.service.launch import _Launch
-from raycurv.train import Result, train
+from raycurv.service.launch import _Launch, checkpoint_patience, how_to_go_on
+from raycurv.service.plan import plan
+from raycurv.train import CheckpointStore, Result, train
 from tests.service.problems import mine
 
 
@@ -71,3 +73,34 @@ def test_a_launch_of_finished_runs_delivers_what_mlflow_lacks_without_ray(
             assert found[name].info.status == "FINISHED"
             steps = [metric.step for metric in client.get_metric_history(found[name].info.run_id, "train/loss")]
             assert steps == list(range(1, 17))
+
+
+@pytest.mark.parametrize(
+    ("number", "environment", "seconds"),
+    [
+        (signal.SIGINT, {}, 30.0),
+        (signal.SIGTERM, {}, 8.5),
+        (signal.SIGTERM, {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}, 1.5),
+        (signal.SIGTERM, {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}", "RAY_JOB_STOP_WAIT_TIME_S": "60"}, 58.5),
+        (signal.SIGTERM, {"RAY_JOB_STOP_WAIT_TIME_S": "soon"}, 8.5),
+        (signal.SIGTERM, {"RAY_JOB_STOP_WAIT_TIME_S": "0"}, 1.5),
+    ],
+)
+def test_the_last_checkpoint_has_the_time_that_the_signal_leaves(
+    number: signal.Signals, environment: dict[str, str], seconds: float
+) -> None:
+    assert checkpoint_patience(number, environment) == seconds
+
+
+def test_a_stopped_launch_names_its_newest_checkpoint(tmp_path: Path) -> None:
+    planned = plan([mine()], Cluster(runs=str(tmp_path), run_name="halted"))
+    (run,) = planned.runs
+    assert how_to_go_on(planned) == (
+        "halted; there is no checkpoint, so it begins again at step 0; go on with --run-name halted --resume"
+    )
+    store = CheckpointStore(run.checkpoints)
+    train(run.config, collectives=Local(), store=store, emit=lambda records: None, stop=lambda: True)
+    steps = store.newest_step()
+    assert how_to_go_on(planned) == (
+        f"halted; the newest checkpoint of halted has {steps} steps; go on with --run-name halted --resume"
+    )
