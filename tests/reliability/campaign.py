@@ -46,7 +46,7 @@ class Kind:
 
 def kinds() -> dict[str, Kind]:
     """All kinds by name; those that need no Ray come first."""
-    from tests.reliability import launches, on_ray, optimizers, writer_kills
+    from tests.reliability import launches, on_machines, on_ray, optimizers, security, worker_counts, writer_kills
 
     found = (
         Kind("writer", "SIGKILL in each phase of the writing of checkpoints", 200, writer_kills.run),
@@ -55,6 +55,7 @@ def kinds() -> dict[str, Kind]:
         Kind("writer_slow", "disk whose operations take up to 50 ms", 20, writer_kills.run_slow_disk),
         Kind("numbers", "NaN, infinity or overflow in the share of one of two workers", 0, optimizers.run_numbers),
         Kind("leaks", "2,000 steps of an optimizer: memory and descriptors", 0, optimizers.run_leaks),
+        Kind("worker_counts", "number of workers changed in mid-epoch, several times", 40, worker_counts.run),
         Kind("launches", f"{launches.COUNT} launches in one process: descriptors, threads, memory", 1, launches.run),
         Kind("worker", "SIGKILL of a worker", 40, on_ray.run_worker),
         Kind("driver", "a run whose driver is killed four times", 20, on_ray.run_driver),
@@ -63,6 +64,8 @@ def kinds() -> dict[str, Kind]:
         Kind("sweep", "SIGKILL of a sweep's driver", 20, on_ray.run_sweep),
         Kind("raylet", "SIGKILL of the raylet", 10, on_ray.run_raylet),
         Kind("supervisor", "SIGKILL of the job supervisor", 10, on_ray.run_supervisor),
+        Kind("security", "job with planted secrets: beyond loopback, or in MLflow, logs, artifacts", 4, security.run),
+        Kind("node", "machine with a worker switched off and on", 10, on_machines.run_node),
     )
     counts = {"numbers": optimizers.cases(), "leaks": optimizers.names()}
     return {k.name: Kind(k.name, k.title, k.faults or len(counts[k.name]), k.run) for k in found}

@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from raycurv.service import local_ray
 from raycurv.train import CheckpointStore
+from tests.reliability.equality import difference
 from tests.service.driving import SECONDS, Driver, Job
 
 EPOCHS, STEPS_AN_EPOCH, PAUSE = 150, 8, 0.006
@@ -157,15 +157,7 @@ class Campaign:
         return Row(number, kills, logged, completed, len(losses), once, evaluations, equal, run.info.status)
 
     def _equal(self, name: str) -> bool:
-        one, other = (CheckpointStore(str(self.driver.checkpoints(each))).load() for each in (name, "whole"))
-        assert one is not None
-        assert other is not None
-        pairs = [
-            pair
-            for part in ("model", "optimizer")
-            for pair in zip(*map(_tensors, (one[part], other[part])), strict=True)
-        ]
-        return bool(pairs) and all(torch.equal(a, b) for a, b in pairs)
+        return not difference(*(CheckpointStore(str(self.driver.checkpoints(each))).load() for each in (name, "whole")))
 
     def _runs(self, name: str) -> list[Run]:
         client = self._client()
@@ -185,17 +177,6 @@ class Campaign:
 def _once(found: Sequence[tuple[int, float]], expected: Sequence[int]) -> int:
     steps = [step for step, _ in found]
     return sum(steps.count(step) == 1 for step in expected)
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for key in value:
-            yield from _tensors(value[key])
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
 
 
 def _wait_for(job: Job, texts: Sequence[str], times: int = 1) -> None:

@@ -19,7 +19,6 @@ from types import MappingProxyType
 from typing import Any
 
 import psutil
-import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -29,6 +28,7 @@ from raycurv.service.outcome_log import OutcomeLog
 from raycurv.train import CheckpointStore
 from tests.data.faulty_proxy import RESET, FaultyProxy
 from tests.reliability import driver_kills
+from tests.reliability.equality import difference
 from tests.service.driving import ROOT, SECONDS, Driver, Finished, Job
 from tests.service.serving import Server
 
@@ -79,13 +79,8 @@ class Bench:
 
     def lost(self, name: str) -> str:
         """What is wrong with a run that has ended; empty if nothing."""
-        one, other = (self.store(each).load() for each in (name, "whole"))
-        if one is None or other is None:
-            return "no checkpoint"
-        for part in ("model", "optimizer"):
-            pairs = list(zip(_tensors(one[part]), _tensors(other[part]), strict=True))
-            if not pairs or not all(torch.equal(a, b) for a, b in pairs):
-                return f"another {part}"
+        if different := difference(*(self.store(each).load() for each in (name, "whole"))):
+            return different
         runs = self.runs(name)
         if [run.info.status for run in runs] != ["FINISHED"]:
             return f"MLflow has {[run.info.status for run in runs]}"
@@ -125,7 +120,7 @@ def bench(folder: Path, *, ray: bool = True) -> Iterator[Bench]:
         if ray:
             head: Any = stack.enter_context(local_ray.local_ray(2, environment=environment))
         else:
-            head = _NoRay()
+            head = NoRay()
         runs = folder / "runs"
         kept = folder / "kept"
         if runs.exists():
@@ -139,18 +134,10 @@ def bench(folder: Path, *, ray: bool = True) -> Iterator[Bench]:
         yield Bench(driver)
 
 
-class _NoRay:
+class NoRay:
     """No Ray that is up: each job starts its own."""
 
     environment: Mapping[str, str] = MappingProxyType({})
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)
 
 
 def _until_training(job: Job, draw: random.Random) -> None:
@@ -202,7 +189,7 @@ def run_worker(first: int, stop: int, folder: Path, note: Note) -> None:
 
 def run_driver(first: int, stop: int, folder: Path, note: Note) -> None:
     """The driver is killed four times in one run."""
-    with driver_kills.campaign(folder / "driver", 1) as made:
+    with driver_kills.campaign(folder / "driver") as made:
 
         def one(number: int, draw: random.Random) -> str:
             row = made.run(number)

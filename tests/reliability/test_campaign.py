@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.reliability import launches, optimizers, writer_kills
+from tests.reliability import launches, optimizers, worker_counts, writer_kills
 from tests.reliability.campaign import PAGE, Row, kinds, recorded, run, with_rows, worse
 
 
@@ -23,6 +23,12 @@ def one_thread():
 def test_a_writer_that_is_stopped_at_any_moment_leaves_a_run_that_goes_on_bit_by_bit(tmp_path, kind):
     row = run(kinds()[kind], 6, tmp_path)
     assert row == Row(row.kind, 6, 6), (tmp_path / f"{kind}.jsonl").read_text()
+
+
+def test_changes_of_the_number_of_workers_in_mid_epoch_change_no_parameter(tmp_path):
+    lost = {}
+    worker_counts.run(0, 4, tmp_path, lost.__setitem__)
+    assert lost == dict.fromkeys(range(4), "")
 
 
 def test_launches_in_one_process_leave_no_descriptors_and_no_threads(tmp_path):

@@ -23,6 +23,7 @@ import torch
 
 from raycurv.objective.collectives import Local
 from raycurv.train import CheckpointError, CheckpointStore, train
+from tests.reliability.equality import difference
 from tests.train.problems import Kept, config
 
 DECLARED = 3
@@ -138,7 +139,7 @@ def moments_of(folder: Path) -> int:
     return moments.count
 
 
-def difference(folder: Path, whole: Path) -> str:
+def lost(folder: Path, whole: Path) -> str:
     """In what a run differs from the undisturbed one; empty if in nothing."""
     one, other = (CheckpointStore(f) for f in (folder, whole))
     results = [store.finished() for store in (one, other)]
@@ -147,21 +148,8 @@ def difference(folder: Path, whole: Path) -> str:
     values = [[record.values for record in result.evaluations] for result in results if result is not None]
     if values[0] != values[1]:
         return "other evaluations"
-    states = [store.load() for store in (one, other)]
-    for part in ("model", "optimizer"):
-        pairs = list(zip(*(_tensors(state[part]) for state in states), strict=True))  # type: ignore[index]
-        if not pairs or not all(torch.equal(a, b) for a, b in pairs):
-            return f"another {part}"
     left = [path.name for path in folder.iterdir() if path.name.endswith(".partial")]
-    return f"left {left}" if left else ""
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)
+    return difference(one.load(), other.load()) or (f"left {left}" if left else "")
 
 
 def _faults(
@@ -182,13 +170,13 @@ def _faults(
         draw = random.Random(number)
         at = 1 + number * moments // stop if number % 2 == 0 else draw.randint(1, moments)
         code = child(lambda at=at: trained(broken, fault(at)))  # type: ignore[misc]
-        lost = "" if code in (0, expected) else f"exit {code} at moment {at}"
+        wrong = "" if code in (0, expected) else f"exit {code} at moment {at}"
         if draw.random() < 0.3:  # again, soon after
             soon = fault(draw.randint(1, 20))
             child(lambda soon=soon: trained(broken, soon))  # type: ignore[misc]
         code = child(lambda: trained(broken, Moments(0, lambda: None)))
-        lost = lost or (f"exit {code} of the next start after moment {at}" if code else difference(broken, whole))
-        note(number, lost and f"{lost} (moment {at} of {moments})")
+        wrong = wrong or (f"exit {code} of the next start after moment {at}" if code else lost(broken, whole))
+        note(number, wrong and f"{wrong} (moment {at} of {moments})")
 
 
 def run(first: int, stop: int, folder: Path, note: Callable[[int, str], None]) -> None:
