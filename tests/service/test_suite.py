@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,14 @@ TUNED, ADAM = METHODS
 def lines_of(driver: Driver) -> list[Outcome]:
     path = driver.runs / "sweeps" / "tiny" / "outcomes.jsonl"
     return [Outcome.from_json(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def started(driver: Driver) -> list[str]:
+    """Weights from which runs in MLflow started."""
+    with contextlib.closing(sqlite3.connect(driver.runs / "mlflow.db")) as store:
+        return [
+            value for (value,) in store.execute("SELECT value FROM params WHERE key = 'start_from'") if value != "None"
+        ]
 
 
 @pytest.mark.cluster
@@ -50,6 +61,9 @@ def test_a_suite_survives_a_killed_driver_and_repeats_no_run(driver: Driver) -> 
             ]
             assert outcome.operations > 0
             assert "training_set/loss" in outcome.points[-1].values
+    start = driver.runs / "checkpoints" / "suite-start-points"
+    assert json.loads((start / "result.json").read_text())["status"] == "finished"
+    assert started(driver) == [str(start)] * PLAN.expected(TASKS[1])
     assert cost_to_target(TASKS[1], runs.of(TASKS[1], ADAM)[0]) == float("inf")
     page = (driver.runs / "sweeps" / "tiny" / "suite.md").read_text()
     assert page == tables.page(PLAN, runs)

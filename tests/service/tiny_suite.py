@@ -15,7 +15,7 @@ from raycurv.service.limits import Limits
 RECIPE = "tests.service.problems:mine"
 TASKS = (
     SuiteTask("first", "First", RECIPE, 10, 2, "test/accuracy", 0.6),
-    SuiteTask("second", "Second", RECIPE, 8, 4, "test/loss", 1e-9, options={"pause": 0.02}),
+    SuiteTask("second", "Second", RECIPE, 8, 4, "test/loss", 1e-9, options={"pause": 0.02}, start=RECIPE),
 )
 METHODS = (
     SuiteMethod("sgd, tuned", "sgd", kind="tuned", grid=({"learning_rate": 0.1}, {"learning_rate": 3e38})),

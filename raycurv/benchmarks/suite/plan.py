@@ -89,13 +89,18 @@ class SuitePlan:
         return sum(point.seed in runs.at(task, point.optimizer, point.settings) for point in points)
 
 
-def trials(task: SuiteTask, points: Sequence[PlannedPoint]) -> list[SweepTrial]:
+def trials(task: SuiteTask, points: Sequence[PlannedPoint], start_from: str | None = None) -> list[SweepTrial]:
     """Trials of a sweep.
+
+    Args:
+        task: the task.
+        points: its runs.
+        start_from: checkpoints of the run that gives the weights to start from.
 
     Raises:
         ValueError: the data of the task are missing.
     """
-    config = task.config()
+    config = task.config(start_from)
     return [
         SweepTrial(
             dataclasses.replace(with_optimizer(config, point.optimizer, point.settings), seed=point.seed),

@@ -147,7 +147,7 @@ def task_table(plan: SuitePlan, runs: SuiteRuns) -> str:
     rows = [
         [
             task.title,
-            f"`{task.recipe}`",
+            f"`{task.recipe}`" + (f", from `{task.start}`" if task.start else ""),
             f"{task.steps:,}",
             f"{task.metric} {task.target:g}",
             quantity(task.operations),

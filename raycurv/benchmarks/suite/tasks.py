@@ -34,6 +34,7 @@ class SuiteTask:
         options: arguments of the recipe.
         costly: whether a run takes more than three minutes on one core; then only some methods run.
         floor: smallest training loss that counts; smaller ones count as this one.
+        start: name of the registered recipe whose run gives the weights to start from; None for random ones.
 
     Raises:
         ValueError: a number is out of bounds.
@@ -49,6 +50,7 @@ class SuiteTask:
     options: Mapping[str, Any] = field(default_factory=dict)
     costly: bool = False
     floor: float = 0.01
+    start: str | None = None
 
     def __post_init__(self) -> None:
         require_whole("SuiteTask.steps", self.steps, 1)
@@ -64,8 +66,11 @@ class SuiteTask:
         """Whether a value of the metric is at the target or better; NaN is not."""
         return (operator.ge if self.rises else operator.le)(value, self.target)
 
-    def config(self) -> RunConfig:
+    def config(self, start_from: str | None = None) -> RunConfig:
         """The run of the task, with the recipe's own optimizer.
+
+        Args:
+            start_from: checkpoints of the run of :attr:`start`.
 
         Raises:
             ValueError: the data are missing.
@@ -77,6 +82,7 @@ class SuiteTask:
             evaluate_every_steps=self.every,
             evaluate_training=True,
             evaluate_training_samples=TRAINING_SAMPLES,
+            start_from=start_from,
         )
 
     @property
@@ -108,6 +114,9 @@ ACCURACY, LOSS = "test/accuracy", "test/loss"
 TASKS = (
     SuiteTask("boston-mlp", "Boston, MLP", "boston_mlp", 1300, 26, LOSS, 0.11, floor=0.01),
     SuiteTask("digits", "digits, CNN", "digits", 184, 8, ACCURACY, 0.985),
+    SuiteTask(
+        "digits-fine-tuning", "digits, fine-tuning", "digits_last_four", 18, 2, ACCURACY, 0.96, start="digits_first_six"
+    ),
     SuiteTask("mnist-noisy-labels", "MNIST, 40 % wrong labels", "mnist_noisy_labels", 2814, 67, ACCURACY, 0.965),
     SuiteTask("mnist-batches-of-4", "MNIST, batches of 4", "mnist_batches_of_4", 6000, 150, ACCURACY, 0.94),
     SuiteTask("mnist-algoperf", "MNIST, AlgoPerf", "mnist_algoperf", 7813, 200, ACCURACY, 0.97),
