@@ -108,14 +108,15 @@ _SMALL_CNN = {"scale": (1.0, 0.2, 0.25)}
 _HALF_RESNET = {"scale": (1.0, 0.25, 0.5)}
 ACCURACY, LOSS = "test/accuracy", "test/loss"
 
-# Cheapest first. The target of AlgoPerf's MNIST is AlgoPerf's. Those of Boston and digits are about the median of the
-# best values of runs on the grids of tuned Adam and momentum, on seed 0; no other method had run. All others are
-# provisional until their grids have run, and are then set by the same rule.
+# Cheapest first. The target of AlgoPerf's MNIST is AlgoPerf's. Those of Boston, digits and fine-tuning are about the
+# median of the best values of runs on the grids of tuned Adam and momentum, on seed 0; no other method had run, but
+# `auto` and Adam in an example of fine-tuning. All others are provisional until their grids have run, and are then set
+# by the same rule.
 TASKS = (
     SuiteTask("boston-mlp", "Boston, MLP", "boston_mlp", 1300, 26, LOSS, 0.11, floor=0.01),
     SuiteTask("digits", "digits, CNN", "digits", 184, 8, ACCURACY, 0.985),
     SuiteTask(
-        "digits-fine-tuning", "digits, fine-tuning", "digits_last_four", 18, 2, ACCURACY, 0.96, start="digits_first_six"
+        "digits-fine-tuning", "digits, fine-tuning", "digits_last_four", 18, 2, ACCURACY, 0.91, start="digits_first_six"
     ),
     SuiteTask("mnist-noisy-labels", "MNIST, 40 % wrong labels", "mnist_noisy_labels", 2814, 67, ACCURACY, 0.965),
     SuiteTask("mnist-batches-of-4", "MNIST, batches of 4", "mnist_batches_of_4", 6000, 150, ACCURACY, 0.94),
