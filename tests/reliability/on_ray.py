@@ -151,8 +151,8 @@ def _until_training(job: Job, draw: random.Random) -> None:
 
 
 def _completed(bench: Bench, name: str, finished: Finished) -> str:
-    """What is lost after a job has ended, and after one more start if it has failed."""
-    if finished.code != 0:
+    """What is lost after a job has ended, and after one more start if it has failed or MLflow did not take all."""
+    if finished.code != 0 or "MLflow did not take everything" in finished.output:
         again = bench.finish(name)
         if again.code != 0:
             return f"exit {finished.code}, then {again.code}: {again.output[-300:]}"
