@@ -7,6 +7,7 @@ so that nobody takes the entries of a living process.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 from collections.abc import Collection
@@ -141,8 +142,10 @@ class Spool:
             self._disconnect()
             self._closed = True
             if empty and there:
-                for suffix in ("", "-wal", "-shm"):
-                    Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+                # On a disk that is read-only now, the file stays: the next start sends again what it holds.
+                with contextlib.suppress(OSError):
+                    for suffix in ("", "-wal", "-shm"):
+                        Path(f"{self.path}{suffix}").unlink(missing_ok=True)
             return len(self._unsaved)
 
     def _connect(self, mode: str) -> None:

@@ -57,6 +57,7 @@ def kinds() -> dict[str, Kind]:
         Kind("leaks", "2,000 steps of an optimizer: memory and descriptors", 0, optimizers.run_leaks),
         Kind("worker_counts", "number of workers changed in mid-epoch, several times", 40, worker_counts.run),
         Kind("launches", f"{launches.COUNT} launches in one process: descriptors, threads, memory", 1, launches.run),
+        Kind("driver_without_ray", "a run in its driver, killed four times", 10, on_ray.run_driver_without_ray),
         Kind("worker", "SIGKILL of a worker", 40, on_ray.run_worker),
         Kind("driver", "a run whose driver is killed four times", 20, on_ray.run_driver),
         Kind("mlflow", "MLflow server killed or stopped for seconds", 20, on_ray.run_mlflow),

@@ -189,13 +189,22 @@ def run_worker(first: int, stop: int, folder: Path, note: Note) -> None:
 
 def run_driver(first: int, stop: int, folder: Path, note: Note) -> None:
     """The driver is killed four times in one run."""
-    with driver_kills.campaign(folder / "driver") as made:
+    _kill_drivers(first, stop, folder / "driver", note)
+
+
+def _kill_drivers(first: int, stop: int, folder: Path, note: Note, *, without_ray: bool = False) -> None:
+    with driver_kills.campaign(folder, without_ray=without_ray) as made:
 
         def one(number: int, draw: random.Random) -> str:
             row = made.run(number)
             return "" if row.complete else str(row)
 
         _each(first, stop, note, one)
+
+
+def run_driver_without_ray(first: int, stop: int, folder: Path, note: Note) -> None:
+    """As :func:`run_driver`, with the driver and the training in one process."""
+    _kill_drivers(first, stop, folder / "driver_without_ray", note, without_ray=True)
 
 
 def run_mlflow(first: int, stop: int, folder: Path, note: Note) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -294,6 +296,34 @@ def test_a_full_disk_is_told_once_and_what_fits_in_memory_is_delivered(tmp_path:
     assert steps(server.got) == [1, 2]
     (message,) = said
     assert "cannot be written to" in message
+
+
+def test_a_disk_that_becomes_read_only_delivers_all_and_ends_no_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, said = Server(), []
+    server.up = False
+    outbox = Outbox(server.take, Spool(tmp_path / "1.spool"), said.append)
+    outbox.put(metric(1))
+    assert outbox.save()
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise sqlite3.OperationalError("attempt to write a readonly database")
+
+    def refuse_file(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as read_only:
+        read_only.setattr(Spool, "_write", refuse)
+        read_only.setattr(Path, "unlink", refuse_file)
+        outbox.put(metric(2))
+        assert not outbox.save()
+        server.up = True
+        assert outbox.close(20.0) is None
+    assert steps(server.got) == [1, 2]
+    assert any("cannot be written to" in line for line in said)
+    # What the server has is still on the disk, and is sent again by the next start: the server stores it once.
+    assert left_in(tmp_path / "1.spool") == [metric(1)]
 
 
 CODE = """
