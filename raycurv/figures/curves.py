@@ -45,6 +45,7 @@ _ROOM = 1.0  # decades, or spans of the other runs, that a failed run may extend
 _DECADES = 3.0  # most decades of a logarithmic axis above the start of runs; twice as many below
 _NARROW = 1.5  # a smaller span, as a factor, needs no logarithmic axis
 _NEGATIVE = 0.05  # largest share of non-positive values that a logarithmic axis may leave out
+_LABELS = 24  # largest number of names beside the lines of a panel
 _MARKERS = 12  # number of markers of a line with many points
 
 
@@ -217,11 +218,16 @@ def run_counts(outcomes: Iterable[Outcome]) -> str:
     return f"{len(found)} run{'s' * (len(found) != 1)}, {end}."
 
 
-def caption(lines: Sequence[Curve]) -> str:
-    """Caption with the counts of runs and failures."""
+def counts(lines: Sequence[Curve]) -> str:
+    """Counts of runs and failures of some lines, for a caption."""
     runs, failed = sum(line.runs for line in lines), sum(line.failed for line in lines)
     gone = f"{failed} of them did not come to their end" if failed else "all came to their end"
-    return f"Mean and range over the seeds; {runs} runs, {gone}."
+    return f"{runs} run{'s' * (runs != 1)}, {gone}"
+
+
+def caption(lines: Sequence[Curve]) -> str:
+    """Caption with the counts of runs and failures."""
+    return f"Mean and range over the seeds; {counts(lines)}."
 
 
 def plot(axes: Axes, found: Sequence[Curve], view: MetricPanel, looks: LineStyles, key: str = "") -> bool:
@@ -249,12 +255,13 @@ def plot(axes: Axes, found: Sequence[Curve], view: MetricPanel, looks: LineStyle
     for line in drawn:
         index, look = order[line.name], dict(looks[line.name])
         every = max(1, len(line.x) // _MARKERS)
-        options = {**look, "markersize": 3.5, "markevery": (index * every // 4 % every, every), "linewidth": 1.4}
+        options = {"markersize": 3.5, "markevery": (index * every // 4 % every, every), "linewidth": 1.4, **look}
         (curve,) = axes.plot(line.x, np.clip(line.mean, *reach), label=line.name, **options)
         curve.set_gid(f"series-{index}-{key}line")
-        sides = np.clip(line.low, *reach), np.clip(line.high, *reach)
-        band = axes.fill_between(line.x, *sides, color=look["color"], alpha=0.18, linewidth=0)
-        band.set_gid(f"series-{index}-{key}band")
+        if (line.low, line.high) != (line.mean, line.mean):
+            sides = np.clip(line.low, *reach), np.clip(line.high, *reach)
+            band = axes.fill_between(line.x, *sides, color=look["color"], alpha=0.18, linewidth=0)
+            band.set_gid(f"series-{index}-{key}band")
         for side, values in zip(("lower", "upper"), line.outer, strict=True):
             if values:
                 options = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 0.6}
@@ -331,10 +338,50 @@ def draw(found: Sequence[Curve], metric: str, axis: Axis = "epoch") -> Figure:
     drawn = [line for line in found if line.x]
     if not drawn:
         raise ValueError(f"no run has a finite value of {metric!r}: there is nothing to draw")
-    figure = style.figure_of(7, 4.5)
+    looks = style.lines(line.name for line in drawn)
+    return draw_labelled(drawn, MetricPanel(metric, axis), looks, (8.2, 4.2))
+
+
+def draw_labelled(
+    drawn: Sequence[Curve],
+    view: MetricPanel,
+    looks: LineStyles,
+    size: tuple[float, float],
+    names: Mapping[str, str] | None = None,
+) -> Figure:
+    """Draw lines in one panel with their names beside their ends, or below it where there are too many.
+
+    Args:
+        drawn: lines with points.
+        view: panel of the metric.
+        looks: style of each line by name; lines without a name in `names` come first, behind the others.
+        size: width and height of the figure in inches; more lines make it higher.
+        names: text beside a line, by name; by default the names of all lines.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    texts = {
+        line.name: style.folded((names or {line.name: line.name})[line.name])
+        for line in drawn
+        if names is None or line.name in names
+    }
+    width, height = size
+    many = len(texts) > _LABELS
+    figure = style.figure_of(width, height)
     axes = figure.subplots()
-    plot(axes, drawn, MetricPanel(metric, axis), style.lines(line.name for line in drawn))
-    style.legend_below(figure, axes)
+    plot(axes, drawn, view, looks)
+    if many:
+        style.legend_below(figure, axes)
+        return figure
+    style.place_panel(figure, axes, texts.values())
+    order = {name: index for index, name in enumerate(looks)}
+    ends = [
+        (order[line.name], texts[line.name], looks[line.name]["color"], line.x[-1], line.mean[-1])
+        for line in drawn
+        if line.name in texts
+    ]
+    style.label_beside(axes, ends)
     return figure
 
 

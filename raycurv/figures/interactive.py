@@ -1,6 +1,7 @@
-"""Interactive figures: inline SVG that shows values under the pointer and hides series; complete without JavaScript.
+"""Inline SVG figures for HTML pages: complete without a script, with values under the pointer where ``page.js`` runs.
 
 The ids of the SVG identify series: ``series-<number>-…line`` for lines, ``series-<number>-…`` for their other elements.
+The script reads the points from the paths of the lines, so that a page holds every number once.
 """
 
 from __future__ import annotations
@@ -13,104 +14,68 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from raycurv.figures import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-POINTS = 150  # largest number of points of a line that show their values
-_LINE = re.compile(r"series-(\d+)-.*line")
-STYLE = """
-figure{margin:1.5rem 0}figure svg{max-width:100%;height:auto}figcaption{font-size:.85rem;color:#555}
-.keys label{margin-right:1rem;font-size:.85rem;white-space:nowrap}
-.tip{position:absolute;background:#222;color:#fff;font-size:.8rem;padding:.2rem .5rem;border-radius:.2rem;
-pointer-events:none;white-space:pre;z-index:1}
-"""
-# Without JavaScript the check boxes are absent and the page is complete.
-SCRIPT = """
-const tip=document.createElement('div');tip.className='tip';tip.hidden=true;document.body.append(tip);
-const dot=document.createElementNS('http://www.w3.org/2000/svg','circle');
-dot.setAttribute('r',4);dot.setAttribute('fill','none');dot.setAttribute('stroke','#222');
-const short=x=>Number(x.toPrecision(4)).toString();
-for(const figure of document.querySelectorAll('figure[data-series]')){
- const names=JSON.parse(figure.dataset.series),panels=JSON.parse(figure.dataset.points);
- const box=figure.querySelector('.keys'),svg=figure.querySelector('svg'),hidden=new Set();
- names.forEach((name,i)=>{
-  const label=document.createElement('label'),input=document.createElement('input');
-  input.type='checkbox';input.checked=true;label.append(input,' '+name);box.append(label);
-  input.addEventListener('change',()=>{
-   input.checked?hidden.delete(i):hidden.add(i);
-   const parts=figure.querySelectorAll(`[id^="${figure.id}-series-${i}-"]`);
-   for(const part of parts)part.style.display=input.checked?'':'none';
-  });
- });
- const leave=()=>{tip.hidden=true;dot.remove();};
- svg.addEventListener('pointerleave',leave);
- svg.addEventListener('pointermove',event=>{
-  const at=new DOMPoint(event.clientX,event.clientY).matrixTransform(svg.getScreenCTM().inverse());
-  let best=null,nearest=400;
-  for(const panel of panels)for(const line of panel.lines)if(!hidden.has(line.series))
-   line.at.forEach(([px,py],k)=>{
-    const distance=(px-at.x)**2+(py-at.y)**2;
-    if(distance<nearest){nearest=distance;best=[panel,line,k];}
-   });
-  if(!best)return leave();
-  const [panel,line,k]=best,[px,py]=line.at[k],[x,y]=line.values[k];
-  tip.textContent=`${names[line.series]}\\n${panel.x} ${short(x)}\\n${panel.y} ${short(y)}`;
-  tip.hidden=false;tip.style.left=event.pageX+14+'px';tip.style.top=event.pageY+14+'px';
-  dot.setAttribute('cx',px);dot.setAttribute('cy',py);svg.append(dot);
- });
-}
-"""
+_LARGEST = 100_000  # largest size in bytes of the numbers that a figure offers for download
+_FRAME = "#8B949E"  # colour of axes, visible on white and on black
 
 
 def embed(key: str, figure: Figure, names: Sequence[str], caption: str = "", data: str = "") -> str:
-    """Embed a figure in an HTML page that has :data:`STYLE` and, at its end, :data:`SCRIPT`.
+    """Embed a figure in an HTML page.
 
     Args:
         key: id, unique on the page; the prefix of the SVG's ids.
         figure: figure whose lines have ids.
         names: names of the series, in the order of their numbers.
-        caption: text below the figure.
-        data: data of the figure as CSV, offered for download.
+        caption: HTML below the figure.
+        data: data of the figure as CSV, offered for download unless they are large.
     """
     svg = _svg(figure, key)
-    series, points = (html.escape(json.dumps(found)) for found in (list(names), _panels(figure)))
-    numbers = base64.b64encode(data.encode()).decode()
-    link = f' <a download="{key}.csv" href="data:text/csv;base64,{numbers}">The numbers (CSV)</a>' if data else ""
+    series, panels = (html.escape(json.dumps(found, separators=(",", ":"))) for found in (list(names), _panels(figure)))
+    numbers = base64.b64encode(data.encode()).decode() if len(data) <= _LARGEST else ""
+    link = f' <a download="{key}.csv" href="data:text/csv;base64,{numbers}">Numbers (CSV)</a>' if numbers else ""
     return (
-        f'<figure id="{key}" data-series="{series}" data-points="{points}">{svg}<div class="keys"></div>'
-        f"<figcaption>{html.escape(caption)}{link}</figcaption></figure>"
+        f'<figure id="{key}" data-series="{series}" data-panels="{panels}">{svg}'
+        f"<figcaption>{caption}{link}</figcaption></figure>"
     )
 
 
 def _svg(figure: Figure, prefix: str) -> str:
-    """The figure as inline SVG, its ids unique on the page."""
+    """The figure as small inline SVG, its ids unique on the page, for a page of any background."""
+    import matplotlib
+
+    figure.patch.set_alpha(0.0)
+    for axes in figure.axes:
+        axes.patch.set_alpha(0.0)
+        for spine in axes.spines.values():
+            spine.set_edgecolor(_FRAME)
+        axes.tick_params(color=_FRAME, which="both")
+        for line in (*axes.get_xgridlines(), *axes.get_ygridlines()):
+            line.set(color=_FRAME, alpha=0.25)
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
+    with matplotlib.rc_context({"svg.fonttype": "none", "path.simplify": False}):
+        style.write_svg(figure, buffer)
     text = buffer.getvalue()
-    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d{2})\d+", r"\1", tag[0]), text)  # hundredths of a point
+    text = re.sub(r"\s*\n\s*", " ", text).replace("> <", "><")
+    text = re.sub(r'<svg [^>]*?width="[^"]*" height="[^"]*"', '<svg role="img"', text, count=1)
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     return re.sub(r"(url\(#|xlink:href=\"#)", rf"\g<1>{prefix}-", text)
 
 
 def _panels(figure: Figure) -> list[dict[str, Any]]:
-    """Positions of the lines' points in the SVG, with their values; the figure must have been drawn."""
-    panels = []
+    """Labels and axes of each panel of a drawn figure: ends in the SVG, their values, whether logarithmic."""
     scale, height = 72 / figure.dpi, 72 * figure.get_figheight()  # an SVG counts in points, from the top
+    panels = []
     for axes in figure.axes:
-        lines = []
-        for line in axes.get_lines():
-            found = _LINE.fullmatch(line.get_gid() or "")
-            if found is None:
-                continue
-            values = np.asarray(line.get_xydata(), float)
-            values = values[np.unique(np.linspace(0, len(values) - 1, min(POINTS, len(values))).round().astype(int))]
-            at = scale * axes.transData.transform(values)
-            known = np.isfinite(values).all(1) & np.isfinite(at).all(1)
-            places = [[round(x, 1), round(height - y, 1)] for x, y in at[known].tolist()]
-            shown = [[float(f"{x:.4g}"), float(f"{y:.4g}")] for x, y in values[known].tolist()]
-            lines.append({"series": int(found[1]), "at": places, "values": shown})
-        if lines:
-            panels.append({"x": axes.get_xlabel(), "y": axes.get_ylabel(), "lines": lines})
+        (left, low), (right, high) = scale * axes.transAxes.transform([(0, 0), (1, 1)])
+        x = [left, right, *axes.get_xlim(), int(axes.get_xscale() == "log")]
+        y = [height - low, height - high, *axes.get_ylim(), int(axes.get_yscale() == "log")]
+        numbers = [[float(f"{value:.6g}") for value in axis] for axis in (x, y)]
+        labels = {"xlabel": axes.get_xlabel(), "ylabel": axes.get_ylabel()}
+        panels.append({"x": numbers[0], "y": numbers[1], **labels})
     return panels

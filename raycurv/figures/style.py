@@ -23,6 +23,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 INK = "#444444"
 _LETTER, _LINE = 0.062, 0.165  # width of a letter and height of a line of small print, in inches
 _DPI = 150
+_SMALL = 8.5  # size of labels in points
+_LABEL = 26  # longest line of a name beside a line of a figure, in letters
 _WIDE = 1e3  # a logarithmic axis that spans more has enough powers of ten to need no minor ticks
 _FEW = 100.0  # a logarithmic axis that spans less has few powers of ten
 
@@ -108,6 +110,90 @@ def _sparse(axis: Axis) -> Callable[[float, float], str]:
         return f"{value:.2g}" if high / low < _FEW and digit in wanted else ""
 
     return label
+
+
+def folded(name: str) -> str:
+    """Name of a line in at most two lines, the optimizer in the first one."""
+    if len(name) <= _LABEL:
+        return name
+    head, *rest = textwrap.wrap(name, _LABEL, break_on_hyphens=False, break_long_words=False)
+    return f"{head}\n{textwrap.shorten(' '.join(rest), _LABEL, placeholder=' …')}" if rest else head
+
+
+def place_panel(figure: Figure, axes: Axes, labels: Iterable[str]) -> None:
+    """Place the only panel of a figure so that labels right of it fit; labels that need more height make it higher."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=_SMALL)
+    lines = [line for label in labels for line in label.split("\n")]
+    widest = max((text_to_path.get_text_width_height_descent(line, font, False)[0] for line in lines), default=0.0)
+    figure.set_figheight(max(figure.get_figheight(), 0.7 + 0.15 * len(lines)))
+    width, height = figure.get_size_inches()
+    right = 0.05 * width + widest / 72 + 0.08
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.set_layout_engine("none")
+    axes.set_position((0.68 / width, 0.5 / height, (width - 0.68 - right) / width, (height - 0.65) / height))
+
+
+def label_beside(axes: Axes, ends: Sequence[tuple[int, str, str, float, float]], size: float = _SMALL) -> None:
+    """Write the name of every line beside its end, right of the panel, in its colour and without overlaps.
+
+    Layout and limits of the axes must be final.
+
+    Args:
+        axes: axes of the panel.
+        ends: for each line its number, its name, its colour, and the place (x, y) of its end.
+        size: size of the letters in points.
+    """
+    room = size * 1.25 / 72 / (axes.bbox.height / axes.figure.dpi)
+    to_axes = axes.transData + axes.transAxes.inverted()
+    places = [to_axes.transform((x, y)).clip(0, 1).tolist() for *_, x, y in ends]
+    heights = [room * (name.count("\n") + 1) for _, name, *_ in ends]
+    middles = spread_out([y for _, y in places], heights)
+    for (number, name, colour, *_), (x, y), middle in zip(ends, places, middles, strict=True):
+        look: dict[str, Any] = {
+            "color": colour,
+            "linewidth": 0.7,
+            "alpha": 0.7,
+            "transform": axes.transAxes,
+            "clip_on": False,
+        }
+        (leader,) = axes.plot([x, 1.0 + 0.012, 1.03], [y, middle, middle], **look)
+        leader.set_gid(f"series-{number}-leader")
+        at: dict[str, Any] = {
+            "ha": "left",
+            "va": "center",
+            "fontsize": size,
+            "linespacing": 1.1,
+            "transform": axes.transAxes,
+        }
+        axes.text(1.04, middle, name, color=colour, **at).set_gid(f"series-{number}-label")
+
+
+def spread_out(
+    places: Sequence[float], heights: Sequence[float], low: float = -0.05, high: float = 1.05
+) -> list[float]:
+    """Middles of labels near the wanted places, without overlaps and within the limits where these have the room.
+
+    This is the isotonic regression of the places (pool adjacent violators), so the labels move as little as possible.
+    """
+    order = sorted(range(len(places)), key=lambda i: -places[i])
+    offsets, total = {}, 0.0  # of each label's middle below the top of the stack
+    for i in order:
+        offsets[i] = total + heights[i] / 2
+        total += heights[i]
+    blocks: list[list[float]] = []  # sum and number of the labels that touch
+    for i in order:
+        blocks.append([places[i] + offsets[i], 1])
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] <= blocks[-1][0] / blocks[-1][1]:
+            some, count = blocks.pop()
+            blocks[-1][0] += some
+            blocks[-1][1] += count
+    tops = [some / count for some, count in blocks for _ in range(int(count))]
+    tops = [max(min(top, high), min(low + total, high)) for top in tops]
+    found = {i: top - offsets[i] for i, top in zip(order, tops, strict=True)}
+    return [found[i] for i in range(len(places))]
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:

@@ -54,8 +54,8 @@ class MethodRow:
         metrics: further metrics of the test set at the end by name, means over the seeds.
         accuracy_spread: standard deviation of the accuracy over the seeds.
         seeds: number of final runs that finished.
-        final: number of final runs.
         differing: the conditions by name.
+        outcomes: the final runs.
     """
 
     recipe: str
@@ -80,8 +80,13 @@ class MethodRow:
     metrics: Mapping[str, float] = field(default_factory=dict)
     accuracy_spread: float = math.nan
     seeds: int = 0
-    final: int = 0
     differing: Mapping[str, str] = field(default_factory=dict)
+    outcomes: tuple[Outcome, ...] = ()
+
+    @property
+    def method(self) -> str:
+        """Optimizer and setting."""
+        return f"{self.optimizer} {self.setting}".rstrip()
 
     @property
     def comparison(self) -> str:
@@ -229,7 +234,7 @@ def _metric_columns(rows: Sequence[MethodRow]) -> list[str]:
 
 
 def _comma_separated(rows: Sequence[MethodRow]) -> str:
-    names = [f.name for f in fields(MethodRow) if f.name not in ("metrics", "differing")]
+    names = [f.name for f in fields(MethodRow) if f.name not in ("metrics", "differing", "outcomes")]
     further = _metric_columns(rows)
     lines = ([*(getattr(row, n) for n in names), *(row.metrics.get(n, math.nan) for n in further)] for row in rows)
     return table_formats.comma_separated((*names, *further), lines)
@@ -336,8 +341,8 @@ def _row(entry: _Entry, differing: Mapping[str, str], target: float, prefix: str
         metrics={name: _mean_of_last(finished, prefix + name) for name in further_metrics(finished)},
         accuracy_spread=_spread(accuracies),
         seeds=len(finished),
-        final=len(runs),
         differing=differing,
+        outcomes=runs,
     )
 
 

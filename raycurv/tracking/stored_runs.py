@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections import Counter
@@ -98,7 +99,20 @@ class ExperimentRuns:
         ended = self.ended
         values = self.values(self.per_epoch, ended)
         where = values.of_run()
-        return [outcome_of(run, list(_points(run, values, where[run.id], self.began[run.id]))) for run in ended]
+        points = (tuple(_points(run, values, where[run.id], self.began[run.id])) for run in ended)
+        found = map(outcome_of, ended, points)
+        return [dataclasses.replace(o, name=self.names[run.id]) for run, o in zip(ended, found, strict=True)]
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Name of every run that has ended, by its id; a name that several runs have gets a number."""
+        seen: Counter[str] = Counter()
+        found = {}
+        for run in self.ended:
+            name = name_of(run)
+            seen[name] += 1
+            found[run.id] = f"{name} ({seen[name]})" if seen[name] > 1 else name
+        return found
 
     @cached_property
     def began(self) -> dict[str, float]:
@@ -145,7 +159,7 @@ class ExperimentRuns:
             server: address of the MLflow server that shows the runs; by default the tracking URI if it is one.
         """
         base = self.server(server)
-        return {name_of(run): f"{base}/#/experiments/{self.id}/runs/{run.id}" for run in self.ended} if base else {}
+        return {name: f"{base}/#/experiments/{self.id}/runs/{run}" for run, name in self.names.items()} if base else {}
 
     def server(self, given: str | None = None) -> str | None:
         """Address of the MLflow server; None if there is none."""
@@ -154,7 +168,7 @@ class ExperimentRuns:
 
     def settings(self) -> dict[str, dict[str, str]]:
         """Flat configuration of every run that has ended, by name."""
-        return {name_of(run): run.params for run in self.ended}
+        return {self.names[run.id]: run.params for run in self.ended}
 
     def versions(self) -> dict[str, str]:
         """Versions of the packages that the runs used, with the number of runs for each if they differ."""
@@ -240,10 +254,13 @@ def outcome_of(run: StoredRun, points: Sequence[EvaluationPoint]) -> Outcome:
 
 
 def epochs_at(run: StoredRun, evaluated: Sequence[int] | np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Epochs passed at some steps, from the steps at which epochs ended."""
+    """Epochs passed at some steps: in proportion to the steps.
+
+    A run that did not log its epoch is taken to have been evaluated once at the end of each epoch.
+    """
+    if run.last_step.get("epoch", 0) > 0 and run.latest["epoch"] > 0:
+        return np.asarray(steps) * (run.latest["epoch"] / run.last_step["epoch"])
     passes = np.arange(1.0, len(evaluated) + 1)
-    if len(evaluated) and run.last_step.get("epoch") == evaluated[-1]:
-        passes[-1] = run.latest["epoch"]  # a run may end within an epoch
     known_steps, known = np.concatenate([[0], evaluated]), np.concatenate([[0.0], passes])
     if len(known) == 1:
         return np.zeros(len(steps))

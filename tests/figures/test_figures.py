@@ -1,12 +1,13 @@
 import csv
 import io
+import itertools
 import xml.etree.ElementTree as xml
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from raycurv.figures import curves, performance_profile, report
+from raycurv.figures import curves, performance_profile, report, style
 from raycurv.results.histories import MetricTrace, RunHistory
 from raycurv.results.outcomes import EvaluationPoint, Outcome
 from raycurv.results.performance_profile import PerformanceProfile, performance_profiles
@@ -110,7 +111,7 @@ def test_the_report_is_one_page_that_needs_no_network_and_hides_nothing():
     page.feed(text)
     assert not page.outside
     assert len(page.ids) == len(set(page.ids))
-    assert "recipe0-0-series-1-line" in page.ids
+    assert "r0-f0-series-1-line" in page.ids
     assert "the loss was <infinite>" in page.text
     assert "a & b" in page.text
     assert 'href="http://127.0.0.1:5000/#/run"' in text
@@ -120,14 +121,32 @@ def test_the_report_is_one_page_that_needs_no_network_and_hides_nothing():
 
 def test_more_methods_than_colours_are_drawn_with_a_legend_that_hides_nothing():
     runs = [run(f"method{i}", [0.5, 0.1 + i], network="one") for i in range(12)]
-    for figure in (
-        curves.draw(curves.method_curves(runs, "test/accuracy"), "test/accuracy"),
-        performance_profile.draw(performance_profiles(runs)),
-    ):
-        figure.draw_without_rendering()
-        (legend,), (axes,) = figure.legends, figure.axes
-        assert len(legend.get_texts()) == 12
-        assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
+    figure = performance_profile.draw(performance_profiles(runs))
+    figure.draw_without_rendering()
+    (legend,), (axes,) = figure.legends, figure.axes
+    assert len(legend.get_texts()) == 12
+    assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
+
+
+@pytest.mark.parametrize("count", [1, 5, 24])
+def test_names_stand_beside_the_ends_of_lines_and_on_nothing(count):
+    runs = [run(f"a_method_with_a_name_{i}", [0.5, 0.5 + 1e-4 * i], setting="learning_rate=0.1") for i in range(count)]
+    figure = curves.draw(curves.method_curves(runs, "test/accuracy"), "test/accuracy")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == count
+    assert all(box.x0 > axes.bbox.x1 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert all(figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    colours = {text.get_text().split()[0]: text.get_color() for text in axes.texts}
+    assert len(set(colours.values())) == count
+
+
+def test_labels_move_as_little_as_they_need():
+    assert style.spread_out([0.9, 0.1], [0.1, 0.1]) == pytest.approx([0.9, 0.1])
+    assert style.spread_out([0.5, 0.5], [0.1, 0.1]) == pytest.approx([0.55, 0.45])
+    assert style.spread_out([0.0, 0.0, 1.0], [0.2, 0.2, 0.2], 0.0, 1.0) == pytest.approx([0.3, 0.1, 0.9])
 
 
 def test_a_moving_average_follows_the_loss_of_a_short_run():

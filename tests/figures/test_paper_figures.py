@@ -106,7 +106,7 @@ def test_a_report_takes_figures_in():
     run = recorded("any", train__loss=lambda e: 1 / e, train__gradient_norm=lambda e: 2 / e)
     drawn = paper_figures.draw([run], [PLATES["gradient"]])
     text = report.page("Mine", [run.outcome], versions={}, command="", drawn=drawn)
-    assert f"<h2>{drawn[0].title}</h2>" in text
+    assert f"<summary>{drawn[0].title}</summary>" in text
     assert 'id="more0-series-0-p0-line"' in text
     assert "1 run, all came to their end" in text
 

@@ -37,7 +37,7 @@ def test_numbers_that_are_missing_or_not_finite_are_told_and_the_rest_is_drawn()
         "averaged.",
     ]
     text = report.page("x", odd, versions={}, command="")
-    assert "<h2>Before you compare</h2>" in text
+    assert "<summary>2 remarks before you compare</summary>" in text
     assert text.count("<figure") == 4  # loss by epoch and by second, accuracy, profile
 
 

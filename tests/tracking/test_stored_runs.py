@@ -221,3 +221,11 @@ def test_a_comparison_says_what_is_odd_and_shows_the_rest(runs: Path, capsys: py
     assert "wrote" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--recipe resnet is the recipe of no run; there are runs of lenet, vgg"):
         Compare(recipe=("resnet",), cluster=cluster).run()
+
+
+def test_epochs_are_those_that_the_run_logged_however_often_it_was_evaluated() -> None:
+    run = stores.StoredRun("id", "0", "", "FINISHED", 0.0, 1.0, latest={"epoch": 8.0}, last_step={"epoch": 184})
+    steps = np.array([8, 23, 46, 184])  # evaluated within epochs of 23 steps, too
+    assert stored_runs.epochs_at(run, steps, steps) == pytest.approx([8 / 23, 1, 2, 8])
+    old = replace(run, latest={}, last_step={})
+    assert stored_runs.epochs_at(old, [23, 46], np.array([23, 46, 69])) == pytest.approx([1, 2, 3])
