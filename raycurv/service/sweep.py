@@ -165,6 +165,7 @@ class Sweep:
         waiting = [(t, o) for t, o in zip(trials, initial, strict=True) if not self._is_done(o)]
         if len(waiting) < len(trials):
             self.notify(f"{len(trials) - len(waiting)} of {len(trials)} trials are done already")
+        self._say_other_defaults(initial)
         if self.cluster.resume:
             self._log_missing(trials, initial)
         if waiting:
@@ -195,6 +196,7 @@ class Sweep:
         """The outcome of a trial before it begins."""
         config = trial.config
         labels = {**trial.labels, "config": config.digest, "commit": self._commit["commit"]}
+        labels["settings_digest"] = settings_digest(config)
         return Outcome(
             f"{self.name}-{trial.name}",
             config.name,
@@ -211,6 +213,21 @@ class Sweep:
     def _is_done(self, outcome: Outcome) -> bool:
         done = self.log.done.get(outcome.name)
         return done is not None and done.labels["config"] == outcome.labels["config"]
+
+    def _say_other_defaults(self, initial: Sequence[Outcome]) -> None:
+        """Show which optimizers had other defaults when trials were run that count as done."""
+        before = [(outcome, self.log.done[outcome.name].labels) for outcome in initial if self._is_done(outcome)]
+        other = [
+            outcome.optimizer
+            for outcome, labels in before
+            if labels.get("settings_digest", outcome.labels["settings_digest"]) != outcome.labels["settings_digest"]
+        ]
+        if other:
+            names = ", ".join(sorted(set(other)))
+            self.notify(
+                f"{len(other)} trials that are done had other defaults of {names}, in another version of raycurv. They "
+                "count as done; choose another --run-name to run them again"
+            )
 
     def _tune(self, waiting: Sequence[tuple[SweepTrial, Outcome]]) -> None:
         tasks = [self._task(trial, outcome) for trial, outcome in waiting]
@@ -367,3 +384,18 @@ def _named(trial: SweepTrial, initial: Outcome) -> RunConfig:
     name = initial.name
     short = name if len(name) <= 128 else f"{name[:110]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     return dataclasses.replace(trial.config, name=short)
+
+
+def settings_digest(config: RunConfig) -> str:
+    """Identifier of all settings of the optimizer of a run; the run's own digest leaves out those at their defaults."""
+    from raycurv import optim
+
+    parameters = optim.settings(config.optimizer).values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    text = json.dumps(defaults | dict(config.optimizer_settings), sort_keys=True, default=_name_of)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _name_of(value: object) -> str:
+    """Text for a function or class, equal in every process."""
+    return str(getattr(value, "__qualname__", value))

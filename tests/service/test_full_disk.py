@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from raycurv import optim
 from raycurv.results.outcomes import EvaluationPoint, Outcome
 from raycurv.service.cluster import Cluster
 from raycurv.service.driver_lock import DriverLock
@@ -18,9 +19,10 @@ from raycurv.service.errors import LaunchError
 from raycurv.service.limits import Limits
 from raycurv.service.outcome_log import OutcomeLog
 from raycurv.service.run_state import RunState
-from raycurv.service.sweep import Sweep
+from raycurv.service.sweep import Sweep, settings_digest
 from raycurv.tracking.client import Tracking
 from tests.service.driving import wait_until
+from tests.service.problems import mine
 from tests.service.serving import Server
 from tests.service.sweeping import many
 
@@ -142,3 +144,29 @@ def test_trials_that_a_server_never_takes_are_delivered_by_the_next_start(server
     assert again.send_unsent() == 0
     again.finish()
     three.assert_complete()
+
+
+def test_trials_that_were_done_with_other_defaults_are_named_and_kept(tmp_path: Path, data_base: Path) -> None:
+    shutil.copy(data_base, tmp_path / "mlflow.db")
+    three = Three(tmp_path, f"sqlite:///{tmp_path}/mlflow.db", "defaults")
+    labels = [outcome.labels for outcome in three.ended]
+    of_an_earlier_version = {name: value for name, value in labels[1].items() if name != "settings_digest"}
+    changed = [{**labels[0], "settings_digest": "other"}, of_an_earlier_version, labels[2]]
+    for outcome, label in zip(three.ended, changed, strict=True):
+        three.ledger.add(dataclasses.replace(outcome, labels=label))
+
+    assert [outcome.status for outcome in three.sweep.run(three.trials)] == ["finished"] * 3
+    three.tracking.finish()
+    (message,) = [line for line in three.said if "other defaults" in line]
+    assert message.startswith("1 trials that are done had other defaults of sgd")
+
+
+def test_settings_that_are_given_at_their_defaults_have_the_digest_of_none() -> None:
+    none = mine(optimizer="sgd")
+    given = dataclasses.replace(
+        none, optimizer_settings={"learning_rate": optim.settings("sgd")["learning_rate"].default}
+    )
+    other = dataclasses.replace(none, optimizer_settings={"learning_rate": 0.123})
+    assert settings_digest(none) == settings_digest(given) != settings_digest(other)
+    for name in optim.names():
+        assert settings_digest(mine(optimizer=name))
