@@ -9,7 +9,7 @@ from pathlib import Path
 # Modules of the extras in pyproject.toml; of two extras that bring a module, the smaller one counts.
 MODULES = {
     "data": ("numpy", "PIL", "pyarrow", "simplejpeg", "torchvision"),
-    "cluster": ("ray", "mlflow", "pandas", "sqlalchemy", "psutil", "tyro"),
+    "cluster": ("ray", "mlflow", "pandas", "sqlalchemy", "psutil", "tyro", "rich"),
     "demo": ("sklearn",),
     "figures": ("matplotlib",),
     "modern": ("schedulefree", "prodigyopt", "dadaptation", "dog", "momo", "mechanic_pytorch", "pytorch_optimizer"),

@@ -70,10 +70,10 @@ class Grid:
             found = sweep.run(searched)
             winners, lost = search.best_settings(searched, found, rule)
             for optimizer in lost:
-                sweep.notify(f"{optimizer}: no point of its grid came to an end; it has no final run")
+                sweep.terminal.notify_always(f"{optimizer}: no point of its grid came to an end; it has no final run")
             last = sweep.run([*free, *search.final_trials(config, winners, self.seeds)])
             rows = comparison.compare_methods([*found, *last])
-            sweep.notify("\n" + comparison.write_comparison(rows, sweep.artifacts.write))
+            sweep.terminal.notify_always("\n" + comparison.write_comparison(rows, sweep.artifacts.write))
             sweep.artifacts.write_report([*found, *last])
 
 
@@ -131,5 +131,5 @@ class Networks:
         with sweeping("random-architectures", trials, cluster, self.limits) as sweep:
             found = sweep.run(trials)
             networks = comparison.compare_over_networks(found)
-            sweep.notify("\n" + comparison.write_network_comparison(networks, sweep.artifacts.write))
+            sweep.terminal.notify_always("\n" + comparison.write_network_comparison(networks, sweep.artifacts.write))
             sweep.artifacts.write_report(found)

@@ -149,18 +149,10 @@ def listing() -> str:
     """All recipes as a table, one a line."""
     head = ("recipe", "paper", "shows", "data", "network", "epochs", "cost")
     rows = [
-        (e.name, e.paper, e.shows, e.data, e.network, str(e.epochs), _operations(e.operations))
+        (e.name, e.paper, e.shows, e.data, e.network, str(e.epochs), table_formats.format_operations(e.operations))
         for e in registered_recipes()
     ]
     return table_formats.aligned(head, rows)
-
-
-def _operations(number: float) -> str:
-    """A number of floating-point operations in words."""
-    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if number >= size:
-            return f"{number / size:.2g} {unit}FLOP" if number < 100 * size else f"{number / size:.0f} {unit}FLOP"
-    return f"{number:.0f} FLOP"
 
 
 def _flag(name: str) -> str:

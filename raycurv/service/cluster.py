@@ -95,6 +95,16 @@ class Cluster:
     log_model: bool = True
     """Log the trained network in MLflow at the end of every run."""
 
+    quiet: bool = False
+    """Print results, warnings and errors alone."""
+
+    verbose: bool = False
+    """Print every scalar of the optimizer, every checkpoint, and the messages of Ray and MLflow."""
+
+    log_file: str | None = None
+    """File that gets every printed line with its time, and the messages of Ray and MLflow. By default, those are in the
+    folder logs of the folder of all runs."""
+
     trust: tuple[str, ...] = field(default_factory=default_trust, metadata={"values": "MODULE …"})
     """Modules of your own that checkpoints may name, beside those of this command. Their code runs, where a run starts
     from a checkpoint or its network is logged. By default those in RAYCURV_TRUST."""
@@ -115,6 +125,8 @@ class Cluster:
         _require(bool(self.runs) and "://" not in self.runs, "runs", self.runs, "a local folder; use storage for s3://")
         _require(bool(self.experiment), "experiment", self.experiment, "a name")
         _require(self.resume in (True, False, "auto"), "resume", self.resume, "True, False or 'auto'")
+        if self.quiet and self.verbose:
+            raise ValueError("--quiet and --verbose were given together: leave one of them out")
         if self.run_name is not None:
             require_run_name("Cluster.run_name (--run-name)", self.run_name)
         if self.resume and not self.run_name:

@@ -16,16 +16,16 @@ from pathlib import Path
 
 from raycurv.service.cluster import Cluster
 from raycurv.service.local_ray import LOOPBACK_ONLY
+from raycurv.service.ray_address import ConnectionRefused, named_cluster, require_reachable
 
+# Ray's own switches for a cluster that may not be there, unless the environment sets them: it tries twenty times,
+# with warnings of its C++ code in between.
+IMPATIENT = {"RAY_NUM_REDIS_GET_RETRIES": "2", "RAY_BACKEND_LOG_LEVEL": "error"}
 JOINING_SECONDS = 20.0  # for nodes that are on their way, where no autoscaler will make new ones
 
 
 class CapacityError(RuntimeError):
     """The cluster cannot give the workers that were asked for; the message says what is missing."""
-
-
-class ConnectionRefused(RuntimeError):
-    """A Ray cluster cannot be reached or refuses the connection; the message says what to check."""
 
 
 @contextlib.contextmanager
@@ -42,12 +42,15 @@ def connected(cluster: Cluster, notify: Callable[[str], None]) -> Iterator[None]
     Raises:
         ConnectionRefused: the cluster cannot be reached, or refuses.
     """
-    running = _cluster_is_named()
-    if not running:
+    named = named_cluster()
+    if named is None:
         # Read when ray is imported, and by every process that it starts.
         os.environ |= LOOPBACK_ONLY
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         _protect_token()
+    else:
+        require_reachable(*named)
+        os.environ |= {name: os.environ.get(name, value) for name, value in IMPATIENT.items()}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
     import ray.exceptions
@@ -58,7 +61,7 @@ def connected(cluster: Cluster, notify: Callable[[str], None]) -> Iterator[None]
     # What the workers print stays in Ray's logs: the progress is what a user wants to see.
     initialise = functools.partial(ray.init, log_to_driver=False, logging_level=logging.WARNING)
     try:
-        if running:
+        if named is not None:
             initialise(address="auto")
             notify(f"connected to Ray at {ray.get_runtime_context().gcs_address}")
         else:
@@ -68,11 +71,7 @@ def connected(cluster: Cluster, notify: Callable[[str], None]) -> Iterator[None]
                 initialise(address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1")
             notify(f"started a private Ray with {cpus} CPUs, on loopback")
     except (ConnectionError, ray.exceptions.RayError, RuntimeError) as error:
-        address = os.environ.get("RAY_ADDRESS", "the cluster that was last started on this machine")
-        raise ConnectionRefused(
-            f"cannot connect to Ray at {address}: {_first_line(error)}. Check that it runs (ray status), that "
-            "RAY_ADDRESS is right, and that RAY_AUTH_MODE and its token are those of the cluster"
-        ) from error
+        raise ConnectionRefused(_why_refused(error, named)) from error
     try:
         yield
     finally:
@@ -107,10 +106,11 @@ def require_capacity(cluster: Cluster, notify: Callable[[str], None]) -> None:
     notified = False
     while (room := _room(ray.nodes(), cluster.resources)) < cluster.min_workers:
         if time.monotonic() > deadline:
+            gpu = ", or leave out --use-gpu" if cluster.use_gpu else ""
             raise CapacityError(
                 f"{_asked(cluster)} were asked for and the cluster has room for {room}: {inventory(ray.nodes())}, and "
-                "no autoscaler that could add more. Ask for fewer (--workers, --cpus-per-worker, --no-use-gpu), or "
-                "start more nodes"
+                f"no autoscaler that could add more. Ask for fewer (--workers, --cpus-per-worker{gpu}), or start more "
+                "nodes"
             )
         if not notified:
             of = f"room for {room} of {cluster.min_workers} workers"
@@ -166,11 +166,20 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _cluster_is_named() -> bool:
-    if os.environ.get("RAY_ADDRESS", "local") not in ("", "local"):
-        return True
-    temporary = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray"
-    return "RAY_ADDRESS" not in os.environ and (temporary / "ray_current_cluster").exists()
+def _why_refused(error: BaseException, named: tuple[str, str] | None) -> str:
+    """The message for an error of Ray, which may be long."""
+    if named is None:
+        return f"Ray does not start on this machine: {_first_line(error)}"
+    address, source = named
+    if "authentication" in f"{type(error).__name__} {error}".lower():
+        return (
+            f"the Ray at {address} wants a token: set RAY_AUTH_MODE=token, and put the cluster's token in "
+            "~/.ray/auth_token, or its file in RAY_AUTH_TOKEN_PATH"
+        )
+    return (
+        f"cannot connect to Ray at {address} ({source}): {_first_line(error)}. Check that it runs (ray status), that "
+        "the address is right, and that RAY_AUTH_MODE and its token are those of the cluster"
+    )
 
 
 def _protect_token() -> None:

@@ -17,8 +17,8 @@ from raycurv.service.artifacts import ArtifactWriter
 from raycurv.service.cluster import Cluster
 from raycurv.service.errors import FIT_THREAD, LaunchError, LockLost, Stopped, describe
 from raycurv.service.scratch import scratch_folder
-from raycurv.service.session import ray_session, signals_handled, tracking_session
-from raycurv.service.terminal import TerminalProgress, table
+from raycurv.service.session import ray_session, signals_handled, terminal_of, tracking_session
+from raycurv.service.terminal import TerminalProgress, short_name, table
 from raycurv.tracking import provenance, run_names
 
 if TYPE_CHECKING:
@@ -63,23 +63,24 @@ def launch(runs: Sequence[RunConfig], cluster: Cluster) -> list[Result]:
         Stopped: somebody asked for it.
     """
     from raycurv.service.driver_lock import driver_lock
+    from raycurv.service.launch_description import describe_launch
     from raycurv.service.plan import begin_stores, finished_runs, plan, require_stores
     from raycurv.train.trust import targets
 
     planned = plan(runs, cluster)
-    progress = TerminalProgress()
     names = [run.config.name for run in planned.runs]
     trust = {target for run in planned.runs for target in targets(run.config)}
-    with driver_lock(planned.folders(cluster), progress.notify) as lock:
+    with terminal_of(cluster, planned.name) as progress, driver_lock(planned.folders(cluster), progress.notify) as lock:
         require_stores(planned, cluster)  # another driver may have been at work until now
-        with tracking_session(cluster, names, progress.notify, trust) as tracking:
+        progress.notify(describe_launch(planned, cluster))
+        with tracking_session(cluster, names, progress, trust) as tracking:
             if (finished := finished_runs(planned)) is not None:
                 results = _Launch(planned, cluster, tracking, progress, lock).deliver(finished)
             else:
-                with scratch_folder("raycurv-train-") as scratch, ray_session(cluster, progress.notify):
+                with scratch_folder("raycurv-train-") as scratch, ray_session(cluster, progress):
                     begin_stores(planned, cluster, progress.notify)
                     results = _Launch(planned, cluster, tracking, progress, lock).run(scratch)
-            progress.notify("\n" + _summary(planned, results))
+            progress.notify_always("\n" + _summary(planned, results))
     return results
 
 
@@ -309,7 +310,8 @@ class _Launch:
         tracked.close("FAILED" if result.diverged else "FINISHED")
         self.tracking.done_with(tracked)
         why = f": {result.diverged}" if result.diverged else ""
-        self.progress.notify(f"{planned.label}: {status} after {result.steps} steps, {result.seconds:.1f} s{why}")
+        length = f"{result.steps} steps, {result.seconds:.1f} s"
+        self.progress.notify(f"{short_name(planned.label)}: {status} after {length}{why}")
 
     def _raise_failure(self, message: Message) -> None:
         from raycurv.tracking.messages import RunFailed

@@ -27,7 +27,7 @@ class PlannedRun:
     Attributes:
         config: the run, under the name that MLflow and the checkpoints use.
         recipe: name of the recipe.
-        label: shortest name that is unique within the launch.
+        label: shortest name that is unique within the launch, for the terminal.
         checkpoints: folder or address of its checkpoints.
     """
 
@@ -79,7 +79,9 @@ def plan(runs: Sequence[RunConfig], cluster: Cluster) -> LaunchPlan:
         full = name if len(runs) == 1 else f"{name}-{own}"
         named = dataclasses.replace(config, name=full)
         planned.append(
-            PlannedRun(named, config.name, own if len(runs) > 1 else full, storage.join(cluster.checkpoints, full))
+            PlannedRun(
+                named, config.name, own if len(runs) > 1 else config.optimizer, storage.join(cluster.checkpoints, full)
+            )
         )
     launch = LaunchPlan(name, tuple(planned))
     require_stores(launch, cluster)

@@ -25,7 +25,7 @@ from raycurv.service.limits import Limits
 from raycurv.service.outcome_log import OutcomeLog
 from raycurv.service.run_state import RunState
 from raycurv.service.scratch import scratch_folder
-from raycurv.service.session import ray_session, signals_handled, tracking_session
+from raycurv.service.session import ray_session, signals_handled, terminal_of, tracking_session
 from raycurv.service.terminal import TerminalProgress
 from raycurv.tracking import provenance, run_names
 from raycurv.tracking.messages import LogRun
@@ -70,8 +70,11 @@ def sweeping(name: str, trials: Sequence[SweepTrial], cluster: Cluster, limits: 
     full = cluster.run_name or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     log = _open_log(full, cluster)
     folders = [str(log.path.parent), storage.join(cluster.checkpoints, full)]
-    notify = TerminalProgress().notify
-    with driver_lock(folders, notify) as lock, tracking_session(cluster, [full], notify) as tracking:
+    with (
+        terminal_of(cluster, full) as terminal,
+        driver_lock(folders, terminal.notify) as lock,
+        tracking_session(cluster, [full], terminal) as tracking,
+    ):
         log = _open_log(full, cluster)  # another driver may have been at work until now
         recipes, optimizers = zip(*((trial.config.name, trial.config.optimizer) for trial in trials), strict=True)
         label = run_names.group_label(None, recipes, optimizers, f"sweep {full}")
@@ -82,10 +85,10 @@ def sweeping(name: str, trials: Sequence[SweepTrial], cluster: Cluster, limits: 
             with signals_handled(_ENDING, _interrupt), contextlib.ExitStack() as ray:
 
                 def connect() -> None:
-                    ray.enter_context(ray_session(cluster, notify))
+                    ray.enter_context(ray_session(cluster, terminal))
                     ray.enter_context(signals_handled(_ENDING, _interrupt))  # Ray has handlers of its own
 
-                yield Sweep(full, cluster, limits, log, tracking, parent, notify, lock, connect)
+                yield Sweep(full, cluster, limits, log, tracking, parent, terminal, lock, connect)
             status = "FINISHED"
         except LockLost:
             tracking.abandon()  # the runs in MLflow are another driver's now
@@ -126,7 +129,7 @@ class Sweep:
         log: outcomes so far.
         tracking: connection to MLflow.
         parent: run in MLflow that gathers all trials.
-        notify: shows a line to the user.
+        terminal: shows lines to the user.
         lock: lock of the sweep.
         connect: connects to Ray; called once, before the first trial that is not done.
     """
@@ -139,14 +142,14 @@ class Sweep:
         log: OutcomeLog,
         tracking: Tracking,
         parent: TrackedRun,
-        notify: Callable[[str], None],
+        terminal: TerminalProgress,
         lock: DriverLock,
         connect: Callable[[], None],
     ) -> None:
         self.lock, self._connect, self._connected = lock, connect, False
         self.name, self.cluster, self.limits, self.log = name, cluster, limits, log
-        self.tracking, self.parent, self.notify = tracking, parent, notify
-        self.artifacts = ArtifactWriter(name, log.path.parent, parent, notify)
+        self.tracking, self.parent, self.terminal, self.notify = tracking, parent, terminal, terminal.notify
+        self.artifacts = ArtifactWriter(name, log.path.parent, parent, self.notify)
         self._commit = provenance.commit()
         self._shared: dict[str, Any] = {}  # key of data → reference to them, decoded
 

@@ -45,7 +45,9 @@ def make(table: Table, cluster: Cluster, limits: Limits, options: Mapping[str, A
             return sweep.run([member.trial for member in members])
 
         entries, outcomes = train_and_fill(table, known, train, **options)
-        sweep.notify("\n" + table_files.write_table(table.name, title(table), entries, sweep.artifacts.write))
+        sweep.terminal.notify_always(
+            "\n" + table_files.write_table(table.name, title(table), entries, sweep.artifacts.write)
+        )
         sweep.artifacts.write_report(outcomes)
 
 

@@ -84,7 +84,7 @@ class TrackedRun:
         self._put(SetStatus(self.id, status, time.time() if ended is None else ended))
 
     def _new(self, record: Record) -> Record:
-        values = dict(record.values)
+        values = {} if record.kind == "event" else dict(record.values)
         if record.kind == "step":
             values.setdefault("epoch", record.epoch)
         new = {name: value for name, value in values.items() if record.step > self._logged.get(name, -1)}

@@ -30,7 +30,7 @@ from raycurv.train.out_of_memory import (
     release_memory,
 )
 from raycurv.train.precision import autocast
-from raycurv.train.records import OPERATIONS, Kind, Record, Result, newest_is_best
+from raycurv.train.records import OPERATIONS, STEPS, Kind, Record, Result, newest_is_best
 from raycurv.train.resume import Resume, UnusableState, first_step, open_run, restore
 from raycurv.train.step_clock import StepClock, extra_startup_seconds, steady_step_seconds
 from raycurv.train.training_run import TrainingRun, lacking
@@ -110,13 +110,9 @@ def _train(
     require_equal(halved or 0, "the samples that are computed at once", collectives, device)
     run = TrainingRun(config, collectives, device, data, resumed=state is not None, halved=halved)
     while True:
-        start = (
-            f"starts: {run.total_steps} steps, {run.steps_per_epoch} an epoch"
-            if state is None
-            else restore(run, store, state)
-        )
+        start = f"starts: {_size(run)}" if state is None else restore(run, store, state)
         trainer = _Trainer(run, store, emit, stop, checkpoint_seconds, resumed=state is not None)
-        trainer.emit_record("event", message=start + halved_message(run))
+        trainer.emit_record("event", {STEPS: run.total_steps}, start + halved_message(run))
         if run.start is not None:
             trainer.emit_record("event", message=str(run.start))
         try:
@@ -421,6 +417,12 @@ class _Trainer:
             diverged="" if stopped else divergence(progress, run.config.batch_size, run.total_steps),
             operations=0.0 if math.isnan(progress.operations) else float(round(progress.operations)),
         )
+
+
+def _size(run: TrainingRun) -> str:
+    """Size of a run in words."""
+    parameters, samples = sum(p.numel() for p in run.model.parameters()), len(run.training)
+    return f"{parameters:,} parameters, {samples:,} training samples, {run.total_steps:,} steps"
 
 
 def _discard(records: list[Record]) -> None:

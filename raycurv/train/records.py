@@ -12,6 +12,7 @@ from typing import Literal
 from raycurv.arguments import require_field_types
 
 OPERATIONS = "progress/operations"  # metric of the floating-point operations so far
+STEPS = "steps"  # value of an event: updates of the whole run
 Kind = Literal["step", "progress", "evaluation", "event"]
 
 
@@ -25,7 +26,7 @@ class Record:
         step: updates so far.
         epoch: epochs so far, with the fraction of the current one.
         time: seconds since 1970.
-        values: metric names and values; a value may be NaN.
+        values: metric names and values; a value may be NaN. Those of an event describe the run, and are no metrics.
         message: text of an event.
     """
 

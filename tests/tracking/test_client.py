@@ -65,7 +65,7 @@ def steps(tracking: Tracking, run: str, name: str = "train/loss") -> list[int]:
 def test_a_run_has_its_configuration_its_tags_and_a_readable_name(tracking: Tracking) -> None:
     run = tracking.open(mine(), TAGS, None, resume=False)
     run.text("config.json", mine().to_json())
-    run.log([step(1), Record("event", 1, 0.1, 2.0, {}, "something happened")])
+    run.log([step(1), Record("event", 1, 0.1, 2.0, {"steps": 20}, "something happened")])
     run.close("FINISHED")
     tracking.finish()
 
