@@ -420,6 +420,11 @@ def explained(uri: str) -> Iterator[None]:
 
 
 def _unusable(uri: str, reason: str) -> str:
+    if "401" in reason and "authenticated" in reason:
+        return (
+            f"MLflow at {mask_passwords(uri)} wants a user and a password: set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD to those of the server"
+        )
     return (
         f"MLflow at {mask_passwords(uri)} cannot be used: {mask_passwords(reason)}. Check that its "
         "disk has room, that the server runs and that the address is right (--tracking-uri, MLFLOW_TRACKING_URI), "

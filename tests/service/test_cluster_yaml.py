@@ -20,6 +20,8 @@ import psutil
 import pytest
 import yaml
 
+from raycurv.service import Cluster
+from raycurv.tracking.client import Tracking, TrackingError
 from tests.service.driving import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,13 +120,15 @@ def answer(port: int, password: str = "", host: str = "") -> int:
 
 
 def test_the_head_starts_an_mlflow_that_lets_in_nobody_without_password_or_under_another_name(
-    mlflow_server: int,
+    mlflow_server: int, tmp_path: Path
 ) -> None:
     wait_until(lambda: answer(mlflow_server))
     assert answer(mlflow_server) == 401
     assert answer(mlflow_server, password="password1234") == 401
     assert answer(mlflow_server, PASSWORD) == 200
     assert answer(mlflow_server, PASSWORD, host="evil.example") == 403
+    with pytest.raises(TrackingError, match="wants a user and a password: set MLFLOW_TRACKING_USERNAME"):
+        Tracking(Cluster(runs=str(tmp_path / "runs"), tracking_uri=f"http://127.0.0.1:{mlflow_server}"), print)
 
 
 class SpotNotice(http.server.BaseHTTPRequestHandler):
