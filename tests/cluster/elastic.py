@@ -81,7 +81,7 @@ def run(machines: Machines, folder: Path, name: str = "elastic") -> ElasticRun:
     assert job.finish() == 130, job.output
 
     found = machines.history(name, "train/loss")
-    changes = _changes(job.output)
+    changes = changes_in(job.output)
     resumed = changes[-1][0]
     before = [when for step, _, when in found if when < clock and step >= resumed]
     return ElasticRun(
@@ -95,7 +95,7 @@ def run(machines: Machines, folder: Path, name: str = "elastic") -> ElasticRun:
     )
 
 
-def _changes(output: str) -> list[tuple[int, int]]:
+def changes_in(output: str) -> list[tuple[int, int]]:
     """First step and number of workers of each group that trained."""
     changes, workers = [], 1
     for line in output.splitlines():
