@@ -379,7 +379,8 @@ class PushingTape(Tape):
     """A tape that pushes a first direction while it records.
 
     Tangents are then known where synchronised batch normalisation sums its statistics over the workers, and travel with
-    them. They are kept until the forward pass ends, which takes as much memory as its tensors.
+    them. They are kept until the forward pass ends: peak memory is at most 2.3 times that of a gradient on the measured
+    networks, where a recorded tape takes at most 1.5 times (:mod:`raycurv.benchmarks.pass_memory`).
 
     Args:
         parameters: leaf tensors whose tangents will be pushed, in this order.
