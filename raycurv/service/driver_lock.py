@@ -32,7 +32,7 @@ from typing import BinaryIO
 import psutil
 
 from raycurv.service.errors import LockLost, RunLocked
-from raycurv.train.checkpoint import CheckpointError
+from raycurv.train.checkpoint_file import CheckpointError
 from raycurv.train.checkpoint_folder import open_folder
 
 logger = logging.getLogger(__name__)

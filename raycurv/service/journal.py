@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from raycurv.train.checkpoint import CheckpointError, CheckpointStore
+from raycurv.train.checkpoint import CheckpointStore
+from raycurv.train.checkpoint_file import CheckpointError
 from raycurv.train.records import Record, Result
 
 RECENT = 500  # records that every checkpoint has, in case that the driver's disk is lost with it

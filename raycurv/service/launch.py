@@ -378,7 +378,8 @@ def checkpoint_patience(number: signal.Signals, environment: Mapping[str, str]) 
 
 def how_to_go_on(plan: LaunchPlan) -> str:
     """How a launch that was stopped goes on, and from which step."""
-    from raycurv.train.checkpoint import CheckpointError, CheckpointStore
+    from raycurv.train.checkpoint import CheckpointStore
+    from raycurv.train.checkpoint_file import CheckpointError
 
     where = "there is no checkpoint, so it begins again at step 0"
     try:

@@ -31,7 +31,7 @@ from raycurv.tracking.spool import SUFFIX, Spool, SpoolDamaged, SpoolInUse
 from raycurv.tracking.system_metrics import system_metrics
 from raycurv.tracking.tracked_run import LONGEST_TAG, TAG, TrackedRun, last_steps
 from raycurv.tracking.unsent_files import append_lines, read_unsent
-from raycurv.train.checkpoint import CheckpointError
+from raycurv.train.checkpoint_file import CheckpointError
 from raycurv.train.configuration import RunConfig
 from raycurv.train.records import Record
 

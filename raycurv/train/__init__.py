@@ -7,7 +7,8 @@ from raycurv.lazy import lazy_names
 
 if TYPE_CHECKING:
     from raycurv.train.build import check
-    from raycurv.train.checkpoint import CheckpointError, CheckpointStore
+    from raycurv.train.checkpoint import CheckpointStore
+    from raycurv.train.checkpoint_file import CheckpointError
     from raycurv.train.configuration import Component, Precision, RunConfig
     from raycurv.train.distributed import WorkersDisagree
     from raycurv.train.evaluation import evaluate
@@ -27,7 +28,8 @@ else:
         lazy_names(
             __name__,
             {
-                "checkpoint": ("CheckpointError", "CheckpointStore"),
+                "checkpoint": ("CheckpointStore",),
+                "checkpoint_file": ("CheckpointError",),
                 "configuration": ("Component", "Precision", "RunConfig"),
                 "build": ("check",),
                 "distributed": ("WorkersDisagree",),

@@ -9,56 +9,31 @@ checked by the CRC-32 sums that torch stores in them. No pickled object is loade
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
-import io
 import json
 import os
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO, cast
-
-import torch
+from dataclasses import asdict
+from typing import Any, BinaryIO
 
 from raycurv.arguments import require_whole
+from raycurv.train.checkpoint_file import (
+    MALFORMED,
+    NAME,
+    CheckpointError,
+    ManifestEntry,
+    file_of,
+    parse,
+    whole_entry,
+    write_state,
+)
 from raycurv.train.checkpoint_folder import PARTIAL, open_folder
 from raycurv.train.configuration import RunConfig
 from raycurv.train.records import Result
 
-# Errors of a file that holds something else than it should.
-MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
-_CHECKPOINT = re.compile(r"step-(\d{9,})\.pt")
 CONFIG, MANIFEST, RESULT = "config.json", "manifest.json", "result.json"
 _MICRO_BATCH = re.compile(r"micro-batch-(\d+)-(\d+)\.json")  # samples at once, worker that stored it
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written, read or used; the message has its address and the remedy."""
-
-
-@dataclass(frozen=True)
-class ManifestEntry:
-    """One complete checkpoint in the manifest.
-
-    Attributes:
-        step: number of updates before it.
-        file: name of its file.
-        size: bytes of the file.
-        sha256: hexadecimal SHA-256 sum of the file.
-    """
-
-    step: int
-    file: str
-    size: int
-    sha256: str
-
-    def __post_init__(self) -> None:
-        named = isinstance(self.file, str) and _CHECKPOINT.fullmatch(self.file)
-        if not named or not isinstance(self.sha256, str) or {type(self.step), type(self.size)} != {int}:
-            raise ValueError(f"it lists {dataclasses.asdict(self)}, which is no checkpoint")
 
 
 class CheckpointStore:
@@ -135,7 +110,7 @@ class CheckpointStore:
             CheckpointError: it cannot be written; the earlier checkpoints are unchanged.
         """
         self.before_write()
-        file = _file_of(state)
+        file = file_of(state)
         listed, chosen = self._manifest()
         entry = self._write_checkpoint(file, state)
         self._damaged.discard(file)
@@ -202,7 +177,7 @@ class CheckpointStore:
             state: what was loaded.
             error: what went wrong.
         """
-        file = _file_of(state)
+        file = file_of(state)
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         self._rejected[file] = f"the checkpoint {self._folder.uri(file)} cannot be restored ({reason})"
 
@@ -325,16 +300,9 @@ class CheckpointStore:
             ) from error
 
     def _write_checkpoint(self, file: str, state: Mapping[str, Any]) -> ManifestEntry:
-        writers: list[_HashingWriter] = []
-
-        def fill(target: BinaryIO) -> None:
-            writer = _HashingWriter(target)
-            torch.save(dict(state), cast("BinaryIO", writer))
-            writer.raise_error()
-            writers.append(writer)
-
-        self._write_file(file, fill)
-        return ManifestEntry(int(state["step"]), file, writers[0].size, writers[0].sha256.hexdigest())
+        entries: list[ManifestEntry] = []
+        self._write_file(file, lambda target: entries.append(write_state(target, file, state)))
+        return entries[0]
 
     def _entries(self) -> list[ManifestEntry]:
         return self._manifest()[0]
@@ -387,7 +355,7 @@ class CheckpointStore:
         return found
 
     def _checkpoint_names(self) -> list[str]:
-        return [name for name in self._names() if _CHECKPOINT.fullmatch(name)]
+        return [name for name in self._names() if NAME.fullmatch(name)]
 
     def _names(self) -> list[str]:
         try:
@@ -397,83 +365,27 @@ class CheckpointStore:
 
     def _whole(self, name: str) -> ManifestEntry | None:
         """The entry of a file whose own sums are right; None if it is damaged."""
-        try:
-            content = self._read(name)
-            if content is None or zipfile.ZipFile(io.BytesIO(content)).testzip() is not None:
-                return None
-            step = int(_parsed(content, self._folder.uri(name))["step"])
-        except Exception:  # damaged archives raise many kinds
-            return None
-        return ManifestEntry(step, name, len(content), hashlib.sha256(content).hexdigest())
+        content = self._read(name)
+        return None if content is None else whole_entry(name, content)
 
     def _load(self, entry: ManifestEntry) -> dict[str, Any]:
         where = self._folder.uri(entry.file)
         content = self._read(entry.file)
         if content is None:
             raise CheckpointError(f"the checkpoint {where} is missing")
-        if len(content) != entry.size or hashlib.sha256(content).hexdigest() != entry.sha256:
+        if not entry.holds(content):
             raise CheckpointError(f"the checkpoint {where} is damaged ({len(content)} bytes of {entry.size})")
-        return _parsed(content, where)
+        return parse(content, where)
 
     def _prune(self, keep: set[str]) -> None:
         """Remove old checkpoints and the files of interrupted writes."""
         try:
             for name in self._folder.names():
-                if _CHECKPOINT.fullmatch(name.removesuffix(PARTIAL)) and name not in keep:
+                if NAME.fullmatch(name.removesuffix(PARTIAL)) and name not in keep:
                     self._folder.remove(name)
         except OSError as error:
             warnings.warn(f"cannot remove old checkpoints in {self.uri}: {error}", RuntimeWarning, stacklevel=3)
 
 
-def _file_of(state: Mapping[str, Any]) -> str:
-    return f"step-{state['step']:09d}.pt"
-
-
-def _parsed(content: bytes, where: str) -> dict[str, Any]:
-    """The content of a checkpoint.
-
-    Raises:
-        CheckpointError: it is none.
-    """
-    try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged archives raise many kinds
-        raise CheckpointError(f"the checkpoint {where} cannot be loaded: {error}") from error
-    if not isinstance(state, Mapping) or not isinstance(state.get("step"), int):
-        raise CheckpointError(f"the checkpoint {where} cannot be loaded: it is no mapping with a step")
-    return dict(state)
-
-
 def _write_all(file: BinaryIO, content: bytes) -> None:
     file.write(content)
-
-
-class _HashingWriter:
-    """Writes to a file, counts the bytes and hashes them; keeps an error until `raise_error`.
-
-    torch's archive writer would hide an exception behind one about positions in the archive.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._error: OSError | None = None
-        self.size = 0
-        self.sha256 = hashlib.sha256()
-
-    def write(self, content: bytes | memoryview) -> int:
-        count = memoryview(content).nbytes
-        if self._error is None:
-            try:
-                self._file.write(content)
-            except OSError as error:
-                self._error = error
-        self.size += count
-        self.sha256.update(content)
-        return count
-
-    def flush(self) -> None:
-        """Do nothing: the folder flushes the complete file."""
-
-    def raise_error(self) -> None:
-        if self._error is not None:
-            raise self._error

@@ -14,7 +14,8 @@ from torch import nn
 from raycurv import optim
 from raycurv.train.averaging import AveragedWeights, overwrite
 from raycurv.train.build import build_model, build_optimizer
-from raycurv.train.checkpoint import CheckpointError, CheckpointStore
+from raycurv.train.checkpoint import CheckpointStore
+from raycurv.train.checkpoint_file import CheckpointError
 from raycurv.train.configuration import RunConfig
 from raycurv.train.trust import require_trusted
 

@@ -13,7 +13,8 @@ import torch
 
 from raycurv.arguments import require
 from raycurv.objective.collectives import Collectives
-from raycurv.train.checkpoint import MALFORMED, CheckpointError, CheckpointStore
+from raycurv.train.checkpoint import CheckpointStore
+from raycurv.train.checkpoint_file import MALFORMED, CheckpointError
 from raycurv.train.configuration import RunConfig
 from raycurv.train.distributed import require_equal
 from raycurv.train.out_of_memory import is_out_of_memory

@@ -29,7 +29,7 @@ from raycurv.train.build import (
     resolve_loss,
     resolve_weights,
 )
-from raycurv.train.checkpoint import CheckpointError
+from raycurv.train.checkpoint_file import CheckpointError
 from raycurv.train.configuration import RunConfig
 from raycurv.train.distributed import checksum, require_equal
 from raycurv.train.precision import dtype_of

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from raycurv.arguments import unknown
-from raycurv.train.checkpoint import CheckpointError, CheckpointStore
+from raycurv.train.checkpoint import CheckpointStore
+from raycurv.train.checkpoint_file import CheckpointError
 from raycurv.train.checkpoint_folder import open_folder
 from raycurv.train.configuration import pretrained_name
 from raycurv.train.export import trained_from

@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 
 from raycurv.objective.collectives import Local
 from raycurv.train import CheckpointStore, Result, ResumeError, RunConfig, check, load_trained_model, train
-from raycurv.train.checkpoint import CheckpointError
+from raycurv.train.checkpoint_file import CheckpointError
+from raycurv.train.resume import UnusableState, first_step
 from tests.train.problems import Kept, config
 
 
@@ -174,6 +175,13 @@ def test_an_optimizer_state_that_no_step_can_use_costs_steps_but_no_bit(
     assert other is not None
     assert_same(other["model"], one["model"])
     assert again.operations == whole.operations
+
+
+def test_memory_that_ends_in_the_first_step_is_not_a_fault_of_the_checkpoint() -> None:
+    with pytest.raises(RuntimeError, match="can't allocate memory"), first_step():
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    with pytest.raises(UnusableState, match="TypeError: a"), first_step():
+        raise TypeError("a")
 
 
 def test_a_run_whose_checkpoints_are_all_unusable_is_refused(tmp_path: Path) -> None:
