@@ -51,5 +51,5 @@ release: install ## build the wheel and the source archive in dist/, install the
 demo: install ## train small images on a local Ray with two workers
 	$(BIN)/python -m raycurv.cli.demo
 
-clean: ## remove .venv and the runs of the demo
-	rm -rf $(VENV) runs
+clean: ## remove .venv; runs stay
+	rm -rf $(VENV)

@@ -1,7 +1,4 @@
-"""``make demo``: a local Ray, and the main job submitted to it on images that need no download.
-
-KEEP=1 leaves Ray running, for the next demo; RAYCURV_RUNS names another folder than `runs` of this checkout.
-"""
+"""``make demo``: a local Ray, and the main job submitted to it on images that need no download."""
 
 from __future__ import annotations
 
@@ -11,45 +8,94 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-from raycurv.data.digits import write_digits
-from raycurv.service import local_ray
-from raycurv.tracking import provenance
+from raycurv.cli.main import script
+from raycurv.tracking.settings import default_runs
+
+if TYPE_CHECKING:
+    from raycurv.service.local_ray import RayHead
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = 2
+NEXT = """
+Next:
+  raycurv train digits --optimizer auto     the same network with another optimizer
+  raycurv train mine:recipe                 a network of yours: docs/your_own.md, "Your recipe"
+  raycurv --help                            all commands
+"""
 
 
-def main() -> int:
-    """Write the data, start Ray, submit; returns the exit code of the job."""
-    began = time.monotonic()
-    runs = Path(os.environ.get("RAYCURV_RUNS", ROOT / "runs")).absolute()
-    keep = os.environ.get("KEEP", "") not in ("", "0")
-    data = write_digits(runs / "data" / "digits")
-    with ExitStack() as stack:
+def default_keep() -> bool:
+    """Whether ``KEEP`` of the environment is set."""
+    return os.environ.get("KEEP", "") not in ("", "0")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Start a local Ray, train CurveBall, SGD and Adam on small images with two workers, and show how they compare."""
+
+    EXAMPLE: ClassVar = "make demo KEEP=1"
+    LOADS: ClassVar = "Ray"
+
+    runs: str = field(default_factory=default_runs)
+    """Folder of all runs, where `raycurv compare` and `raycurv ui` look for them. RAYCURV_RUNS sets the default."""
+
+    keep: bool = field(default_factory=default_keep)
+    """Leave Ray running, for the next demo. KEEP=1 sets the default."""
+
+    serve: bool = field(default_factory=sys.stdout.isatty)
+    """Serve MLflow at the end, until Ctrl-C. By default on a terminal."""
+
+    def run(self) -> None:
+        """Write the data, start Ray, submit the job, and show where to look.
+
+        Raises:
+            SystemExit: the job failed; with its exit code.
+        """
+        began = time.monotonic()
+        code = self._train()
+        print(f"the demo took {time.monotonic() - began:.0f} s")
+        if code:
+            raise SystemExit(code)
+        print(NEXT)
+        if self.serve:
+            from raycurv.cli.ui import Ui
+
+            print("The runs in MLflow:", flush=True)
+            Ui(runs=self.runs).run()
+
+    def _train(self) -> int:
+        from raycurv.data.digits import write_digits
+        from raycurv.service import local_ray
+
+        runs = Path(self.runs).expanduser().absolute()
+        data = write_digits(runs / "data" / "digits")
         note = runs / "ray.json"
-        head = local_ray.saved(note)
-        if head is not None:
-            print(f"using the Ray that an earlier demo left running at {head.dashboard}")
-        else:
-            print("starting Ray on loopback …", flush=True)
-            head = local_ray.start(max(WORKERS, os.cpu_count() or 1), outlive=keep)
-            local_ray.save(head, note)
-        if not keep:
-            stack.callback(note.unlink, missing_ok=True)
-            stack.callback(local_ray.stop, head)
-        code = submit(head, str(data), runs)
-        if keep:
-            print(
-                f"Ray stays up: dashboard {head.dashboard}, token in {head.folder}/token; stop it with kill {head.pid}"
-            )
-    print(f"the demo took {time.monotonic() - began:.0f} s")
-    return code
+        with ExitStack() as stack:
+            head = local_ray.saved(note)
+            if head is not None:
+                print(f"using the Ray that an earlier demo left running at {head.dashboard}")
+            else:
+                print("starting Ray on loopback …", flush=True)
+                head = local_ray.start(max(WORKERS, os.cpu_count() or 1), outlive=self.keep)
+                local_ray.save(head, note)
+            if not self.keep:
+                stack.callback(note.unlink, missing_ok=True)
+                stack.callback(local_ray.stop, head)
+            code = submit(head, str(data), runs)
+            if self.keep:
+                stop = f"token in {head.folder}/token; stop it with kill {head.pid}"
+                print(f"Ray stays up: dashboard {head.dashboard}, {stop}")
+        return code
 
 
-def submit(head: local_ray.RayHead, data: str, runs: Path) -> int:
+def submit(head: RayHead, data: str, runs: Path) -> int:
     """Submit the main job, follow it, and return the exit code of `ray job submit`."""
+    from raycurv.tracking import provenance
+
     origin = provenance.commit()
     commit = origin["commit"] + ("-dirty" if origin["dirty"] == "true" else "")
     variables = {"RAYCURV_COMMIT": commit, "RAYCURV_RUNS": str(runs)}
@@ -62,4 +108,4 @@ def submit(head: local_ray.RayHead, data: str, runs: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script(Demo)

@@ -81,6 +81,8 @@ def launch(runs: Sequence[RunConfig], cluster: Cluster) -> list[Result]:
                     begin_stores(planned, cluster, progress.notify)
                     results = _Launch(planned, cluster, tracking, progress, lock).run(scratch)
             progress.notify_always("\n" + _summary(planned, results))
+            if (report := _report_folder(planned, cluster) / "report.html").exists():
+                progress.notify(f"\nReport of these runs:\n  {report.as_uri()}")
     return results
 
 
@@ -182,7 +184,7 @@ class _Launch:
         from raycurv.results import comparison
         from raycurv.tracking.client import flat
 
-        folder = Path(self.cluster.runs) / "launches" / self.plan.name
+        folder = _report_folder(self.plan, self.cluster)
         artifacts = ArtifactWriter(self.plan.name, folder, parent, self.progress.notify)
         outcomes = [self._outcome(name, why) for name in self.planned]
         settings = {run.config.name: flat(json.loads(run.config.to_json())) for run in self.plan.runs}
@@ -416,6 +418,10 @@ def _initial(run: PlannedRun) -> Outcome:
     setting = format_settings(dict(sorted(config.optimizer_settings.items())))
     same = conditions_of_config(config)
     return Outcome(config.name, run.recipe, config.optimizer, setting, config.seed, status="failed", conditions=same)
+
+
+def _report_folder(plan: LaunchPlan, cluster: Cluster) -> Path:
+    return Path(cluster.runs) / "launches" / plan.name
 
 
 def _summary(plan: LaunchPlan, results: Sequence[Result]) -> str:

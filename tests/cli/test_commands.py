@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import re
 import subprocess
 import sys
 import time
@@ -106,6 +108,8 @@ def test_arguments_are_refused_in_one_paragraph_that_names_what_is_near(
         ((), "name what to train with --recipe or --study; --list shows all"),
         (("--study", "red_l2", "--optimizer", "sgd"), "--study names its recipes and optimizers itself"),
         (("digits", "--scale", "0.01", "--option", "data=DATA"), "leaves 14 of 1437 training samples"),
+        (("digits", "--option", "data=DATA", "--run-name", "nope", "--resume"), "there is nothing to resume in"),
+        (("digits", "--option", "data=DATA", "--log-file", "DATA"), "cannot be written: Is a directory"),
     ],
 )
 def test_what_a_run_refuses_is_one_paragraph_without_a_traceback_file(
@@ -134,6 +138,29 @@ def test_a_recipe_without_its_data_names_the_command_that_brings_it(
         recipes.build("red_cifar100_vgg19", {})
     assert main(["prepare", "digits"]) == 0
     assert recipes.build("digits", {}).data.settings["path"] == str(tmp_path / "sets" / "digits")
+
+
+def test_every_recipe_says_where_its_data_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from raycurv import recipes
+
+    monkeypatch.setenv("RAYCURV_DATA", str(tmp_path / "sets"))
+    monkeypatch.chdir(tmp_path)
+    missing = {}
+    for entry in recipes.registered_recipes():
+        try:
+            recipes.build(entry.name, {})
+        except ValueError as error:
+            missing[entry.name] = str(error)
+    assert len(missing) > 40
+    for name, message in missing.items():
+        assert re.search(r"there is no data at .*(bring it with `raycurv prepare |put the )", message), name
+
+
+@pytest.mark.parametrize("words", [("--run-name", "a/b"), ("--resume",), ("--quiet", "--verbose")])
+def test_options_that_no_run_can_have_are_refused_in_one_paragraph(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words[0] in refused(capsys, "train", "digits", *words)
 
 
 def test_all_recipes_and_studies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,3 +286,21 @@ def test_every_command_has_its_help_without_any_extra() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+# Flags of ray and git.
+FOREIGN = {"--address", "--working-dir", "--head", "--block", "--disable-usage-stats", "--porcelain"}
+FOREIGN |= {"--untracked-files", "--help"}
+OF_THE_MAIN_JOB = {"--skip-corrupt"}
+
+
+def test_every_flag_that_a_message_names_exists() -> None:
+    """Such as in `leave out --use-gpu`, which was --no-use-gpu."""
+    flags = {option.flag for command in COMMANDS for option in all_options(command.load())}
+    assert all(flag in run("jobs/imagenet_curveball.py", "--help").stdout for flag in OF_THE_MAIN_JOB)
+    for room in ("data", "train", "results", "recipes", "tracking", "service"):
+        for path in sorted((ROOT / "raycurv" / room).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+                named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+[a-z]", text))
+                assert named <= flags | FOREIGN | OF_THE_MAIN_JOB, (path, node.lineno)

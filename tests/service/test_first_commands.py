@@ -38,5 +38,7 @@ def test_the_first_commands_train_three_optimizers_and_compare_them(head: local_
             timeout=600,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+        if words[0] == "train":
+            assert re.search(r"^curveball .* 9\d\.\d\d% ", done.stdout, re.M), done.stdout  # far from chance
     for optimizer in ("curveball", "sgd", "adam"):
         assert re.search(rf"\b{optimizer}\b", done.stdout), done.stdout
