@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LARGEST = 100_000  # largest size in bytes of the numbers that a figure offers for download
+_PIXELS = 116  # largest number of pixels for an inch of a figure
 _FRAME = "#8B949E"  # colour of axes, visible on white and on black
 
 
@@ -62,7 +63,10 @@ def _svg(figure: Figure, prefix: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d{2})\d+", r"\1", tag[0]), text)  # hundredths of a point
     text = re.sub(r"\s*\n\s*", " ", text).replace("> <", "><")
-    text = re.sub(r'<svg [^>]*?width="[^"]*" height="[^"]*"', '<svg role="img"', text, count=1)
+    wide = round(_PIXELS * figure.get_figwidth())
+    text = re.sub(
+        r'<svg [^>]*?width="[^"]*" height="[^"]*"', f'<svg role="img" style="max-width:{wide}px"', text, count=1
+    )
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     return re.sub(r"(url\(#|xlink:href=\"#)", rf"\g<1>{prefix}-", text)
 

@@ -265,7 +265,9 @@ def plain(
 
     def cell(text: str, number: bool) -> str:
         link = (links or {}).get(text)
-        shown = f'<a href="{html.escape(link, quote=True)}">{html.escape(text)}</a>' if link else html.escape(text)
+        shown = _breakable(text)
+        if link:
+            shown = f'<a href="{html.escape(link, quote=True)}">{shown}</a>'
         kind = "number" if number else "long" if len(text) > _LONG else ""
         return f'<td class="{kind}">{shown}</td>' if kind else f"<td>{shown}</td>"
 

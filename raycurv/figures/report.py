@@ -27,6 +27,7 @@ _ANSWERS = 3  # largest number of answers of a section that are not folded
 _SECTIONS = 40  # largest number of groups of recipes with figures
 _RUNS = 1000  # largest number of runs in a list
 _PROFILES = 12  # largest number of lines of the performance profile
+_CONSTANT = ("recipe", "weights")  # columns that are left out where all rows are alike
 _NETWORKS = 3  # smallest number of random networks that are summed up
 
 
@@ -172,9 +173,14 @@ class _Section:
             yield results
         if drawn[1:]:
             yield _folded(_plural(len(drawn) - 1, "more figure"), f'<div class="figures">{"".join(drawn[1:])}</div>')
-        table = page_tables.plain(comparison.header(self.rows), comparison.cells(self.rows))
-        yield _folded("All costs: operations, search, start-up", table)
+        yield _folded("All costs: operations, search, start-up", self._costs())
         yield "</section>"
+
+    def _costs(self) -> str:
+        """The whole table of the comparison, without columns that say one thing in all rows."""
+        head, rows = comparison.header(self.rows), comparison.cells(self.rows)
+        kept = [i for i, name in enumerate(head) if name not in _CONSTANT or len({row[i] for row in rows}) > 1]
+        return page_tables.plain([head[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
     def _texts(self) -> list[str]:
         """Title, counts and answers."""

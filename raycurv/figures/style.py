@@ -256,6 +256,7 @@ def save(figure: Figure, folder: Path, stem: str, data: str, about: Mapping[str,
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     folder.mkdir(parents=True, exist_ok=True)
+    _without_mathematics(figure)
     paths = [folder / f"{stem}.{kind}" for kind in ("png", "svg", "csv")]
     figure.set_dpi(_DPI)
     FigureCanvasAgg(figure).print_png(paths[0], metadata=dict(about or {}))  # draws once where savefig draws twice
@@ -271,8 +272,18 @@ def write_svg(figure: Figure, file: IO[str], about: Mapping[str, str] | None = N
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
+    _without_mathematics(figure)
     with matplotlib.rc_context({"svg.hashsalt": "raycurv"}):
         FigureCanvasSVG(figure).print_svg(file, metadata={**(about or {}), "Date": None})
+
+
+def _without_mathematics(figure: Figure) -> None:
+    """Show dollar signs of names as they are, which matplotlib would take for formulas."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if isinstance(text, Text):
+            text.set_parse_math(False)
 
 
 def wrapped(text: str, width: float) -> str:

@@ -1,6 +1,7 @@
 import csv
 import io
 import itertools
+import time
 import xml.etree.ElementTree as xml
 from html.parser import HTMLParser
 
@@ -63,6 +64,22 @@ def test_figures_are_saved_as_pictures_with_their_data(tmp_path):
     assert float(rows[0]["mean"]) == pytest.approx(1.1)
     assert list(rows[0]) == ["series", "epoch", "mean", "low", "high"]
     assert len(rows) == 5
+
+
+def test_names_of_metrics_settings_and_runs_may_have_any_characters(tmp_path):
+    odd = r"test/$\frac$ <b>\"&' ü"
+    points = tuple(EvaluationPoint(e, e, e, {"train/epoch_loss": 1.0 / e, odd: 0.5 * e}) for e in (1, 2))
+    setting = r"path=$a_{b$<script>"
+    runs = [Outcome(f"<i>{seed}", "re<c>ipe", "m&m", setting, seed, points=points) for seed in range(2)]
+    text = report.page("<title>", runs, versions={}, command="a < b")
+    page = Page()
+    page.feed(text)
+    assert odd.removeprefix("test/") in page.text
+    assert setting in page.text
+    assert "<i>" not in text
+    assert "<c>" not in text
+    for path in curves.save(curves.method_curves(runs, odd), "odd", tmp_path):
+        assert path.stat().st_size
 
 
 def test_nothing_to_draw_is_said():
@@ -157,3 +174,22 @@ def test_a_moving_average_follows_the_loss_of_a_short_run():
     assert line.mean[-1] == pytest.approx(short.values[-1], rel=0.02)
     steps = np.arange(1.0, 2001)
     assert curves.decay_of(MetricTrace(steps, steps, steps, steps)) == curves.DECAY
+
+
+@pytest.mark.slow
+def test_five_thousand_runs_make_a_page_in_seconds_and_a_few_megabytes():
+    rng = np.random.default_rng(0)
+    runs = []
+    for number in range(5000):
+        recipe, optimizer = f"recipe {number % 10}", ("adam", "sgd", "auto", "curveball", "salera")[number // 10 % 5]
+        setting = f"learning_rate={10 ** -float(number // 50 % 20):g}" if optimizer in ("adam", "sgd") else ""
+        losses = 0.01 + rng.random() * np.exp(-np.arange(50) / 10)
+        values = [{"train/epoch_loss": loss, "test/loss": loss, "test/accuracy": 1 / (1 + loss)} for loss in losses]
+        points = tuple(EvaluationPoint(e + 1.0, e + 1, e + 1.0, found) for e, found in enumerate(values))
+        labels = {"network": str(number % 3)} if number % 10 == 9 else {}
+        runs.append(Outcome(f"run {number}", recipe, optimizer, setting, number, points=points, labels=labels))
+    began = time.process_time()
+    text = report.page("Many", runs, versions={}, command="")
+    assert time.process_time() - began < 30  # 8 on a core of 2024
+    assert len(text) < 5_000_000
+    assert "5,000 runs, the first 1,000 listed" in text

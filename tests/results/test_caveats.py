@@ -79,7 +79,7 @@ def test_settings_that_differ_within_a_recipe_are_listed_with_their_runs():
         ("mnist", "l2", "not set (2 runs: sgd, adam), 0.1 (1 run: adam)"),
     ]
     text = report.page("x", runs, versions={}, command="", about=report.ReportContext(settings=settings))
-    assert "<td>batch_size</td>" in text
+    assert "<td>batch_size</td>" in text.replace("<wbr>", "")
     settings["c"] = settings["b"]
     text = report.page("x", runs, versions={}, command="", about=report.ReportContext(settings=settings))
     assert "all runs of a recipe have the same configuration" in text
