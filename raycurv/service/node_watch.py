@@ -13,7 +13,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 PERIOD = 1.0  # seconds between two connections to a node
-CONNECT_SECONDS = 1.0  # until a connection counts as failed
+CONNECT_SECONDS = 1.5  # until a connection counts as failed; a packet that was lost is sent again after 1 s
 FRESH_SECONDS = 3.0  # a node that answered this recently can be used
 
 

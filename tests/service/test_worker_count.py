@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -255,3 +258,20 @@ def test_a_node_answers_as_long_as_its_port_is_open() -> None:
         node = {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": listener.getsockname()[1]}
         assert node_watch._answer(node) is True
     assert node_watch._answer(node) is False
+
+
+def test_a_packet_that_is_lost_is_sent_again_before_a_node_counts_as_silent() -> None:
+    with socket.socket() as listener, contextlib.ExitStack() as opened:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        listener.settimeout(10)
+        address, port = listener.getsockname()
+        for _ in range(2):  # the queue is full: further packets are dropped, as a network does
+            waiting = opened.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex((address, port))
+        time.sleep(0.1)
+        later = threading.Timer(0.5, lambda: [opened.enter_context(listener.accept()[0]) for _ in range(2)])
+        later.start()
+        assert node_watch._answer({"NodeManagerAddress": address, "NodeManagerPort": port}) is True
+        later.join()
