@@ -183,6 +183,8 @@ class WorkerCountPolicy(ScalingPolicy):
         if paused < len(nodes) and not lost and time.monotonic() - since < PAUSE_SECONDS:
             return NoopDecision()
         self._pausing = None
+        if lost:
+            _kill_group()
         self._mailbox.go_on.remote()
         self._stopped(reason if paused == len(nodes) else f"{reason}; no checkpoint came in time")
         return self._resize(max(self._possible(), self.scaling_config.min_workers))
@@ -256,6 +258,8 @@ class WorkerFailurePolicy(DefaultFailurePolicy):
             _end_failed_start(training_failed_error.controller_failure)
         if isinstance(training_failed_error, WorkerGroupError):
             lost = _lost_nodes()
+            if lost:
+                _kill_group()
             if lost and self._elastic:
                 _send(self._mailbox, f"{lost} is gone: training goes on without it", "resize")
                 return FailureDecision.RETRY

@@ -12,6 +12,8 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
 
 from raycurv.service import node_watch, worker_count
 from raycurv.service.cluster import Cluster
@@ -85,6 +87,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.told: list[WorkersNotice] = []
+        self.killed: list[str] = []
         self.order, self.workers_paused = "", 0
         self.put = SimpleNamespace(remote=lambda message: self.told.append(from_bytes(message)))  # type: ignore[arg-type]
         self.pause = SimpleNamespace(remote=lambda: setattr(self, "order", "pause"))
@@ -94,8 +97,10 @@ class Mailbox:
 
 @pytest.fixture
 def mailbox(monkeypatch: pytest.MonkeyPatch) -> Mailbox:
-    monkeypatch.setattr(worker_count, "ray", SimpleNamespace(get=lambda value, timeout: value, kill=Mock()))
-    return Mailbox()
+    mailbox = Mailbox()
+    ray = SimpleNamespace(get=lambda value, timeout: value, kill=mailbox.killed.append)
+    monkeypatch.setattr(worker_count, "ray", ray)
+    return mailbox
 
 
 @pytest.fixture
@@ -177,15 +182,47 @@ def test_a_lost_node_shrinks_an_elastic_group(policy: Any, nodes: Nodes, clock: 
     assert mailbox.told == [WorkersNotice("n2 does not answer: training goes on without it", "resize")]
 
 
-def test_workers_that_wait_for_a_lost_one_are_ended_at_once(
-    policy: Any, nodes: Nodes, clock: Clock, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch, mailbox: Mailbox) -> list[str]:
+    """The workers of the newest group that are ended at once."""
     workers = [SimpleNamespace(actor=name) for name in ("first", "second")]
     group = SimpleNamespace(has_started=lambda: True, get_workers=lambda: workers)
     monkeypatch.setitem(worker_count._shared, "group", group)
+    return mailbox.killed
+
+
+def test_workers_that_wait_for_a_lost_one_are_ended_at_once(
+    policy: Any, nodes: Nodes, clock: Clock, killed: list[str]
+) -> None:
     nodes.alive, nodes.group, nodes.silent = {"n1": 0.0, "n2": 0.0}, ["n1", "n2"], {"n2": 5.0}
     assert resize(policy(1, 2), nodes, clock) == 1
-    assert [call.args for call in worker_count.ray.kill.call_args_list] == [("first",), ("second",)]  # type: ignore[attr-defined]
+    assert killed == ["first", "second"]
+
+
+def test_workers_are_ended_at_once_where_one_is_lost_during_a_pause(
+    policy: Any, nodes: Nodes, clock: Clock, killed: list[str]
+) -> None:
+    elastic = policy(1, 3)
+    nodes.alive, nodes.group = {"n1": 0.0, "n2": 0.0, "n3": 1.0}, ["n1", "n2"]
+    assert resize(elastic, nodes, clock) == 0
+    assert killed == []
+    nodes.silent = {"n2": 5.0}
+    assert resize(elastic, nodes, clock) == 2
+    assert killed == ["first", "second"]
+
+
+@pytest.mark.parametrize(("elastic", "change"), [(True, "resize"), (False, "failure")])
+@pytest.mark.parametrize("lost", ["n2", ""])
+def test_the_loss_of_a_node_is_a_failure_of_a_fixed_number_alone(
+    elastic: bool, change: str, lost: str, mailbox: Mailbox, killed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_count, "_lost_nodes", lambda: lost)
+    config = SimpleNamespace(max_failures=1, controller_failure_limit=0)
+    failures = worker_count.WorkerFailurePolicy(config, mailbox, elastic)
+    error = WorkerGroupError("", {1: RuntimeError("gone")})
+    assert failures.make_decision(error) is FailureDecision.RETRY
+    assert [notice.change for notice in mailbox.told] == [change if lost else "failure"]
+    assert killed == (["first", "second"] if lost else [])
 
 
 def test_a_fixed_group_waits_for_a_node_with_a_word(policy: Any, nodes: Nodes, clock: Clock, mailbox: Mailbox) -> None:
