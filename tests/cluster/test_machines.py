@@ -142,7 +142,7 @@ def test_the_only_worker_machine_is_replaced(both: Machines, tmp_path: Path) -> 
 
 @slow
 def test_workers_leave_a_machine_that_is_about_to_go_behind_a_checkpoint(both: Machines, tmp_path: Path) -> None:
-    words = ("--option", "epochs=10", "pause=0.5", "--workers", "1-2", "--run-name", "announced")
+    words = ("--option", "epochs=6", "pause=0.5", "--workers", "1-2", "--run-name", "announced")
     job = both.train(*RECIPE, *words)
     job.wait_for("training on 2 workers")
     job.wait_for("epoch 2 done")
@@ -155,12 +155,12 @@ def test_workers_leave_a_machine_that_is_about_to_go_behind_a_checkpoint(both: M
     assert "no checkpoint came in time" not in job.output
     both.kill("n2")
     assert job.finish() == 0, job.output
-    assert_same_curve(both, "announced", mine(epochs=10), tmp_path)
+    assert_same_curve(both, "announced", mine(epochs=6), tmp_path)
 
 
 @slow
 def test_a_machine_that_is_shut_down_without_notice_is_gone(both: Machines, tmp_path: Path) -> None:
-    words = ("--option", "epochs=10", "pause=0.5", "--workers", "1-2", "--run-name", "shut-down")
+    words = ("--option", "epochs=6", "pause=0.5", "--workers", "1-2", "--run-name", "shut-down")
     job = both.train(*RECIPE, *words)
     job.wait_for("training on 2 workers")
     job.wait_for("epoch 2 done")
@@ -171,7 +171,7 @@ def test_a_machine_that_is_shut_down_without_notice_is_gone(both: Machines, tmp_
     both.kill("n2")
     assert job.finish() == 0, job.output
     assert "after a failure" not in job.output
-    assert_same_curve(both, "shut-down", mine(epochs=10), tmp_path)
+    assert_same_curve(both, "shut-down", mine(epochs=6), tmp_path)
 
 
 @slow
@@ -194,9 +194,17 @@ def test_a_stopped_job_names_its_checkpoint_and_gives_back_what_it_reserved(both
 
 @slow
 def test_a_sweep_goes_on_without_a_machine(both: Machines) -> None:
-    words = ("--recipe", "digits", "--option", "data=s3://bucket/digits", "--epochs", "2", "--run-name", "sweep")
+    words = ["--recipe", "digits", "--option", "data=s3://bucket/digits", "--epochs", "20", "--baselines", "sgd"]
+    words += ["--rates", "0.01", "0.03", "0.1", "0.3", "1", "--free", "curveball", "--run-name", "sweep"]
     both.run(HEAD, "raycurv", "prepare", "digits", "--output", "s3://bucket/digits")
     job = both.start(HEAD, "raycurv", "sweep", "grid", *words)
     job.wait_for("trials done")
-    both.kill("n2", silent=True)
+    killed = both.kill("n2", silent=True)
     assert job.finish() == 0, job.output
+    note(f"the sweep ended {time.monotonic() - killed:.1f} s after the power cut")
+    assert "Traceback" not in job.output
+    path = "/home/ray/raycurv-runs/sweeps/sweep/outcomes.jsonl"
+    lines = f"import json; print(json.dumps([json.loads(line) for line in open({path!r})]))"
+    outcomes = both.python(HEAD, lines)
+    assert len(outcomes) == 7  # five rates, the best again, and CurveBall
+    assert {one["status"] for one in outcomes} <= {"finished", "diverged"}

@@ -40,6 +40,11 @@ def test_the_manifest_has_the_fields_of_a_rayjob(job: dict[str, Any]) -> None:
     assert cluster["authOptions"] == {"mode": "token"}
 
 
+def test_a_job_has_a_minute_for_its_last_checkpoint(job: dict[str, Any]) -> None:
+    for container in containers(job):
+        assert {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "60"} in container["env"]
+
+
 def test_the_manifest_fits_kuberays_schema_where_it_is_at_hand(job: dict[str, Any]) -> None:
     import jsonschema
 
