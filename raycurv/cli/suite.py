@@ -80,7 +80,8 @@ class BenchmarkSuite:
 
             self.output.mkdir(parents=True, exist_ok=True)
             (self.output / "suite.md").write_text(text, encoding="utf-8")
-            suite_profile.save(tables.suite_profiles(plan, runs), self.output)
+            optimizers = {method.name: method.optimizer for method in plan.methods}
+            suite_profile.save(tables.suite_profiles(plan, runs), self.output, optimizers)
 
 
 def replace_part(page: str, text: str) -> str:

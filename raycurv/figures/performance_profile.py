@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from raycurv.figures import style
@@ -13,13 +13,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw(found: Sequence[PerformanceProfile], cost: str = "seconds", largest: float | None = None) -> Figure:
+def draw(
+    found: Sequence[PerformanceProfile],
+    cost: str = "seconds",
+    largest: float | None = None,
+    optimizers: Mapping[str, str] | None = None,
+) -> Figure:
     """Draw the share of problems solved over the factor.
 
     Args:
         found: profiles, one line each.
         cost: what the factor compares, for the label of its axis.
         largest: end of the axis of factors, which is then linear; by default the largest finite ratio, logarithmic.
+        optimizers: name of a profile → its optimizer, whose colour it has; by default the first word of the name.
 
     Raises:
         ValueError: there is no profile.
@@ -31,11 +37,12 @@ def draw(found: Sequence[PerformanceProfile], cost: str = "seconds", largest: fl
     axes = figure.subplots()
     end = 1.1 * max([ratio for p in found for ratio in p.ratios if math.isfinite(ratio)] + [2.0])
     end = end if largest is None else largest
-    looks = style.lines(profile.name for profile in found)
-    for index, profile in enumerate(found):
+    methods = [f"{(optimizers or {}).get(p.name, '')} {p.name}".lstrip() for p in found]
+    looks = style.lines(methods)
+    for index, (profile, method) in enumerate(zip(found, methods, strict=True)):
         factors = [1.0, *(ratio for ratio in profile.ratios if ratio < end), end]
         shares = [profile.solved(factor) for factor in factors]
-        options = {**looks[profile.name], "markersize": 4, "linewidth": 1.4}
+        options = {**looks[method], "markersize": 4, "linewidth": 1.4}
         (curve,) = axes.step(factors, shares, where="post", label=profile.name, **options)
         curve.set_gid(f"series-{index}-line")
     style.scale(axes, "x", largest is None, None if largest is None else (1.0, largest))

@@ -11,6 +11,7 @@ import pytest
 from raycurv.figures import curves, performance_profile, report, style
 from raycurv.results.histories import MetricTrace, RunHistory
 from raycurv.results.outcomes import EvaluationPoint, Outcome
+from raycurv.results.palette import colour_of
 from raycurv.results.performance_profile import PerformanceProfile, performance_profiles
 
 
@@ -95,6 +96,15 @@ def test_more_profiles_than_colours_are_drawn():
     found = [PerformanceProfile(f"method {i}", (1.0, 1.0 + i)) for i in range(15)]
     lines = performance_profile.draw(found).axes[0].lines
     assert len({(line.get_color(), line.get_linestyle(), str(line._dash_pattern)) for line in lines}) == 15
+
+
+def test_a_profile_has_the_colour_of_its_optimizer():
+    found = [PerformanceProfile(name, (1.0,)) for name in ("adam, tuned", "schedule-free SGD", "adam, one cycle")]
+    optimizers = {"adam, tuned": "adam", "adam, one cycle": "adam", "schedule-free SGD": "schedule_free_sgd"}
+    tuned, free, cycle = performance_profile.draw(found, optimizers=optimizers).axes[0].lines
+    assert free.get_color() == colour_of("schedule_free_sgd")
+    assert tuned.get_color() != cycle.get_color()
+    assert tuned.get_label() == "adam, tuned"
 
 
 class Page(HTMLParser):
