@@ -2,11 +2,11 @@
 
     python -m tests.reliability.driver_kills --folder FOLDER [--runs 6] [--without-ray]
 
-Each run has a small network, about 130 steps a second, a checkpoint every ten steps, and four kills of its driver:
-three while it trains, and one in its last second, at its table, or just after it. It goes on with ``--resume``, at
-once. After the last kill it is completed by ``--resume``, by ``raycurv tracking reap`` if it had finished, or by the
-start of another run. Without Ray, the driver and the training are one process that starts in seconds. FOLDER keeps a
-line for each run, so that an interrupted campaign goes on.
+Each run has a small network, about 130 steps a second, a checkpoint every ten steps, and five kills of its driver: one
+before its first step, three while it trains, and one in its last second, at its table, or just after it. It goes on
+with ``--resume auto``, at once. After the last kill it is completed by ``--resume``, by ``raycurv tracking reap`` if it
+had finished, or by the start of another run. Without Ray, the driver and the training are one process that starts in
+seconds. FOLDER keeps a line for each run, so that an interrupted campaign goes on.
 """
 
 from __future__ import annotations
@@ -82,24 +82,30 @@ class Campaign:
 
     def __init__(self, driver: Driver, prefix: tuple[str, ...] = ()) -> None:
         self.driver, self.prefix = driver, prefix
+        self.seconds_to_start = 10.0
 
     def reference(self) -> None:
         """Train the run without kills, unless it is there."""
         store = CheckpointStore(str(self.driver.checkpoints("whole")))
         if store.finished() is None:
-            self._require(self._start("whole", *(["--resume"] if store.exists() else [])).finish())
+            job = self._start("whole", *(["--resume"] if store.exists() else []))
+            _wait_for(job, ("loading torch",))
+            began = time.monotonic()
+            _wait_for(job, ("starts: ", "goes on at"))
+            self.seconds_to_start = time.monotonic() - began
+            self._require(job.finish())
 
     def run(self, number: int) -> Row:
-        """Train one run with four kills."""
+        """Train one run with five kills."""
         draw = random.Random(number)
         name = f"killed-{number}"
         self._forget(name)
-        moments = ["start", "middle", "middle", LAST[number % len(LAST)]]
+        moments = ["beginning", "start", "middle", "middle", LAST[number % len(LAST)]]
         logged = []
         for count, moment in enumerate(moments):
-            job = self._start(name, *(["--resume"] if count else []))
+            job = self._start(name, *(["--resume", "auto"] if count else []))
             self._kill(job, moment, draw)
-            logged.append(len(self._history(name, "train/loss")))
+            logged.append(len(self._history(name, "train/loss")) if self._runs(name) else 0)
         completed = self._complete(name, moments[-1], number)
         return self._row(number, tuple(moments), tuple(logged), completed)
 
@@ -114,6 +120,9 @@ class Campaign:
 
     def _kill(self, job: Job, moment: str, draw: random.Random) -> None:
         match moment:
+            case "beginning":
+                _wait_for(job, ("loading torch",))
+                time.sleep(draw.uniform(0.0, self.seconds_to_start))
             case "start":
                 _wait_for(job, ("starts: ", "goes on at"))
                 time.sleep(draw.uniform(0.0, 1.5))

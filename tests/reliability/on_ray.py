@@ -188,7 +188,7 @@ def run_worker(first: int, stop: int, folder: Path, note: Note) -> None:
 
 
 def run_driver(first: int, stop: int, folder: Path, note: Note) -> None:
-    """The driver is killed four times in one run."""
+    """The driver is killed five times in one run."""
     _kill_drivers(first, stop, folder / "driver", note)
 
 

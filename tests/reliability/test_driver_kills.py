@@ -11,7 +11,7 @@ import pytest
 from tests.reliability.driver_kills import Campaign, campaign
 
 pytestmark = [pytest.mark.reliability, pytest.mark.filterwarnings("ignore")]
-RUNS = int(os.environ.get("RAYCURV_DRIVER_KILLS", "24")) // 4  # of four kills each
+RUNS = int(os.environ.get("RAYCURV_DRIVER_KILLS", "30")) // 5  # of five kills each
 
 
 @pytest.fixture(scope="module")
