@@ -37,6 +37,8 @@ from raycurv.objective.losses import word_counts, word_cross_entropy
 from raycurv.results import table_formats
 
 BASELINE = "sgd"
+# Passes are compiled at their second batch and compared at the third: CurveBall's checks of λ at steps 1, 5 and 10.
+WARM_UP_STEPS = 11
 Loss = str | Callable[[Tensor, Tensor], Tensor]
 
 
@@ -163,6 +165,7 @@ class StepCost:
         seconds: median wall time.
         memory: peak memory.
         skipped: reason why there are no numbers; empty if there are.
+        warm_up: seconds of the first steps, in which passes are compiled where that is asked for.
     """
 
     workload: str
@@ -171,11 +174,13 @@ class StepCost:
     seconds: float | None = None
     memory: float | None = None
     skipped: str = ""
+    warm_up: float | None = None
 
     @property
     def text(self) -> str:
         """One line."""
-        return f"{self.workload}: {self.subject}  {self.skipped or self.ratios}"
+        first = "" if self.warm_up is None else f"  (first steps: {self.warm_up:.1f} s)"
+        return f"{self.workload}: {self.subject}  {self.skipped or self.ratios}{first}"
 
     @property
     def ratios(self) -> str:
@@ -241,14 +246,19 @@ class StepRunner:
         workload: network and mini-batch.
         subject: optimizer with its settings.
         device: device of the network and the batch.
+        compile: whether the objective compiles its passes.
     """
 
-    def __init__(self, workload: Workload, subject: MeasuredOptimizer, device: torch.device) -> None:
+    def __init__(
+        self, workload: Workload, subject: MeasuredOptimizer, device: torch.device, *, compile: bool = False
+    ) -> None:
         torch.manual_seed(0)
         model = workload.build().to(device)
         self.device, self.batch = device, subject.batch
         # The check of the first batch is no part of a step.
-        self.objective = Objective(model, workload.loss, workload.l2, weights=workload.weights, check_consistency=False)
+        self.objective = Objective(
+            model, workload.loss, workload.l2, weights=workload.weights, check_consistency=False, compile=compile
+        )
         horizon = optim.Horizon(epochs=10, steps_per_epoch=100, training_samples=12_800)
         self.optimizer = optim.create(subject.optimizer, model, horizon=horizon, **subject.settings)
         self.data = []
@@ -260,6 +270,13 @@ class StepRunner:
         """One step on its fixed batch."""
         batch, *held_out = (self.batch(self.objective, *data) for data in self.data)
         self.optimizer.step(batch, validation=held_out[0] if held_out else None)
+
+    def warm_up(self) -> float:
+        """Take steps until all passes are compiled; returns their seconds."""
+        started = time.perf_counter()
+        for _ in range(WARM_UP_STEPS):
+            self.step()
+        return time.perf_counter() - started
 
     def operations(self, steps: int) -> float:
         """Floating-point operations of a step, the mean over `steps`."""
@@ -313,6 +330,7 @@ def measure(
     rounds: int = 20,
     device: torch.device | str = "cpu",
     period: int = 5,
+    compile: bool = False,
 ) -> Iterator[StepCost]:
     """Costs of these subjects on one network, one after the other; what refuses the network says why.
 
@@ -322,6 +340,7 @@ def measure(
         rounds: steps of each subject, and of SGD between them, whose wall time is measured.
         device: device of the networks and the batches.
         period: steps over which operations are averaged, a multiple of the interval at which λ is checked.
+        compile: whether passes are compiled, those of SGD too; operations and memory are those without.
 
     Yields:
         The cost of each subject.
@@ -332,16 +351,23 @@ def measure(
     chosen, place = _workload(workload), torch.device(device)
     baseline = StepRunner(chosen, MeasuredOptimizer(BASELINE), place)
     operations, memory = baseline.operations(1), baseline.memory()
+    if compile:
+        baseline = StepRunner(chosen, MeasuredOptimizer(BASELINE), place, compile=True)
+        baseline.warm_up()
     for subject in subjects:
         try:
             stepper = StepRunner(chosen, subject, place)
             stepper.step()  # the first step of a method may do less or more than the others
-            counted, peak = stepper.operations(period), stepper.memory()
+            counted, peak, cold = stepper.operations(period), stepper.memory(), None
+            if compile:
+                stepper = StepRunner(chosen, subject, place, compile=True)
+                cold = stepper.warm_up()
             ratios = [stepper.seconds() / baseline.seconds() for _ in range(rounds)]
         except (ValueError, RuntimeError, ImportError) as error:
             yield StepCost(workload, subject.label, skipped=str(error).splitlines()[0])
             continue
-        yield StepCost(workload, subject.label, counted / operations, statistics.median(ratios), peak / memory)
+        seconds = statistics.median(ratios)
+        yield StepCost(workload, subject.label, counted / operations, seconds, peak / memory, warm_up=cold)
 
 
 def _workload(name: str) -> Workload:

@@ -45,6 +45,9 @@ class BenchmarkStep:
     device: str = "cpu"
     """Device: cpu or cuda."""
 
+    compile: bool = False
+    """Compile the passes of all optimizers, SGD included; operations and memory are those without."""
+
     output: Path | None = None
     """Folder for step_cost.md, .csv, .png and .svg. The plot needs the extra figures."""
 
@@ -64,7 +67,9 @@ class BenchmarkStep:
         torch.set_num_threads(self.threads)
         subjects, costs = step_cost.parse_optimizers(self.optimizers, self.fraction), []
         for network in self.networks or step_cost.WORKLOADS:
-            for cost in step_cost.measure(network, subjects, rounds=self.rounds, device=self.device):
+            for cost in step_cost.measure(
+                network, subjects, rounds=self.rounds, device=self.device, compile=self.compile
+            ):
                 costs.append(cost)
                 print(cost.text, flush=True)
         print(f"\nOperations / wall time / peak memory, as ratios to SGD\n\n{step_cost.to_markdown(costs)}")

@@ -229,6 +229,11 @@ class Batch:
             points: values in place of the parameters; None is the parameters themselves.
             tape: tape that records the forward pass.
         """
+        compiled = self.objective.compiled_steps
+        if compiled is not None and tape is None and not torch.is_grad_enabled():
+            found = compiled.outputs(self, points)
+            if found is not None:
+                return found
         first = self._first_pass(points)
         with self.counted("forward", type(tape).__name__):
             with self.forward_context(tape), recording(tape):
@@ -245,9 +250,16 @@ class Batch:
 
     def local_linearisation(self, *, record: bool) -> Linearisation:
         """A linearisation of this worker's undivided share, which DDP takes no part in."""
+        compiled = self.objective.compiled_steps
+        if compiled is not None:
+            return compiled.linearise(self, record=record)
+        return Linearisation(self, *self.recorded_outputs(record=record))
+
+    def recorded_outputs(self, *, record: bool) -> tuple[Tensor, Tape | None]:
+        """Outputs of this worker's undivided share with their graph, and the tape if there is one."""
         tape = Tape(self.objective.parameters) if record else None
         with torch.enable_grad():
-            return Linearisation(self, self.outputs(tape=tape), tape)
+            return self.outputs(tape=tape), tape
 
     def taylor_sums(self, direction: Direction, points: Sequence[Tensor] | None) -> list[Tensor]:
         """:meth:`Linearisation.taylor_sums` of this worker's undivided share, without kept activations.
@@ -256,6 +268,11 @@ class Batch:
             direction: one tensor per parameter.
             points: values in place of the parameters; None is the parameters themselves.
         """
+        compiled = self.objective.compiled_steps
+        found = None if compiled is None else compiled.derivatives_along(self, direction, points)
+        if found is not None:
+            with torch.no_grad():
+                return Linearisation(self, found[0]).sums_along(direction, *found[1:])
         leaves = None if points is None else [point.requires_grad_() for point in points]
         tape = ForwardTape(self.objective.parameters if leaves is None else leaves, direction)
         with torch.enable_grad():

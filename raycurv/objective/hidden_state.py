@@ -63,6 +63,12 @@ class HiddenState:
         """Whether no forward pass of the model has been seen in its mode, training or evaluation."""
         return self.model.training not in self._known
 
+    @property
+    def moves_generators(self) -> bool:
+        """Whether forward passes have drawn from other generators than torch's default ones."""
+        sources = self._sources() if self._moving else {}
+        return any(sources[key].restored for key in self._moving if key in sources)
+
     def get(self) -> Values:
         """Values of the sources that forward passes move; of all sources before the first pass."""
         if not self.unknown and not self._moving:

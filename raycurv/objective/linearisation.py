@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from raycurv.curvature import PushingTape, Tape
+from raycurv.objective.compiled_pass import Executed
 from raycurv.objective.direction import Direction
 from raycurv.objective.forward import without_autocast
 from raycurv.objective.loss_derivatives import LossAt
@@ -45,7 +46,7 @@ class Linearisation:
     Args:
         batch: the batch.
         outputs: outputs of the model, with their graph.
-        tape: tape that has recorded the forward pass; None if nothing will be pushed.
+        tape: tape that has recorded the forward pass, or its compiled execution; None if nothing will be pushed.
         carrier: with several workers, the copy of DDP's `carrier`
             (:class:`~raycurv.objective.ddp.DataParallel`).
 
@@ -59,7 +60,7 @@ class Linearisation:
     partial = False
 
     def __init__(
-        self, batch: Batch, outputs: Tensor, tape: Tape | None = None, *, carrier: Tensor | None = None
+        self, batch: Batch, outputs: Tensor, tape: Tape | Executed | None = None, *, carrier: Tensor | None = None
     ) -> None:
         self.batch = batch
         self.outputs = outputs.detach()
@@ -197,7 +198,7 @@ class Linearisation:
             return u
         return torch.where(self._by_sample != 0, self._by_sample * u, 0.0)
 
-    def _recorded(self) -> Tape:
+    def _recorded(self) -> Tape | Executed:
         if self._tape is None:
             raise RuntimeError("this forward pass was not recorded: linearise(record=True) keeps what push needs")
         return self._tape

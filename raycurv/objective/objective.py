@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from raycurv.arguments import require, require_whole
 from raycurv.objective.batch import Batch
 from raycurv.objective.collectives import Collectives, Local
+from raycurv.objective.compiled_steps import CompiledSteps
 from raycurv.objective.ddp import DataParallel
 from raycurv.objective.direction import Direction
 from raycurv.objective.forward import ModelCall
@@ -65,6 +67,10 @@ class Objective:
         check_consistency: whether the first batch is computed twice, once in all, and the outputs compared. A model
             whose outputs differ raises :class:`~raycurv.objective.consistency.InconsistentModel`. Dropout, batch
             normalisation, and buffers and generators of modules are no reason.
+        compile: whether the passes of a step are compiled by Inductor
+            (:mod:`raycurv.objective.compiled_steps`). This takes a C++ compiler, seconds to minutes at the second
+            batch, and one worker; where it does not work, a warning gives the reason and operators are executed one by
+            one. Results are equal up to rounding.
 
     Attributes:
         parameters: the trainable parameters, in the order of ``model.parameters()``. Directions in parameter space,
@@ -73,6 +79,7 @@ class Objective:
         device: device of the parameters.
         dtype: dtype of the parameters.
         operations: counter of the floating-point operations of all questions; None counts nothing.
+        compiled_steps: the compiled passes; None without `compile`.
 
     Raises:
         TypeError: `model` is not a module, a trainable parameter is not real and floating, or `loss` is neither a name
@@ -94,6 +101,7 @@ class Objective:
         batch_norm: BatchNormStatistics = "synchronised",
         call: Callable[[nn.Module, Any], Tensor] | None = None,
         check_consistency: bool = True,
+        compile: bool = False,
     ) -> None:
         self.model = model
         self.check_consistency, self.hidden_state = check_consistency, HiddenState(model)
@@ -115,6 +123,9 @@ class Objective:
         self.operations: OperationCounter | None = None
         self.model_call = ModelCall(model, call)
         workers = self.collectives
+        if compile and workers.size > 1:
+            warnings.warn("compile=True has no effect with several workers", RuntimeWarning, stacklevel=2)
+        self.compiled_steps = CompiledSteps() if compile and workers.size == 1 else None
         shared = workers.size > 1
         self.data_parallel = DataParallel(self.model_call, workers, self.device, self.dtype) if shared else None
 

@@ -41,6 +41,7 @@ _LATER: dict[str, Any] = {
     "freeze": (),
     "batch_norm": "synchronised",
     "drop_last": False,
+    "compile": False,
 }
 _PRETRAINED = ("torchvision", "timm", "transformers")  # packages with pretrained networks by name
 Setting = bool | int | float | str | None | tuple[Any, ...]
@@ -228,6 +229,9 @@ class RunConfig:
         batch_norm: statistics of batch normalisation with several workers: ``synchronised``, those of the global batch;
             or ``local``, those of each worker's share. Local ones are faster, and make the result depend on the number
             of workers.
+        compile: compile the passes of a step (:mod:`raycurv.objective.compiled_steps`): faster steps, after seconds to
+            minutes at the second one. Results are equal up to rounding. It needs a C++ compiler and has no effect with
+            several workers.
         clip_gradient: largest global norm of the gradient; only for optimizers that follow a gradient.
         average_weights: decay of an exponential average of the weights, evaluated and saved beside the raw ones.
         log_every: steps between two transfers of scalars from the device to the log.
@@ -273,6 +277,7 @@ class RunConfig:
     seed: int = 0
     precision: Precision = "fp32"
     batch_norm: BatchNorm = "synchronised"
+    compile: bool = False
     clip_gradient: float | None = None
     average_weights: float | None = None
     log_every: int = 50

@@ -172,6 +172,7 @@ class TrainingRun:
             batch_norm=config.batch_norm,
             micro_batch=halved or config.micro_batch,
             check_consistency=config.check_consistency,
+            compile=config.compile,
         )
         self.objective.operations = self.operations = OperationCounter()
         self.optimizer = build_optimizer(config, self.model, self.horizon)

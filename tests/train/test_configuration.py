@@ -21,6 +21,12 @@ def test_evaluation_by_steps_changes_the_digest_only_where_it_is_asked_for() -> 
     assert dataclasses.replace(wanted, evaluate_every_steps=5).digest != wanted.digest
 
 
+def test_compiled_steps_change_the_digest_and_the_default_does_not() -> None:
+    wanted = config()
+    assert dataclasses.replace(wanted, compile=False).digest == wanted.digest
+    assert dataclasses.replace(wanted, compile=True).digest != wanted.digest
+
+
 def test_local_batch_statistics_change_the_digest_and_the_default_does_not() -> None:
     wanted = config()
     assert dataclasses.replace(wanted, batch_norm="synchronised").digest == wanted.digest
