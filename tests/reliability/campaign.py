@@ -108,18 +108,24 @@ def run(kind: Kind, count: int, folder: Path) -> Row:
     first = next(number for number in range(count + 1) if number not in done or number == count)
     if first < count:
         kind.run(first, count, folder, note)
-        done = faults(folder, kind.name)
+    return row(kind, folder)
+
+
+def row(kind: Kind, folder: Path) -> Row:
+    """What became of the faults of a kind so far."""
+    done = faults(folder, kind.name)
     return Row(kind.title, len(done), sum(not lost for lost in done.values()))
 
 
 def fuzzing_rows(folder: Path, share: float) -> list[Row]:
-    """Damaged inputs for every reader."""
+    """Damaged inputs for every reader; those that have not been tried are tried, up to a share of all."""
     from tests.reliability import fuzzing
     from tests.reliability.readers import READERS
 
     rows = []
     for name, reader in READERS.items():
-        found = fuzzing.run(name, int(reader.inputs * share), folder / "fuzzing")
+        where = folder / "fuzzing"
+        found = fuzzing.run(name, int(reader.inputs * share), where) if share else fuzzing.counts(where, name)
         rows.append(Row(f"damaged {name.replace('_', ' ')}", found.total(), found["accepted"] + found["refused"]))
     return rows
 
@@ -159,6 +165,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", help="names of kinds, or fuzzing; all by default")
     parser.add_argument("--share", type=float, default=1.0, help="share of the faults and inputs")
     parser.add_argument("--faults", type=int, help="faults of each kind, in place of the share")
+    parser.add_argument("--show", action="store_true", help="try nothing: write the page from what was tried")
     parser.add_argument("--no-page", action="store_true", help="leave docs/reliability.md as it is")
     options = parser.parse_args()
     known = kinds()
@@ -166,18 +173,21 @@ def main() -> None:
     rows: list[Row] = []
     for name in names:
         if name == "fuzzing":
-            rows += fuzzing_rows(options.folder, options.share)
+            rows += fuzzing_rows(options.folder, 0.0 if options.show else options.share)
+            continue
+        if options.show:
+            rows.append(row(known[name], options.folder))
             continue
         count = min(known[name].faults, options.faults or max(1, round(known[name].faults * options.share)))
         rows.append(run(known[name], count, options.folder))
     page = PAGE.read_text()
     before = recorded(page)
     fallen = [row for row in rows if worse(before.get(row.kind), row)]
-    for row in rows:
-        sys.stdout.write(f"{row.kind:75} tried {row.tried:7,}  survived {row.survived:7,}  lost {row.lost:5,}\n")
+    for each in rows:
+        sys.stdout.write(f"{each.kind:75} tried {each.tried:7,}  survived {each.survived:7,}  lost {each.lost:5,}\n")
     if not options.no_page and not fallen:
-        PAGE.write_text(with_rows(page, [row for row in rows if row.tried]))
-    sys.exit(f"more was lost than {PAGE.name} says: {', '.join(row.kind for row in fallen)}" if fallen else 0)
+        PAGE.write_text(with_rows(page, [each for each in rows if each.tried]))
+    sys.exit(f"more was lost than {PAGE.name} says: {', '.join(each.kind for each in fallen)}" if fallen else 0)
 
 
 if __name__ == "__main__":
