@@ -69,13 +69,17 @@ class PageFigures:
             labels: name of each row's line.
         """
         view = MetricPanel(metric, axis)
+        timed = axis == "seconds" and all(row.step_seconds for row in rows)
         found = []
         for row, label in zip(rows, labels, strict=True):
             runs = [self._history(outcome) for outcome in row.outcomes]
+            if timed:
+                runs = [_by_step_time(run, row.step_seconds) for run in runs]
             (line,) = curves.metric_curves(label, runs, view)
             if line.x:
                 found.append(_Drawn(row.method, _thinned(line), _end(row.outcomes, metric, statistics.fmean)))
-        return self._embed(key, found, view, "Mean and range over the seeds") if found else None
+        time = "step time in seconds" if timed else ""
+        return self._embed(key, found, view, "Mean and range over the seeds", time) if found else None
 
     def of_networks(
         self, key: str, groups: Mapping[str, Sequence[Outcome]], names: Mapping[str, str], metric: str = LOSS
@@ -96,7 +100,7 @@ class PageFigures:
                 found.append(_Drawn(method, _thinned(line), _end(outcomes, metric, statistics.median)))
         return self._embed(key, found, view, "Median and quartiles over the networks") if found else None
 
-    def _embed(self, key: str, found: Sequence[_Drawn], view: MetricPanel, what: str) -> str:
+    def _embed(self, key: str, found: Sequence[_Drawn], view: MetricPanel, what: str, time: str = "") -> str:
         named = [one.line for one in found[:NAMED]]
         behind = [
             dataclasses.replace(one.line, low=one.line.mean, high=one.line.mean, ends=()) for one in found[NAMED:]
@@ -106,6 +110,8 @@ class PageFigures:
         for one in found[:NAMED]:
             looks[one.line.name] = {**self._look(one.method, looks), "marker": "", "linewidth": 1.7}
         figure = curves.draw_labelled(shown, view, looks, _SIZE, {line.name: line.name for line in named})
+        if time:
+            figure.axes[0].set_xlabel(time)
         lines = [one.line for one in found]
         hidden = len(behind) - _BEHIND
         texts = [f"<b>{html.escape(_finding(found, view))}</b>", f"{what}; {html.escape(curves.counts(lines))}."]
@@ -113,6 +119,8 @@ class PageFigures:
             texts.append(f"Grey: {min(len(behind), _BEHIND)} further methods.")
         if hidden > 0:
             texts.append(f"{hidden} more are not drawn.")
+        if time:
+            texts.append("Step time leaves out start-up and evaluation.")
         data = curves.comma_separated([_rounded(line) for line in lines], view.axis)
         return interactive.embed(key, figure, list(looks), " ".join(texts), data)
 
@@ -163,6 +171,12 @@ def _best_end(found: Sequence[_Drawn], view: MetricPanel) -> str:
     return (
         f"{first.line.name} ends with the {'highest' if higher else 'lowest'} {view.label}, {value}, before {second}."
     )
+
+
+def _by_step_time(run: RunHistory, pace: float) -> RunHistory:
+    """The run with the time of its steps in place of the time since its start, which has the start-up in it."""
+    traces = {name: dataclasses.replace(trace, seconds=pace * trace.steps) for name, trace in run.traces.items()}
+    return dataclasses.replace(run, traces=traces)
 
 
 def _thinned(line: Curve) -> Curve:

@@ -79,7 +79,7 @@ def page(
         raise ValueError("there is no run to report on")
     about = about or ReportContext()
     sections = _sections(outcomes)
-    figures = PageFigures(style.lines(f"{o.optimizer} {o.setting}".rstrip() for o in outcomes))
+    figures = PageFigures(style.lines(method for section in sections for method in section.methods))
     parts = [f"<header><h1>{html.escape(title)}</h1>", *_head(outcomes, about.places, sections), "</header>"]
     for number, section in enumerate(sections):
         parts += section.html(number, figures)
@@ -128,16 +128,19 @@ class _Section:
             found.setdefault(row.comparison, []).append(row)
         return found
 
+    @property
+    def methods(self) -> list[str]:
+        """Names of methods in the tables and figures."""
+        return list(dict.fromkeys([*(row.method for row in self.rows), *self.networks]))
+
     @cached_property
     def networks(self) -> dict[str, list[Outcome]]:
         """Final runs by method where they are of several random networks; empty otherwise."""
         final = [o for o in self.outcomes if o.stage == "final" and "network" in o.labels]
         if len({o.labels["network"] for o in final}) < _NETWORKS:
             return {}
-        found: dict[str, list[Outcome]] = {}
-        for o in final:
-            found.setdefault(f"{o.optimizer} {o.setting}".rstrip(), []).append(o)
-        return found
+        methods = comparison.runs_on_networks(final)
+        return {method: [o for runs in found.values() for o in runs] for method, found in methods.items()}
 
     @cached_property
     def medians(self) -> list[NetworkQuartiles]:
@@ -159,7 +162,7 @@ class _Section:
         Yields:
             Parts of the page.
         """
-        names = short_names([row.method for row in self.rows])
+        names = short_names(self.methods)
         colours = {method: str(figures.looks[method]["color"]) for method in names}
         drawn = self._figures(number, figures, names) if number < _SECTIONS else []
         first = drawn[0] if drawn else "<p>Nothing that was measured can be drawn.</p>"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from raycurv.results import table_formats
 from raycurv.results.conditions import (
     conditions,
+    differing_conditions,
     differing_values,
     frozen,
     group_runs,
@@ -399,29 +401,54 @@ class NetworkQuartiles:
     seconds: float
 
 
+def runs_on_networks(outcomes: Sequence[Outcome]) -> dict[str, dict[str, list[Outcome]]]:
+    """Runs by method and random network: several of one method and network differ in their seed alone.
+
+    Runs of other epochs, batch size or recipe are other methods.
+    """
+    known = [
+        ("", {name: v for name, v in o.conditions.items() if not name.startswith("model.")} | {"recipe": o.recipe})
+        for o in outcomes
+    ]
+    found: dict[str, dict[str, list[Outcome]]] = {}
+    for o, text in zip(outcomes, differing_conditions(known), strict=True):
+        method = " ".join(filter(None, (o.optimizer, o.setting, text)))
+        found.setdefault(method, {}).setdefault(o.labels["network"], []).append(o)
+    return found
+
+
 def compare_over_networks(outcomes: Sequence[Outcome]) -> list[NetworkQuartiles]:
-    """Median and quartiles over the networks of a sweep (CurveBall, Fig. 3 left), failures counted."""
-    networks: dict[str, dict[str, Outcome]] = {}
-    for o in outcomes:
-        networks.setdefault(o.labels["network"], {})[f"{o.optimizer} {o.setting}".strip()] = o
-    wins: dict[str, int] = {}
-    for found in networks.values():
-        losses = {n: v for n, o in found.items() if o.status == "finished" and math.isfinite(v := _loss(o, LOSS))}
-        if losses:
-            best = min(losses, key=lambda name: losses[name])
-            wins[best] = wins.get(best, 0) + 1
+    """Median and quartiles over the networks of a sweep (CurveBall, Fig. 3 left), failures counted.
+
+    The loss of a method on a network is the mean over its seeds. With a seed that did not finish it counts as failed.
+    """
+    methods = runs_on_networks(outcomes)
+    losses = {
+        method: {
+            network: _mean([_loss(o, LOSS) for o in runs])
+            for network, runs in networks.items()
+            if all(o.status == "finished" for o in runs)
+        }
+        for method, networks in methods.items()
+    }
+    wins = Counter(_best_on(network, losses) for network in dict.fromkeys(o.labels["network"] for o in outcomes))
     rows = []
-    for name in dict.fromkeys(name for found in networks.values() for name in found):
-        mine = [found[name] for found in networks.values() if name in found]
-        finished = [o for o in mine if o.status == "finished"]
-        lower, median, upper = _quartiles([_loss(o, LOSS) for o in finished])
+    for method, networks in methods.items():
+        finished = [o for network in losses[method] for o in networks[network]]
+        lower, median, upper = _quartiles(list(losses[method].values()))
         accuracy = _quartiles([_loss(o, ACCURACY) for o in finished])[1]
         seconds = _quartiles([o.seconds for o in finished])[1]
-        failed = len(mine) - len(finished)
+        failed = len(networks) - len(losses[method])
         rows.append(
-            NetworkQuartiles(name, median, lower, upper, accuracy, wins.get(name, 0), failed, len(mine), seconds)
+            NetworkQuartiles(method, median, lower, upper, accuracy, wins[method], failed, len(networks), seconds)
         )
     return sorted(rows, key=lambda row: row.median if math.isfinite(row.median) else math.inf)
+
+
+def _best_on(network: str, losses: Mapping[str, Mapping[str, float]]) -> str:
+    """Method with the lowest loss on a network; empty without a finite one."""
+    known = {m: found[network] for m, found in losses.items() if math.isfinite(found.get(network, math.nan))}
+    return min(known, key=lambda method: known[method], default="")
 
 
 def write_network_comparison(rows: Sequence[NetworkQuartiles], artifact: Callable[[str, str], None]) -> str:

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import itertools
 import time
@@ -203,3 +204,12 @@ def test_five_thousand_runs_make_a_page_in_seconds_and_a_few_megabytes():
     assert time.process_time() - began < 30  # 8 on a core of 2024
     assert len(text) < 5_000_000
     assert "5,000 runs, the first 1,000 listed" in text
+
+
+def test_time_in_a_report_leaves_out_the_start_up():
+    slow = dataclasses.replace(run("first", [1.0, 0.1], seconds=50.0), step_seconds=0.5, steps=2)
+    other = dataclasses.replace(run("second", [1.0, 0.1], seconds=2.0), step_seconds=1.0, steps=2)
+    text = report.page("x", [slow, other], versions={}, command="")
+    assert "first comes within a tenth of the lowest training loss first, after 1 s, before second after 2 s." in text
+    assert "step time in seconds" in text
+    assert "wall-clock time in seconds" not in text

@@ -187,3 +187,18 @@ def test_a_search_belongs_to_the_runs_of_its_batch_size():
     assert [(row.conditions, row.searched, row.operations) for row in rows] == [
         ("batch_size=8", 1, 1e6 + 100), ("batch_size=64", 1, 200.0),
     ]  # fmt: skip
+
+
+def test_seeds_on_one_network_are_averaged_and_other_lengths_are_other_methods():
+    def on(network, loss, *, seed=0, epochs="4", status="finished"):
+        outcome = run("auto", [loss], network=network, seed=seed, status=status)
+        return dataclasses.replace(outcome, conditions={"epochs": epochs, "model.settings.index": network})
+
+    long = [on(network, 0.1, epochs="40") for network in "ab"]
+    short = [on("a", 0.2), on("a", 0.4, seed=1), on("b", 0.7), on("c", 9.9), on("c", 9.9, seed=1, status="failed")]
+    rows = {row.optimizer: row for row in comparison.compare_over_networks([*short, *long])}
+    assert set(rows) == {"auto epochs=4", "auto epochs=40"}
+    assert rows["auto epochs=40"].median == 0.1
+    row = rows["auto epochs=4"]
+    assert row.median == pytest.approx((0.3 + 0.7) / 2)
+    assert (row.networks, row.failed, row.best_on) == (3, 1, 0)
