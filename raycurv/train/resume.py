@@ -22,6 +22,9 @@ from raycurv.train.records import Result
 from raycurv.train.training_run import TrainingRun, lacking
 
 Resume = Literal["never", "auto", "must"]
+# Errors of these modules, and errors with these folders in their traceback, are no fault of an optimizer's state.
+_OTHER_ERRORS = ("raycurv.", "torch._dynamo", "torch._inductor")
+_OTHER_FOLDERS = frozenset(("distributed", "autograd"))
 # Fields that a resumed run may change, because no update depends on them. Methods whose step sizes follow the length of
 # the run refuse other epochs and max_steps themselves, unless change_horizon is set.
 FREE_TO_CHANGE = frozenset(
@@ -171,20 +174,20 @@ def first_step() -> Iterator[None]:
         Nothing.
 
     Raises:
-        UnusableState: the step fails, and neither in its collectives nor in a backward pass.
+        UnusableState: the step fails, and nothing else than the state may be the cause.
     """
     try:
         yield
     except Exception as error:  # of any kind, from torch's optimizers
-        if is_out_of_memory(error) or _in_collective_or_backward(error):
+        if is_out_of_memory(error) or _has_another_cause(error):
             raise
         raise UnusableState(error) from error
 
 
-def _in_collective_or_backward(error: Exception) -> bool:
-    """Whether the other workers, or the model, may be the cause."""
+def _has_another_cause(error: Exception) -> bool:
+    """Whether the package declares the error, or the other workers, the model or a compiler may be the cause."""
     folders = {part for frame in traceback.extract_tb(error.__traceback__) for part in Path(frame.filename).parts}
-    return bool(folders & {"distributed", "autograd"})
+    return type(error).__module__.startswith(_OTHER_ERRORS) or bool(folders & _OTHER_FOLDERS)
 
 
 def differences(stored: RunConfig, asked: RunConfig) -> list[str]:

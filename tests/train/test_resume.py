@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
+from raycurv.data import DataError
 from raycurv.objective.collectives import Local
 from raycurv.train import CheckpointStore, Result, ResumeError, RunConfig, check, load_trained_model, train
 from raycurv.train.checkpoint_file import CheckpointError
@@ -177,7 +178,9 @@ def test_an_optimizer_state_that_no_step_can_use_costs_steps_but_no_bit(
     assert again.operations == whole.operations
 
 
-def test_memory_that_ends_in_the_first_step_is_not_a_fault_of_the_checkpoint() -> None:
+def test_the_checkpoint_is_not_blamed_for_memory_data_or_workers() -> None:
+    with pytest.raises(DataError, match="row 3"), first_step():
+        raise DataError("row 3")
     with pytest.raises(RuntimeError, match="can't allocate memory"), first_step():
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
     with pytest.raises(UnusableState, match="TypeError: a"), first_step():
