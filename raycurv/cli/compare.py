@@ -43,6 +43,7 @@ class Compare:
         """
         from raycurv.figures import paper_figures, report
         from raycurv.results import comparison
+        from raycurv.results.comparison_text import comparison_text
         from raycurv.tracking import provenance
         from raycurv.tracking.run_histories import histories
         from raycurv.tracking.settings import resolve_uri
@@ -54,7 +55,9 @@ class Compare:
         if not mine:
             there = ", ".join(sorted({o.recipe for o in found}))
             raise ValueError(f"--recipe {' '.join(self.recipe)} is the recipe of no run; there are runs of {there}")
-        print(comparison.write_comparison(comparison.compare_methods(mine), self._write))
+        rows = comparison.compare_methods(mine)
+        comparison.write_comparison(rows, self._write)
+        print(comparison_text(rows))
         drawn = []
         if self.figures is not None:
             drawn = paper_figures.draw(histories(tracked, paper_figures.metrics(), {o.recipe for o in mine}))

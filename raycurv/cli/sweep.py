@@ -59,6 +59,7 @@ class Grid:
         from raycurv import recipes
         from raycurv.recipes import search
         from raycurv.results import comparison
+        from raycurv.results.comparison_text import comparison_text
         from raycurv.service.sweep import sweeping
 
         config = self.run_options.apply(recipes.build(self.recipe, recipe_options(self.option)))
@@ -73,7 +74,8 @@ class Grid:
                 sweep.terminal.notify_always(f"{optimizer}: no point of its grid came to an end; it has no final run")
             last = sweep.run([*free, *search.final_trials(config, winners, self.seeds)])
             rows = comparison.compare_methods([*found, *last])
-            sweep.terminal.notify_always("\n" + comparison.write_comparison(rows, sweep.artifacts.write))
+            comparison.write_comparison(rows, sweep.artifacts.write)
+            sweep.terminal.notify_always("\n" + comparison_text(rows))
             sweep.artifacts.write_report([*found, *last])
 
 
@@ -119,6 +121,7 @@ class Networks:
         from raycurv import recipes
         from raycurv.recipes import search
         from raycurv.results import comparison
+        from raycurv.results.comparison_text import networks_text
         from raycurv.service.sweep import sweeping
 
         config = self.run_options.apply(recipes.build(self.recipe, recipe_options(self.option)))
@@ -131,5 +134,6 @@ class Networks:
         with sweeping("random-architectures", trials, cluster, self.limits) as sweep:
             found = sweep.run(trials)
             networks = comparison.compare_over_networks(found)
-            sweep.terminal.notify_always("\n" + comparison.write_network_comparison(networks, sweep.artifacts.write))
+            comparison.write_network_comparison(networks, sweep.artifacts.write)
+            sweep.terminal.notify_always("\n" + networks_text(networks))
             sweep.artifacts.write_report(found)
