@@ -123,6 +123,31 @@ class TerminalProgress:
         if any(record.kind != "event" for record in records):
             self._show_position(records[-1])
 
+    def show_trials(self, name: str, done: int, total: int, state: Sequence[str]) -> bool:
+        """Show how far a sweep is in the bar; without a terminal, do nothing.
+
+        Args:
+            name: name of the sweep.
+            done: number of trials that have ended.
+            total: number of trials.
+            state: further texts for the bar, at most three.
+
+        Returns:
+            Whether there is a bar.
+        """
+        if not self._live:
+            return False
+        if self._task is None:
+            empty: dict[str, Any] = dict.fromkeys(_FIELDS, "")
+            self._task = self._bar.add_task(short_name(name), total=total, completed=done, **empty)
+        self._advance(done)
+        texts: dict[str, Any] = dict(zip(_FIELDS, (f"{done}/{total} trials", *state), strict=False))
+        self._bar.update(self._task, **texts | {"left": self._left(" left")})
+        self._draw()
+        if done == total:
+            self._end_bar()
+        return True
+
     def take_library_logs(self) -> None:
         """Keep messages of libraries that have been imported meanwhile away from the terminal too."""
         self._logs.take()

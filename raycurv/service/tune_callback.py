@@ -22,7 +22,7 @@ from raycurv.tracking.messages import WorkersNotice, WorkersStarted
 if TYPE_CHECKING:
     from raycurv.service.sweep import Sweep
 
-LINE_SECONDS, QUIET_SECONDS = 5.0, 30.0  # between two lines: at least, and at most while trials run
+LINE_SECONDS, QUIET_SECONDS = 15.0, 30.0  # between two lines: at least, and at most while trials run
 RECEIVE_SECONDS = 0.5  # between two looks into the mailbox
 SHOWN = 3  # running trials in one line
 
@@ -59,12 +59,13 @@ class SweepCallback(tune.Callback):
     def on_step_end(self, iteration: int, trials: Any, **_: Any) -> None:
         """Read messages, and show long trials from time to time."""
         self._sweep.lock.require()
-        if time.monotonic() - self._received > RECEIVE_SECONDS:
-            self._receive()
-        if time.monotonic() - max(self._shown, self._began) <= QUIET_SECONDS:
-            return
         running = [trial for trial in trials if trial.status == "RUNNING"]
         self._summary.running = len(running)
+        if time.monotonic() - self._received > RECEIVE_SECONDS:
+            self._receive()
+            self._draw()
+        if time.monotonic() - max(self._shown, self._began) <= QUIET_SECONDS:
+            return
         lines = [self._progress(trial) for trial in running[:SHOWN]]
         self._show("".join(f"\n  {line}" for line in lines or [f"waiting for room: {inventory(ray.nodes())}"]))
 
@@ -88,6 +89,7 @@ class SweepCallback(tune.Callback):
         outcome = run.outcome()
         self._sweep.record(outcome, run, task.config)
         self._summary.add(outcome, running=sum(trial.status == "RUNNING" for trial in trials))
+        self._sweep.terminal.notify(ended_line(outcome))
         if time.monotonic() - self._shown > LINE_SECONDS or self._summary.left == 0:
             self._show()
 
@@ -106,7 +108,26 @@ class SweepCallback(tune.Callback):
 
     def _show(self, more: str = "") -> None:
         self._shown = time.monotonic()
-        self._sweep.notify(f"{self._sweep.name}: {self._summary}{more}")
+        if not self._draw():
+            self._sweep.terminal.notify(f"{self._sweep.name}: {self._summary}{more}")
+        elif not self._summary.running and more:
+            self._sweep.terminal.notify(more.strip())
+
+    def _draw(self) -> bool:
+        """Draw the bar; False without a terminal."""
+        summary = self._summary
+        return self._sweep.terminal.show_trials(self._sweep.name, summary.done, summary.trials, summary.short)
+
+
+def ended_line(outcome: Outcome) -> str:
+    """How a trial ended, in one line."""
+    what = " ".join(filter(None, [outcome.optimizer, outcome.setting, f"seed {outcome.seed}"]))
+    if outcome.status != "finished":
+        return f"{what}: {outcome.status}{f', {outcome.reason}' if outcome.reason else ''}"
+    loss, accuracy = outcome.last(METRIC), outcome.last("test/accuracy")
+    parts = [f"loss {loss:.4g}"] if loss is not None else []
+    parts += [f"accuracy {accuracy:.2%}"] if accuracy is not None else []
+    return f"{what}: {', '.join([*parts, f'{outcome.steps:,} steps', f'{outcome.seconds:.1f} s'])}"
 
 
 class SweepSummary:
@@ -127,9 +148,21 @@ class SweepSummary:
         self._best: tuple[float, str] | None = None
 
     @property
+    def done(self) -> int:
+        """Trials that have ended."""
+        return self._ended.total()
+
+    @property
     def left(self) -> int:
         """Trials that have not ended."""
-        return self.trials - self._ended.total()
+        return self.trials - self.done
+
+    @property
+    def short(self) -> tuple[str, ...]:
+        """Texts for a bar."""
+        failed = self.done - self._ended["finished"]
+        best = "" if self._best is None else f"best loss {self._best[0]:.4g}"
+        return f"{self.running} running", f"{failed} not finished" if failed else "", best
 
     def add(self, outcome: Outcome, running: int) -> None:
         """Count a trial that ended.
@@ -145,7 +178,7 @@ class SweepSummary:
             self._best = (loss, f"{outcome.optimizer} {outcome.setting}".strip())
 
     def __str__(self) -> str:
-        done = self._ended.total()
+        done = self.done
         parts = [f"{done} of {self.trials} trials done", f"{self.running} running"]
         parts += [f"{count} {status}" for status, count in self._ended.items() if status != "finished"]
         if self._best is not None:

@@ -107,6 +107,25 @@ def test_the_cursor_is_visible_while_the_bar_moves() -> None:
     assert written.rfind("\x1b[?25h", 0, written.rfind("epoch")) > written.find("\x1b[?25l")
 
 
+def test_a_sweep_has_a_bar_of_its_trials() -> None:
+    feed = (
+        "import time\nfrom raycurv.service.terminal import TerminalProgress\n"
+        "with TerminalProgress() as progress:\n"
+        "    for done in range(1, 6):\n"
+        "        time.sleep(0.05)\n"
+        "        state = ('2 running', '1 not finished', 'best loss 0.1234')\n"
+        "        progress.show_trials('digits-grid-20261126-094500', done, 5, state)\n"
+        "        progress.notify(f'trial {done}')\n"
+    )
+    lines = lines_of(on_terminal("-c", feed))
+    bars = [line for line in lines if "━" in line]
+    assert max(map(len, lines)) <= 80
+    assert re.fullmatch(
+        r"digits-grid [━╸╺ ]+ 4/5 trials 2 running 1 not finished best loss 0\.1234 0:00 left", bars[-3]
+    )
+    assert [line for line in lines if line.startswith("trial")] == [f"trial {done}" for done in range(1, 6)]
+
+
 def test_no_color_means_no_color() -> None:
     def colours(**variables: str) -> list[str]:
         return re.findall(r"\x1b\[[0-9;]*(?:3[0-9]|38;[0-9;]+)m", on_terminal("-c", FEED, "curveball", **variables))
