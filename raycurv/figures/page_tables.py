@@ -15,6 +15,7 @@ from raycurv.results.findings import RecipeGroup
 SHOWN = 12  # rows that a table shows before it is unfolded
 _LONG = 60  # longer cells, in characters, are broken into lines
 _STRIP = 100.0  # width of a strip of dots
+_PLAIN = 1e6  # smaller numbers are shown without a power of ten
 _DECADE = 10.0  # values that span a larger factor are shown on a logarithmic scale
 
 
@@ -152,7 +153,7 @@ def _number_cell(
     kind = f"number {column.kind}".strip()
     if not math.isfinite(value):
         return f'<td class="{kind}">–</td>'
-    shown = column.form.format(column.scale * value)
+    shown = _text(column.scale * value, column.form)
     spread = column.spread(row) if column.spread is not None else math.nan
     text = f"<b>{shown}</b>" if value == best else shown
     if math.isfinite(spread):
@@ -247,7 +248,10 @@ def _bold(value: float, best: float, form: str = "{:.4g}") -> str:
 
 
 def _text(value: float, form: str = "{:.4g}") -> str:
-    return form.format(value) if math.isfinite(value) else "–"
+    if not math.isfinite(value):
+        return "–"
+    text = form.format(value)
+    return f"{value:,.0f}" if "e+" in text and abs(value) < _PLAIN else text
 
 
 def plain(

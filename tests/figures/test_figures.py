@@ -206,6 +206,12 @@ def test_five_thousand_runs_make_a_page_in_seconds_and_a_few_megabytes():
     assert "5,000 runs, the first 1,000 listed" in text
 
 
+def test_thousands_of_seconds_are_shown_without_a_power_of_ten():
+    runs = [run("auto", [1.0, 0.1], seconds=4567.0), run("sgd", [1.0, 0.2], seconds=1.0)]
+    text = report.page("x", runs, versions={}, command="")
+    assert ">9,134<" in text.replace("<b>", "").replace("</b>", "")
+
+
 def test_time_in_a_report_leaves_out_the_start_up():
     slow = dataclasses.replace(run("first", [1.0, 0.1], seconds=50.0), step_seconds=0.5, steps=2)
     other = dataclasses.replace(run("second", [1.0, 0.1], seconds=2.0), step_seconds=1.0, steps=2)
