@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.reliability import launches, optimizers, worker_counts, writer_kills
+from tests.reliability import launches, optimizers, security, worker_counts, writer_kills
 from tests.reliability.campaign import PAGE, Row, kinds, recorded, run, with_rows, worse
+from tests.reliability.equality import difference
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +38,24 @@ def test_launches_in_one_process_leave_no_descriptors_and_no_threads(tmp_path):
     assert not launches.growth(uses)
     leaking = [launches.Use(10 + number, 2, 0) for number in range(launches.WARM + 4)]
     assert "took 3 descriptors, 0 threads" in launches.growth(leaking)
+
+
+def test_a_secret_in_a_file_is_found(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "worker.log").write_bytes(b"\xffpassword=5ecret\n")
+    (tmp_path / "other").write_text("nothing")
+    found = list(security.holding([tmp_path], {"password": b"5ecret", "key": b"absent"}))
+    assert found == [f"password is in {tmp_path / 'logs' / 'worker.log'}"]
+
+
+def test_states_that_differ_in_one_bit_are_told_apart():
+    import torch
+
+    state = {"model": {"a": torch.ones(3)}, "optimizer": {"state": {0: {"buffer": torch.zeros(2)}}}}
+    other = {**state, "optimizer": {"state": {0: {"buffer": torch.tensor([0.0, 1e-45])}}}}
+    assert not difference(state, state)
+    assert difference(state, other) == "another optimizer"
+    assert difference(state, None) == "no checkpoint"
 
 
 def test_an_interrupted_campaign_goes_on(tmp_path):
