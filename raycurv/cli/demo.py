@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = 2
+# Lines of `ray job submit` itself, but for errors.
+OF_RAY = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\t(INFO|WARNING|SUCC) \w+\.py:\d+ -- |Running entrypoint for job ")
 NEXT = """
 Next:
   raycurv train digits --optimizer auto     the same network with another optimizer
@@ -104,7 +108,31 @@ def submit(head: RayHead, data: str, runs: Path) -> int:
     job += ["--workers", str(WORKERS), "--compare", "sgd", "adam"]
     environment = json.dumps({"env_vars": variables})
     command = [str(ray), "job", "submit", "--working-dir", ".", "--runtime-env-json", environment, "--", *job]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | head.environment, check=False).returncode
+    return follow(command, os.environ | head.environment, runs / "logs" / "demo.log")
+
+
+def follow(command: Sequence[str], environment: Mapping[str, str], log: Path) -> int:
+    """Run `ray job submit`, show the lines of the job, and return the exit code.
+
+    Args:
+        command: program and arguments.
+        environment: environment variables.
+        log: file that gets all lines, Ray's own too.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    pipe = subprocess.PIPE
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as process,
+    ):
+        for line in process.stdout or ():
+            file.write(line)
+            if not OF_RAY.match(line):
+                sys.stdout.write(line)
+                sys.stdout.flush()
+        return process.wait()
 
 
 if __name__ == "__main__":

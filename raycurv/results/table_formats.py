@@ -86,7 +86,7 @@ def comma_separated_fields(kind: type, records: Iterable[Any], without: Collecti
 
 def format_operations(number: float) -> str:
     """A number of floating-point operations with its unit, such as ``4.3 GFLOP``."""
-    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.2g} {unit}FLOP" if number < 100 * size else f"{number / size:.0f} {unit}FLOP"
     return f"{number:.0f} FLOP"

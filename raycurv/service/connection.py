@@ -18,9 +18,7 @@ from raycurv.service.cluster import Cluster
 from raycurv.service.local_ray import LOOPBACK_ONLY
 from raycurv.service.ray_address import ConnectionRefused, named_cluster, require_reachable
 
-# Ray's own switches for a cluster that may not be there, unless the environment sets them: it tries twenty times,
-# with warnings of its C++ code in between.
-IMPATIENT = {"RAY_NUM_REDIS_GET_RETRIES": "2", "RAY_BACKEND_LOG_LEVEL": "error"}
+CONNECT_TRIES = "2"  # of about 40 seconds each; Ray makes twenty
 JOINING_SECONDS = 20.0  # for nodes that are on their way, where no autoscaler will make new ones
 
 
@@ -49,9 +47,10 @@ def connected(cluster: Cluster, notify: Callable[[str], None]) -> Iterator[None]
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         _protect_token()
     else:
-        require_reachable(*named)
-        os.environ |= {name: os.environ.get(name, value) for name, value in IMPATIENT.items()}
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", CONNECT_TRIES)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if named is not None:
+        require_reachable(*named)
     import ray
     import ray.exceptions
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 REACH_SECONDS = 10.0  # for a head that starts
 ANSWER_SECONDS = 5.0
+LOOPBACK = ("127.0.0.1", "localhost")
 # Beginning of an HTTP/2 connection and an empty frame of settings; every gRPC server answers with its own settings.
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS = 4  # type of the frame, after three bytes of its length
@@ -66,19 +67,19 @@ def _problem(host: str, port: int) -> str:
     """Why no Ray can be reached; empty if one answers."""
     deadline = time.monotonic() + REACH_SECONDS
     while True:
-        problems = [_problem_at(one, port) for one in _hosts(host)]
-        if not all(problems) or time.monotonic() > deadline:
-            return "" if not all(problems) else problems[0]
+        problem = _problem_at(host, port)
+        if not problem or (host in LOOPBACK and not _problem_at(_own_address(), port)):
+            return ""
+        if time.monotonic() > deadline:
+            return problem
         time.sleep(0.5)
 
 
-def _hosts(host: str) -> list[str]:
-    """The host, and for loopback the address of this machine, by which Ray replaces it."""
-    if host not in ("127.0.0.1", "localhost"):
-        return [host]
+def _own_address() -> str:
+    """Address of this machine, by which Ray replaces loopback."""
     from ray.util import get_node_ip_address
 
-    return [host, str(get_node_ip_address())]
+    return str(get_node_ip_address())
 
 
 def _problem_at(host: str, port: int) -> str:

@@ -247,7 +247,7 @@ class Sweep:
 
         from raycurv.service.mailbox import open_mailbox
         from raycurv.service.trial import TrialSettings, run_trial
-        from raycurv.service.tune_callback import SweepCallback
+        from raycurv.service.tune_callback import NoTrialReports, SweepCallback
 
         mailbox = open_mailbox()
         settings = TrialSettings(
@@ -270,7 +270,7 @@ class Sweep:
             run_config=tune.RunConfig(
                 name=f"sweep-{time.time_ns()}",
                 storage_path=str(scratch),
-                callbacks=[SweepCallback(self, tasks, mailbox)],
+                callbacks=[SweepCallback(self, tasks, mailbox), NoTrialReports()],
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=self.cluster.max_failures),
             ),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 
 from raycurv.results.outcomes import Outcome
 from raycurv.service.connection import inventory
@@ -88,7 +89,7 @@ class SweepCallback(tune.Callback):
             run.initial = dataclasses.replace(run.initial, **(status if early else failed))  # type: ignore[arg-type]
         outcome = run.outcome()
         self._sweep.record(outcome, run, task.config)
-        self._summary.add(outcome, running=sum(trial.status == "RUNNING" for trial in trials))
+        self._summary.add(outcome, running=sum(other.status == "RUNNING" for other in trials if other is not trial))
         self._sweep.terminal.notify(ended_line(outcome))
         if time.monotonic() - self._shown > LINE_SECONDS or self._summary.left == 0:
             self._show()
@@ -117,6 +118,19 @@ class SweepCallback(tune.Callback):
         """Draw the bar; False without a terminal."""
         summary = self._summary
         return self._sweep.terminal.show_trials(self._sweep.name, summary.done, summary.trials, summary.short)
+
+
+class NoTrialReports(TrialProgressCallback):
+    """Takes the place of Ray Tune's own callback, which prints a line for every trial."""
+
+    def on_trial_result(self, *_: Any, **__: Any) -> None:
+        """Print nothing."""
+
+    def on_trial_error(self, *_: Any, **__: Any) -> None:
+        """Print nothing."""
+
+    def on_trial_complete(self, *_: Any, **__: Any) -> None:
+        """Print nothing."""
 
 
 def ended_line(outcome: Outcome) -> str:

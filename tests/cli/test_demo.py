@@ -71,3 +71,21 @@ def test_a_job_that_failed_ends_it_with_the_jobs_code(monkeypatch: pytest.Monkey
     with pytest.raises(SystemExit) as ended:
         Demo(runs=str(tmp_path), serve=True).run()
     assert ended.value.code == 3
+
+
+def test_the_lines_of_the_job_are_shown_and_those_of_ray_are_in_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        "2026-11-26 10:48:12,653\tINFO cli.py:42 -- \x1b[37mJob submission server address\x1b[39m: http://127.0.0.1:1",
+        "2026-11-26 10:48:12,653\tWARNING working_dir.py:101 -- Directory '.git' is now ignored",
+        "Running entrypoint for job raysubmit_1: python jobs/train.py",
+        "training on 2 workers on the CPU",
+        "2026-11-26 10:49:29,943\tSUCC cli.py:67 -- \x1b[32mJob 'raysubmit_1' succeeded\x1b[39m",
+        "2026-11-26 10:49:29,943\tERR cli.py:67 -- Job 'raysubmit_1' failed",
+    ]
+    code = f"import sys\nfor line in {lines!r}: print(line)\nsys.exit(7)"
+    log = tmp_path / "logs" / "demo.log"
+    assert demo.follow([sys.executable, "-c", code], {}, log) == 7
+    assert capsys.readouterr().out.splitlines() == [lines[3], lines[5]]
+    assert log.read_text().splitlines() == lines

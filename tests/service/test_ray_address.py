@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.server
 import os
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
 from raycurv.data.digits import write_digits
@@ -20,33 +20,13 @@ from raycurv.service.connection import _why_refused
 from raycurv.service.ray_address import ConnectionRefused, named_cluster, require_reachable
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS_FRAME = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_address, "REACH_SECONDS", 0.1)
     monkeypatch.setattr(ray_address, "ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(ray_address, "_hosts", lambda host: [host])
-
-
-@contextlib.contextmanager
-def listening(answer: bytes) -> Iterator[int]:
-    """A port whose listener answers every connection."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = server.accept()
-                    with connection:
-                        connection.recv(100)
-                        connection.sendall(answer)
-                        connection.recv(100)
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
+    monkeypatch.setattr(ray_address, "_own_address", lambda: "127.0.0.1")
 
 
 def closed_port() -> int:
@@ -77,10 +57,20 @@ def test_another_service_and_one_that_never_answers_are_refused() -> None:
 
 
 def test_a_server_of_grpc_is_accepted() -> None:
-    with listening(SETTINGS_FRAME) as port:
-        require_reachable(f"127.0.0.1:{port}", "RAY_ADDRESS")
-        require_reachable(f"ray://127.0.0.1:{port}", "RAY_ADDRESS")
+    server = grpc.server(ThreadPoolExecutor(1))  # Ray's own servers are of the same library
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    require_reachable(f"127.0.0.1:{port}", "RAY_ADDRESS")
+    require_reachable(f"ray://127.0.0.1:{port}", "RAY_ADDRESS")
     require_reachable("auto", "RAY_ADDRESS")
+    server.stop(None).wait()
+
+
+def test_loopback_may_be_the_address_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_address, "_own_address", lambda: "10.0.0.1")
+    monkeypatch.setattr(ray_address, "_problem_at", lambda host, port: "" if host == "10.0.0.1" else "refused")
+    require_reachable("127.0.0.1:6379", "RAY_ADDRESS")
+    assert "no Ray answers at other:6379" in refusal("other:6379")
 
 
 def test_the_address_of_the_dashboard_is_explained() -> None:

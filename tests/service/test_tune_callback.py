@@ -5,6 +5,8 @@ import io
 import types
 
 import pytest
+from ray.tune.progress_reporter import TrialProgressCallback
+from ray.tune.utils.callback import _create_default_callbacks
 
 from raycurv.results.outcomes import EvaluationPoint, Outcome
 from raycurv.service import tune_callback
@@ -49,6 +51,14 @@ def test_long_trials_are_not_passed_over_in_silence(monkeypatch: pytest.MonkeyPa
         "sweep: 0 of 3 trials done, 0 running",
         "  waiting for room: 1 node with 2 CPU and 0 GPU",
     ]
+
+
+def test_ray_tune_prints_no_line_of_its_own_for_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    ours = tune_callback.NoTrialReports()
+    found = _create_default_callbacks([ours], config={}, air_verbosity=None)
+    assert [callback for callback in found if isinstance(callback, TrialProgressCallback)] == [ours]
+    ours.on_trial_complete(1, [], None)
 
 
 def test_a_trial_that_ends_is_one_line() -> None:
