@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -109,6 +110,9 @@ class BenchmarkData:
     repeat: int = 3
     """Measurements of each kind; the best counts."""
 
+    large_photographs: int = 256
+    """Photographs of 1,024 pixels that are made and read, also with reduced_decoding; 0 leaves them out."""
+
     rows: int = 2_000_000
     """Rows of the large set. Each takes about 1 kB in a temporary folder; 0 leaves it out."""
 
@@ -129,6 +133,13 @@ class BenchmarkData:
         ):
             for line in data_speed.measure(name, functools.partial(_training_set, folder, options), **how):
                 print(line, flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            if self.large_photographs:
+                data_speed.write_photographs(folder, self.large_photographs)
+            for name, reduced in (("1,024 pixels", False), ("reduced", True)) if self.large_photographs else ():
+                open_set = functools.partial(_training_set, folder, photographs | {"reduced_decoding": reduced})
+                for line in data_speed.measure(name, open_set, **how):
+                    print(line, flush=True)
         if self.rows:
             for line in data_speed.large(self.rows):
                 print(line, flush=True)

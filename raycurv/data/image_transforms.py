@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch.nn import functional
 from raycurv.data.order import AUGMENTATION, Rows, hash64, uniform
 
 Pixels = NDArray[np.uint8]
+Box = tuple[int, int, int, int]  # top, left, height, width
+Size = tuple[int, int]  # height, width
 # The usual evaluation of photographs: the middle 224 of a shorter side of 256.
 CENTRE = 224 / 256
 _TRIES = 10
@@ -36,26 +38,50 @@ def describe(encoded: Any) -> tuple[int, int, int]:
         return image.height, image.width, 1 if image.getbands()[0] in ("1", "L", "I") else 3
 
 
-def decode(encoded: Any, channels: int, fast: bool = False) -> Pixels:
+def decode(encoded: Any, channels: int, fast: bool = False, least: Callable[[int, int], Size] | None = None) -> Pixels:
     """The (H, W, C) image of JPEG, PNG or any other bytes that Pillow reads.
 
     JPEG goes through libjpeg-turbo directly, which takes a fifth of Pillow's time on small images; `fast` chooses its
     quicker transforms, which differ by a few levels of 255, good enough under a random crop. What it refuses is left
     to Pillow, which has the last word on what is corrupt. Of pixels with 16 bits the upper 8 are kept.
 
+    Args:
+        encoded: the bytes.
+        channels: 1 or 3.
+        fast: whether to take the quicker transforms.
+        least: function of the image's height and width that returns the smallest height and width wanted. A JPEG image
+            is then decoded at the smallest of 1, 1/2, 1/4 and 1/8 of its size that has these; None is the whole size.
+
     Raises:
         ValueError: the bytes are no image, or one with 32-bit integer or floating-point pixels, or one with more pixels
             than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
     try:
-        _check_pixels(*simplejpeg.decode_jpeg_header(encoded)[:2])
+        height, width = simplejpeg.decode_jpeg_header(encoded)[:2]
+        _check_pixels(height, width)
         colours = "GRAY" if channels == 1 else "RGB"
-        return simplejpeg.decode_jpeg(encoded, colours, fastdct=fast, fastupsample=fast)
+        how: dict[str, Any] = {"fastdct": fast, "fastupsample": fast}
+        reduction = 1 if least is None else _reduction((height, width), least(height, width))
+        if reduction > 1:
+            how |= {"min_height": -(-height // reduction), "min_width": -(-width // reduction), "min_factor": reduction}
+        return simplejpeg.decode_jpeg(encoded, colours, **how)
     except (ValueError, MemoryError):
         pass
     with _opened(encoded) as image:
         pixels = np.array(_with_bytes(image).convert("L" if channels == 1 else "RGB"))
         return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _reduction(size: Size, least: Size) -> int:
+    """The largest of 1, 2, 4 and 8 by which a size may be divided and still have at least these sides."""
+    factor = min(size[0] / least[0], size[1] / least[1])
+    return max(reduction for reduction in (1, 2, 4, 8) if reduction == 1 or reduction <= factor)
+
+
+def least_size(height: int, width: int, box: Box, size: Size) -> Size:
+    """The smallest height and width of an image in which the part `box` still has the pixels of `size`."""
+    factor = min(box[2] / size[0], box[3] / size[1])
+    return math.ceil(height / factor), math.ceil(width / factor)
 
 
 @contextmanager
@@ -98,15 +124,29 @@ def _with_bytes(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
 
 
-def fit(image: Pixels, size: tuple[int, int], centre: float = 1.0) -> Pixels:
+def fit(image: Pixels, size: Size, centre: float = 1.0) -> Pixels:
     """The middle of `image`, resized to `size`, so that the shorter side keeps the part `centre`."""
-    height, width = image.shape[:2]
-    if (height, width) == size and centre == 1.0:
+    if image.shape[:2] == size and centre == 1.0:
         return image
-    scale = centre * min(height / size[0], width / size[1])
-    box_height, box_width = min(height, round(size[0] * scale)), min(width, round(size[1] * scale))
-    top, left = (height - box_height) // 2, (width - box_width) // 2
-    return _resize(image[top : top + box_height, left : left + box_width], size)[0].permute(1, 2, 0).numpy()
+    return _cut(image, fitted_box(image.shape[0], image.shape[1], size, centre), size)[0].permute(1, 2, 0).numpy()
+
+
+def fitted_box(height: int, width: int, size: Size, centre: float = 1.0) -> Box:
+    """The part of an image that :func:`fit` keeps."""
+    box_height, box_width = _scaled_sides(height, width, size, centre)
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def _scaled_sides(height: int, width: int, size: Size, part: float) -> Size:
+    """Sides in the ratio of `size` that take this part of the shorter side."""
+    scale = part * min(height / size[0], width / size[1])
+    return min(height, round(size[0] * scale)), min(width, round(size[1] * scale))
+
+
+def _cut(image: Pixels, box: Box, size: Size) -> Tensor:
+    """A part of an image, resized, (1, C, H, W)."""
+    top, left, height, width = box
+    return _resize(image[top : top + height, left : left + width], size)
 
 
 def _resize(image: Pixels, size: tuple[int, int]) -> Tensor:
@@ -149,24 +189,36 @@ def crop_draws(keys: NDArray[np.uint64]) -> list[list[float]]:
     return uniform(keys[:, None], np.arange(2 * _TRIES + 3)).tolist()
 
 
-def random_resized_crop(image: Pixels, draws: Sequence[float], size: tuple[int, int]) -> Pixels:
+def random_resized_crop(image: Pixels, draws: Sequence[float], size: Size) -> Pixels:
     """A part of 8 % to 100 % of the area at a ratio of 3:4 to 4:3, resized to `size`, flipped half of the time."""
-    top, left, height, width = _random_box(image.shape[0], image.shape[1], draws)
-    crop = _resize(image[top : top + height, left : left + width], size)
-    return (crop.flip(-1) if draws[-1] < 0.5 else crop)[0].permute(1, 2, 0).numpy()
+    box = resized_crop_box(image.shape[0], image.shape[1], draws, size)
+    return _flipped(_cut(image, box, size), draws)
 
 
-def random_crop(image: Pixels, draws: Sequence[float], size: tuple[int, int]) -> Pixels:
+def resized_crop_box(height: int, width: int, draws: Sequence[float], size: Size) -> Box:
+    """The part of an image that :func:`random_resized_crop` takes."""
+    return _random_box(height, width, draws)
+
+
+def random_crop(image: Pixels, draws: Sequence[float], size: Size) -> Pixels:
     """A part at a random place, flipped half of the time, in the scale at which the shorter side is 8/7 of `size`.
 
     For 224 pixels the shorter side is 256 (Chatfield et al. 2014). The part is cut out of the image before it is
     resized, which is the same up to rounding and takes fewer pixels.
     """
-    height, width = image.shape[:2]
-    scale = CENTRE * min(height / size[0], width / size[1])
-    box_height, box_width = min(height, round(size[0] * scale)), min(width, round(size[1] * scale))
+    box = crop_box(image.shape[0], image.shape[1], draws, size)
+    return _flipped(_cut(image, box, size), draws)
+
+
+def crop_box(height: int, width: int, draws: Sequence[float], size: Size) -> Box:
+    """The part of an image that :func:`random_crop` takes."""
+    box_height, box_width = _scaled_sides(height, width, size, CENTRE)
     top, left = int(draws[0] * (height - box_height + 1)), int(draws[1] * (width - box_width + 1))
-    crop = _resize(image[top : top + box_height, left : left + box_width], size)
+    return top, left, box_height, box_width
+
+
+def _flipped(crop: Tensor, draws: Sequence[float]) -> Pixels:
+    """The (H, W, C) pixels of (1, C, H, W), flipped half of the time."""
     return (crop.flip(-1) if draws[-1] < 0.5 else crop)[0].permute(1, 2, 0).numpy()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import threading
@@ -33,10 +34,12 @@ from raycurv.data.source import Data
 _LOG = logging.getLogger(__name__)
 Augmentation = Literal["none", "crop_flip", "crop_flip_rotate", "resize_crop_flip", "short_side_crop_flip"]
 _Crop = Callable[[image_transforms.Pixels, Sequence[float], tuple[int, int]], image_transforms.Pixels]
-# Augmentations that cut a part out of the whole photograph.
-_CROPS: Mapping[str, _Crop] = {
-    "resize_crop_flip": image_transforms.random_resized_crop,
-    "short_side_crop_flip": image_transforms.random_crop,
+_CropBox = Callable[[int, int, Sequence[float], tuple[int, int]], image_transforms.Box]
+_Finish = Callable[[image_transforms.Pixels, int], image_transforms.Pixels]
+# Augmentations that cut a part out of the whole photograph, and the part.
+_CROPS: Mapping[str, tuple[_Crop, _CropBox]] = {
+    "resize_crop_flip": (image_transforms.random_resized_crop, image_transforms.resized_crop_box),
+    "short_side_crop_flip": (image_transforms.random_crop, image_transforms.crop_box),
 }
 _DEGREES = 15.0  # of crop_flip_rotate
 _STREAMS = 64
@@ -54,6 +57,7 @@ class ImageSettings:
         augmentation: augmentation of training samples.
         mean: subtracted from each channel of images in [0, 1].
         std: divisor of each channel.
+        reduced_decoding: whether large JPEG images are decoded at a part of their size.
     """
 
     channels: int
@@ -61,10 +65,36 @@ class ImageSettings:
     augmentation: Augmentation
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    reduced_decoding: bool = False
+
+    @property
+    def _centre(self) -> float:
+        return image_transforms.CENTRE if self.augmentation in _CROPS else 1.0
 
     def fitted(self, image: image_transforms.Pixels) -> image_transforms.Pixels:
         """The image without augmentation."""
-        return image_transforms.fit(image, self.size, image_transforms.CENTRE if self.augmentation in _CROPS else 1.0)
+        return image_transforms.fit(image, self.size, self._centre)
+
+    def decoded(self, encoded: NDArray[np.uint8], draws: Sequence[float] | None) -> image_transforms.Pixels:
+        """The image of encoded bytes, for a random crop or to be fitted.
+
+        Args:
+            encoded: the bytes.
+            draws: random numbers of the crop; None for no crop.
+
+        Raises:
+            ValueError: the bytes are no image.
+        """
+
+        def least(height: int, width: int) -> tuple[int, int]:
+            if draws is None:
+                box = image_transforms.fitted_box(height, width, self.size, self._centre)
+            else:
+                box = _CROPS[self.augmentation][1](height, width, draws, self.size)
+            return image_transforms.least_size(height, width, box, self.size)
+
+        fast, wanted = draws is not None, least if self.reduced_decoding else None
+        return image_transforms.decode(encoded, self.channels, fast, wanted)
 
     def augmented(self, batch: Tensor, keys: NDArray[np.uint64]) -> Tensor:
         """Fitted training images (B, H, W, C), each shifted, flipped and turned as its key says."""
@@ -197,8 +227,8 @@ class ParquetImages:
         if self._decoded is not None:
             batch, labels, good = self._cached(rows)
         elif augmentation in _CROPS:
-            size, draws, cropped = self.picture.size, image_transforms.crop_draws(keys), _CROPS[augmentation]
-            batch, labels, good = self._decode(rows, lambda image, i: cropped(image, draws[i], size), fast=True)
+            size, draws, (cropped, _) = self.picture.size, image_transforms.crop_draws(keys), _CROPS[augmentation]
+            batch, labels, good = self._decode(rows, lambda image, i: cropped(image, draws[i], size), draws)
         else:
             batch, labels, good = self._decode(rows, lambda image, _: self.picture.fitted(image))
         if training:
@@ -239,7 +269,7 @@ class ParquetImages:
         return self._decoded[torch.from_numpy(rows[good])], self._labels[rows[good]], good
 
     def _decode(
-        self, rows: Rows, finish: Callable[[image_transforms.Pixels, int], image_transforms.Pixels], fast: bool = False
+        self, rows: Rows, finish: _Finish, draws: Sequence[Sequence[float]] | None = None
     ) -> tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]:
         """The finished images of `rows`, their labels, and which of `rows` they are: all but the corrupt ones.
 
@@ -259,7 +289,7 @@ class ParquetImages:
                 self._corrupt.add(row)
                 continue
             try:
-                image = image_transforms.decode(group.image(index), self.picture.channels, fast)
+                image = self.picture.decoded(group.image(index), None if draws is None else draws[i])
             except ValueError as error:
                 shard = self._split.groups[number].shard.info.path
                 self._leave_out(row, f"{shard}, row {group.rows[index]} (from 0): corrupt image: {error}", error)
@@ -298,6 +328,7 @@ def parquet_images(
     max_rows: int | None = None,
     memory_limit: int = 3 * 2**28,
     skip_corrupt: bool = False,
+    reduced_decoding: bool = False,
 ) -> Data:
     """Open a folder of Parquet shards in the Hugging Face image layout; nothing but metadata and one row group is read.
 
@@ -323,6 +354,9 @@ def parquet_images(
         max_rows: keep the first so many rows of each split.
         memory_limit: bytes of each split in each worker (768 MiB); one whose encoded images take more is streamed.
         skip_corrupt: leave out and count images, row groups and shards that cannot be read, instead of raising.
+        reduced_decoding: decode a JPEG image at 1/2, 1/4 or 1/8 of its size where what is cut out of it still has
+            `image_size` pixels. This is faster for large photographs. Pixels differ by a few levels of 255, because the
+            decoder averages in place of the resize.
 
     Raises:
         DataError: an argument out of bounds, or data that cannot be used.
@@ -333,6 +367,7 @@ def parquet_images(
     learned = folder.open(train, columns, skip_corrupt=skip_corrupt)
     chosen = None if classes is None else choose_labels(learned, classes, class_seed)
     picture = _picture(learned, image_size, channels, augmentation, mean, std, skip_corrupt)
+    picture = dataclasses.replace(picture, reduced_decoding=reduced_decoding)
 
     def source(split: Split) -> ParquetImages:
         return ParquetImages(

@@ -136,3 +136,50 @@ def test_crops_of_the_short_side_are_those_of_the_resized_photograph(shape):
         assert difference.abs().mean() < 2
         corners.append((top, left))
     assert len(set(corners)) > 10
+
+
+def photograph(height: int, width: int) -> bytes:
+    """A JPEG image with edges and shades, as bytes."""
+    rows, columns = np.mgrid[:height, :width]
+    shades = [128 + 100 * np.sin(rows / 90 + k) * np.cos(columns / (70 + 20 * k)) for k in range(3)]
+    pixels = np.stack(shades, 2) + 25 * ((rows // 64 + columns // 48) % 2)[..., None]
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("side", "reduction"), [(300, 1), (450, 2), (1024, 4), (1800, 8)])
+def test_a_large_photograph_is_decoded_at_a_part_of_its_size(side, reduction):
+    decoded = image_transforms.decode(photograph(side, 2 * side), 3, least=lambda height, width: (220, 220))
+    assert decoded.shape == (-(-side // reduction), -(-2 * side // reduction), 3)
+
+
+def test_crops_of_a_photograph_at_a_part_of_its_size_differ_by_a_few_levels():
+    """From the same draws: the same part, averaged by the decoder in place of the resize."""
+    size, encoded = (224, 224), photograph(1024, 1400)
+    whole = image_transforms.decode(encoded, 3, fast=True)
+    sizes = set()
+    for draws in image_transforms.crop_draws(image_transforms.sample_keys(1, 0, np.arange(12))):
+        for crop, box_of in (
+            (image_transforms.random_resized_crop, image_transforms.resized_crop_box),
+            (image_transforms.random_crop, image_transforms.crop_box),
+        ):
+
+            def least(height: int, width: int, draws=draws, box_of=box_of) -> tuple[int, int]:
+                return image_transforms.least_size(height, width, box_of(height, width, draws, size), size)
+
+            reduced = image_transforms.decode(encoded, 3, fast=True, least=least)
+            sizes.add(reduced.shape[0])
+            difference = np.abs(crop(reduced, draws, size).astype(int) - crop(whole, draws, size))
+            assert difference.mean() < 5  # of 255; most at edges, which move by less than a pixel
+            assert np.median(difference) <= 2
+    assert len(sizes) > 1
+
+
+def test_a_reduced_image_still_has_the_pixels_of_the_part_that_is_cut_out():
+    size = (224, 224)
+    for draws in image_transforms.crop_draws(image_transforms.sample_keys(2, 0, np.arange(200))):
+        box = image_transforms.resized_crop_box(1024, 1400, draws, size)
+        least = image_transforms.least_size(1024, 1400, box, size)
+        part = image_transforms.resized_crop_box(*least, draws, size)
+        assert min(part[2:]) >= min(223, *box[2:])

@@ -355,6 +355,19 @@ class TestRealSets:
         assert len(hundred) == 100
 
 
+def test_photographs_are_decoded_at_a_part_of_their_size_only_where_that_is_asked_for(tmp_path):
+    write_raw(tmp_path / "train.parquet", [image(i, (160, 200), "JPEG") for i in range(4)], [0, 1, 0, 1])
+
+    def read(**settings):
+        found = parquet_images(tmp_path, image_size=16, augmentation="resize_crop_flip", **settings).train
+        return [found.read(np.arange(4), seed=0, epoch=0, training=training)[0] for training in (True, False)]
+
+    for whole, default, reduced in zip(read(reduced_decoding=False), read(), read(reduced_decoding=True), strict=True):
+        assert torch.equal(whole, default)
+        assert not torch.equal(whole, reduced)
+        assert (whole.float() - reduced.float()).abs().mean() < 20  # noise, which every average changes
+
+
 def test_a_copy_of_the_shards_under_another_name_is_another_set(tmp_path):
     write(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
