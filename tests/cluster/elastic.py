@@ -114,7 +114,7 @@ def draw(measured: ElasticRun, folder: Path) -> None:
     axes.plot(steps, measured.undisturbed, color=style.INK, alpha=0.35, linewidth=4, label="one process, undisturbed")
     ends = [first for first, _ in measured.changes[1:]] + [steps[-1] + 1]
     for index, ((first, workers), end) in enumerate(zip(measured.changes, ends, strict=True)):
-        part = slice(first - 1, end - 1)
+        part = slice(max(first - 2, 0), end - 1)  # from the last step of the group before
         label = f"{workers} worker{'s' if workers > 1 else ''}"
         shown = label if workers not in [earlier for _, earlier in measured.changes[:index]] else None
         axes.plot(steps[part], losses[part], color=style.COLOURS[workers - 1], linewidth=1.2, label=shown)
@@ -130,12 +130,13 @@ def draw(measured: ElasticRun, folder: Path) -> None:
         f"after {measured.shrunk:.0f} s, {measured.repeated:.0f} s of training done again)."
     )
     handles = axes.get_legend_handles_labels()[0]
-    style.finish(figure, 3.6, "A run over 1 → 3 → 2 workers", handles, text)
+    title = f"A run over {' → '.join(str(workers) for _, workers in measured.changes)} workers"
+    style.finish(figure, 3.6, title, handles, text)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "elastic_run.svg").open("w", encoding="utf-8") as file:
-        style.write_svg(figure, file, {"Title": "A run over 1 → 3 → 2 workers", "Description": text})
+        style.write_svg(figure, file, {"Title": title, "Description": text})
 
 
 def main(folder: str) -> None:
