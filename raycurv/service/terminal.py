@@ -117,7 +117,7 @@ class TerminalProgress:
                 continue
             self._values |= record.values
             self._epoch = max(self._epoch, record.epoch)
-            self._advance(record.step)
+            self._advance(records[-1].step)  # once: records that come together say nothing about the speed
             if record.kind == "evaluation":
                 self.notify(self._evaluated(record))
         if any(record.kind != "event" for record in records):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import os
 import pty
@@ -183,6 +184,18 @@ def test_a_resumed_run_counts_the_time_left_from_its_checkpoint(monkeypatch: pyt
             progress.show([step(number)])
     assert "step 1,003 of 2,000" in stream.getvalue()
     assert stream.getvalue().splitlines()[-1].endswith("8:35:07 left")
+
+
+def test_records_that_come_together_say_nothing_about_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    microseconds = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: next(microseconds) / 1e6)
+    stream = io.StringIO()
+    with TerminalProgress(stream) as progress:
+        progress.begin("run", 2)
+        progress.show([started()])
+        progress.show([step(1), step(2), progress_of(2)])
+    assert "run: step 2 of 20" in stream.getvalue()
+    assert "left" not in stream.getvalue()
 
 
 def test_quiet_shows_results_and_warnings_alone() -> None:
