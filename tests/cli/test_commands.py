@@ -226,6 +226,22 @@ def test_the_overview_comes_at_once_and_needs_no_package() -> None:
         assert f"  {command.name}" in done.stdout
 
 
+def test_the_first_line_comes_before_anything_slow_is_imported() -> None:
+    """That is half a second after the start, where torch, Ray and MLflow take ten."""
+    code = (
+        "import sys\n"
+        "class Output:\n"
+        "    def write(self, text):\n"
+        "        slow = {'torch', 'ray', 'mlflow', 'pandas', 'numpy'} & set(sys.modules)\n"
+        "        print(text.strip(), slow)\n"
+        "    def flush(self): pass\n"
+        "sys.stderr = Output()\n"
+        "from raycurv.cli.main import main\n"
+        "main(['train', 'no_such_recipe'])\n"
+    )
+    assert run("-c", code).stdout.splitlines()[0] == "raycurv train: loading torch, Ray and MLflow … set()"
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_help_needs_neither_torch_nor_ray_nor_mlflow(command) -> None:
     assert dataclasses.is_dataclass(command.load())
