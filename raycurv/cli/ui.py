@@ -69,10 +69,10 @@ class Ui:
 
     def _view(self, uri: str) -> str:
         from raycurv.tracking.stores import store_at
+        from raycurv.tracking.views import runs_page
 
         number = store_at(uri).experiments().get(self.experiment)
-        place = "experiments" if number is None else f"experiments/{number}/runs"
-        return f"/#/{place}?workflowType=machine_learning"
+        return "/#/experiments?workflowType=machine_learning" if number is None else runs_page(number)
 
     def _show(self, address: str) -> None:
         print(address, flush=True)

@@ -182,7 +182,7 @@ class _Launch:
         """Write the comparison of the runs, as artifacts of the run that gathers them."""
         from raycurv.figures.report import ReportContext
         from raycurv.results import comparison
-        from raycurv.tracking.client import flat
+        from raycurv.tracking.run_page import flat
 
         folder = _report_folder(self.plan, self.cluster)
         artifacts = ArtifactWriter(self.plan.name, folder, parent, self.progress.notify)
@@ -296,6 +296,8 @@ class _Launch:
         self.tracked[name].running()
 
     def _finish(self, name: str, result: Result) -> None:
+        from raycurv.tracking.run_page import description
+
         if result.stopped:
             self.stopped = True
             return
@@ -305,8 +307,11 @@ class _Launch:
         summary |= {"result/step_seconds": result.step_seconds, "result/startup_seconds": result.startup_seconds}
         tracked.log(result.evaluations)  # those that MLflow lacks
         tracked.metrics(summary, result.steps, time.time())
-        if self.cluster.log_model:
+        model = f"runs:/{tracked.id}/model" if self.cluster.log_model else ""
+        if model:
             tracked.model(planned.checkpoints)
+        values = {**result.values, **summary}
+        tracked.describe(description(planned.config, planned.recipe, self.plan.name, model, values))
         status = "diverged" if result.diverged else "finished"
         tracked.tags({"status": status, "reason": result.diverged})  # it may have failed before it went on
         tracked.close("FAILED" if result.diverged else "FINISHED")

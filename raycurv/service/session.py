@@ -90,7 +90,7 @@ def tracking_session(
                 f"MLflow did not take everything; the next start or `raycurv tracking reap` delivers the rest: {left}"
             )
         if completed:
-            shown = open_command(tracking.uri)
+            shown = open_command(tracking.uri, tracking.experiment)
             terminal.notify(f"\nSee the runs in MLflow:\n  {shown}\nCompare them:\n  {compare_command(cluster)}")
 
 

@@ -308,7 +308,7 @@ class Sweep:
         records = (*sorted([*steps, *points], key=lambda record: record.step), last)
         status = "FINISHED" if outcome.status in ("finished", "stopped early") else "FAILED"
         name = RunConfig.from_json(config).name
-        self.tracking.put(LogRun(name, config, tags, self.parent.id, records, status, ended))
+        self.tracking.put(LogRun(name, config, tags, self.parent.id, records, status, ended, began))
 
     def _share(self, config: RunConfig) -> str:
         """Key of the data, which a task decodes into Ray's object store once, for all processes of a node."""

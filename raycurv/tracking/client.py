@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import shlex
@@ -12,10 +11,9 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from raycurv.arguments import mask_passwords
-from raycurv.tracking import provenance, run_names
+from raycurv.tracking import provenance, run_names, run_page, views
 from raycurv.tracking.messages import (
     LogModel,
     LogRecords,
@@ -67,12 +65,19 @@ class TrackingError(RuntimeError):
     """MLflow cannot be used as requested. The message gives the reason and the remedy."""
 
 
-def open_command(uri: str) -> str:
-    """Command or address that shows the runs, without the password in it."""
+def open_command(uri: str, experiment: str = "") -> str:
+    """Command or address that shows the runs, without the password in it.
+
+    Args:
+        uri: tracking URI.
+        experiment: id of the experiment; empty for the page of a server.
+    """
     uri = mask_passwords(uri)
+    if uri.startswith("http"):
+        return uri.rstrip("/") + views.runs_page(experiment) if experiment else uri
     beside = Path(sys.executable).parent / "raycurv"
     command = shlex.quote(str(beside)) if beside.exists() else "raycurv"
-    return uri if uri.startswith("http") else f"{command} ui --tracking-uri {shlex.quote(uri)}"
+    return f"{command} ui --tracking-uri {shlex.quote(uri)}"
 
 
 class Tracking:
@@ -156,9 +161,10 @@ class Tracking:
         with explained(self.uri):
             run = self.find(name) if resume else None
             if run is None:
-                all_tags = {**tags, **_versions(), "run_name": name, "command": provenance.command(), **self._driver()}
-                full = {TAG + k: v[:LONGEST_TAG] for k, v in all_tags.items()}
+                full = {TAG + k: v[:LONGEST_TAG] for k, v in {**tags, "run_name": name, **self._driver()}.items()}
+                full |= run_page.fields(None, tags.get("commit", ""))
                 run = self.client.create_run(self.experiment, tags=full, run_name=(label or name)[:LONGEST_NAME])
+                self._batch(run.info.run_id, {}, run_page.launch_parameters())
             self.client.update_run(run.info.run_id, status="RUNNING")
         tracked = TrackedRun(run, self._outbox.put, {})
         self._active.append(tracked)
@@ -283,9 +289,14 @@ class Tracking:
         if found is not None:
             if found.lifecycle_stage != "active":
                 self.client.restore_experiment(found.experiment_id)
-            return str(found.experiment_id)
-        local = None if self.uri.startswith("http") else (Path(self._settings.runs) / "artifacts").as_uri()
-        return str(self.client.create_experiment(self._settings.experiment, artifact_location=local))
+            experiment, existing = str(found.experiment_id), found.tags
+        else:
+            local = None if self.uri.startswith("http") else (Path(self._settings.runs) / "artifacts").as_uri()
+            experiment = str(self.client.create_experiment(self._settings.experiment, artifact_location=local))
+            existing = {}
+        for name, value in views.experiment_tags(experiment, existing).items():
+            self.client.set_experiment_tag(experiment, name, value)
+        return experiment
 
     @contextlib.contextmanager
     def _migration_lock(self) -> Iterator[None]:
@@ -295,25 +306,31 @@ class Tracking:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _open(self, config: RunConfig, tags: Mapping[str, str], parent: str | None) -> tuple[Run, dict[str, int]]:
+    def _open(
+        self, config: RunConfig, tags: Mapping[str, str], parent: str | None, began: float | None = None
+    ) -> tuple[Run, dict[str, int]]:
         """Run with the name in `config`, created if there is none, and the last logged step of every metric."""
         found = self.find(config.name)
-        full = {TAG + k: v for k, v in {**tags, **_versions(), "run_name": config.name}.items()}
-        run = found or self._create(config, full, parent)
+        full = {TAG + k: v for k, v in {**tags, "run_name": config.name}.items() if k != "checkpoints"}
+        full |= run_page.fields(config.optimizer, tags.get("commit", ""))
+        run = found or self._create(config, full, parent, began)
         self.client.update_run(run.info.run_id, status="SCHEDULED")
-        own = {TAG + k: v for k, v in self._driver().items()} | (full if found else {})
+        note = run_page.description(config, tags["recipe"], tags.get("launch", tags.get("sweep", "")))
+        own = {TAG + k: v for k, v in self._driver().items()} | {run_page.NOTE_TAG: note} | (full if found else {})
         # A run whose driver died while it was created has no parameters yet.
-        parameters = {} if found and found.data.params else flat(json.loads(config.to_json()))
+        new = not (found and found.data.params)
+        launched = run_page.launch_parameters(tags.get("checkpoints", ""))
+        parameters = run_page.parameters(config) | launched if new else {}
         self._batch(run.info.run_id, own, parameters)
         return run, last_steps(run) if found else {}
 
-    def _create(self, config: RunConfig, tags: Mapping[str, str], parent: str | None) -> Run:
+    def _create(self, config: RunConfig, tags: Mapping[str, str], parent: str | None, began: float | None) -> Run:
         if parent is not None:
             tags = {**tags, "mlflow.parentRunId": parent}
         recipe, setting = tags[TAG + "recipe"], tags.get(TAG + "setting", "")
         label = run_names.run_label(self._settings.run_name, recipe, config.optimizer, setting, config.seed)
-        all_tags = {**tags, TAG + "command": provenance.command()[:LONGEST_TAG]}
-        return self.client.create_run(self.experiment, run_name=label[:LONGEST_NAME], tags=all_tags)
+        start = None if began is None else round(began * 1000)
+        return self.client.create_run(self.experiment, start, run_name=label[:LONGEST_NAME], tags=dict(tags))
 
     def _batch(self, run: str, tags: Mapping[str, str], parameters: Mapping[str, str]) -> None:
         all_tags = [RunTag(name, value[:LONGEST_TAG]) for name, value in tags.items()]
@@ -380,9 +397,12 @@ class Tracking:
 
     def _log_run(self, message: LogRun) -> None:
         # An interrupted attempt leaves a run of this name, and the next attempt logs what is missing.
-        run, logged = self._open(RunConfig.from_json(message.config), message.tags, message.parent)
+        config = RunConfig.from_json(message.config)
+        run, logged = self._open(config, message.tags, message.parent, message.began or None)
         tracked = TrackedRun(run, self._send, logged)
         tracked.log(message.records)
+        values = {name: value for record in message.records for name, value in record.values.items()}
+        tracked.describe(run_page.description(config, message.tags["recipe"], message.tags["sweep"], values=values))
         tracked.close(message.status, message.ended)
 
 
@@ -390,17 +410,6 @@ def _metrics(records: Iterable[Record]) -> Iterator[Metric]:
     for record in records:
         for name, value in record.values.items():
             yield Metric(name, float(value), round(record.time * 1000), record.step)
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Flatten nested mappings into one with dotted names."""
-    found: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = str(value)
-    return found
 
 
 @contextlib.contextmanager
@@ -430,10 +439,6 @@ def _unusable(uri: str, reason: str) -> str:
         "disk has room, that the server runs and that the address is right (--tracking-uri, MLFLOW_TRACKING_URI), "
         "or leave it out to write to a file in the folder of all runs"
     )
-
-
-def _versions() -> dict[str, str]:
-    return {f"version.{name}": value for name, value in provenance.versions().items()}
 
 
 def _own_tags(run: Run) -> dict[str, str]:

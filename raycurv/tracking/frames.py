@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from raycurv.tracking.run_page import configuration
 from raycurv.tracking.stored_runs import (
     EPOCH_LOSS,
     PER_EPOCH,
@@ -119,7 +120,7 @@ def _row(run: StoredRun, values: Values, mine: slice) -> dict[str, Any]:
                 row[f"best {metric}"] = _best(of_metric, larger)
     if len(ends := steps[names == values.names.index(EPOCH_LOSS)]):
         row["epochs"] = epochs_at(run, ends, ends[-1:])[0]
-    return row | {f"config.{name}": value for name, value in run.params.items()}
+    return row | {f"config.{name}": value for name, value in configuration(run.params).items()}
 
 
 def _identity(run: StoredRun) -> dict[str, Any]:

@@ -181,6 +181,8 @@ class LogRun:
         records: all records, oldest first.
         status: ``FINISHED`` or ``FAILED``.
         ended: end of the run, in seconds since 1970.
+        began: start of the run, in seconds since 1970; 0 in a message of an earlier version, which takes the time of
+            the delivery.
     """
 
     run: str
@@ -190,6 +192,7 @@ class LogRun:
     records: tuple[Record, ...]
     status: str
     ended: float
+    began: float = 0.0
 
 
 RunMessage = WorkersStarted | WorkersNotice | RunStarted | LogRecords | RunFinished | RunFailed

@@ -58,14 +58,13 @@ def versions() -> Mapping[str, str]:
 
 
 def driver() -> dict[str, str]:
-    """Host, process id, start time and user of this driver. The start time makes a reused process id unambiguous."""
+    """Host, process id and start time of this driver. The start time makes a reused process id unambiguous."""
     import psutil
 
     return {
         "host": hostname(),
         "pid": str(os.getpid()),
         "started": f"{psutil.Process().create_time():.2f}",
-        "user": _user(),
     }
 
 
@@ -86,7 +85,19 @@ def hostname() -> str:
     return socket.gethostname()
 
 
-def _user() -> str:
+def program() -> str:
+    """Program of this process: ``raycurv``, or the path of a script below the working directory."""
+    path = Path(sys.argv[0] or "python")
+    return path.name if path.is_absolute() else str(path)
+
+
+def in_ray_job() -> bool:
+    """Whether `ray job submit` started this process."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def user() -> str:
+    """Name of the user of this process, or the number of a user without a name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container may run under a user id without a name

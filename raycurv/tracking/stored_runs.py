@@ -16,7 +16,9 @@ from raycurv.arguments import format_settings, reformat_settings
 from raycurv.figures.report import ReportContext
 from raycurv.results.conditions import conditions_of
 from raycurv.results.outcomes import EvaluationPoint, Outcome, Status
+from raycurv.tracking import views
 from raycurv.tracking.client import TrackingError
+from raycurv.tracking.run_page import LAUNCH, configuration, versions_of
 from raycurv.tracking.settings import default_runs, default_tracking_uri, resolve_uri
 from raycurv.tracking.stores import StoredRun, Values, store_at
 from raycurv.tracking.tracked_run import TAG
@@ -140,11 +142,8 @@ class ExperimentRuns:
         return ReportContext(self.notes, links, places, settings, self.versions(), self.commands())
 
     def _places(self, base: str) -> dict[str, str]:
-        # In its default order MLflow collapses the runs under their parents, and has nothing to draw.
-        order = {"orderByKey": "tags.`mlflow.runName`", "orderByAsc": "true"}
-        order |= {"searchFilter": f"tags.`{TAG}optimizer` != ''"}
-        runs = f"{base}/#/experiments/{self.id}/runs?{urlencode(order, quote_via=quote)}"
-        places = {"the runs in MLflow": runs, "their charts": f"{runs}&compareRunsMode=CHART"}
+        table, charts = (base + views.runs_page(self.id, charts=charts) for charts in (False, True))
+        places = {"the runs in MLflow": table, "their charts": charts}
         final = [run.id for run in self.ended if run.tags.get(TAG + "stage", "final") == "final"]
         if len(final) > 1:
             text = "side by side" if len(final) <= COMPARED else f"the first {COMPARED} side by side"
@@ -159,7 +158,7 @@ class ExperimentRuns:
             server: address of the MLflow server that shows the runs; by default the tracking URI if it is one.
         """
         base = self.server(server)
-        return {name: f"{base}/#/experiments/{self.id}/runs/{run}" for run, name in self.names.items()} if base else {}
+        return {name: base + views.run_page(self.id, run) for run, name in self.names.items()} if base else {}
 
     def server(self, given: str | None = None) -> str | None:
         """Address of the MLflow server; None if there is none."""
@@ -168,16 +167,16 @@ class ExperimentRuns:
 
     def settings(self) -> dict[str, dict[str, str]]:
         """Flat configuration of every run that has ended, by name."""
-        return {self.names[run.id]: run.params for run in self.ended}
+        return {self.names[run.id]: configuration(run.params) for run in self.ended}
 
     def versions(self) -> dict[str, str]:
         """Versions of the packages that the runs used, with the number of runs for each if they differ."""
         prefix = TAG + "version."
         found: dict[str, Counter[str]] = {}
         for run in self.ended:
-            for tag, value in run.tags.items():
-                if tag.startswith(prefix):
-                    found.setdefault(tag.removeprefix(prefix), Counter())[value] += 1
+            tags = {tag.removeprefix(prefix): value for tag, value in run.tags.items() if tag.startswith(prefix)}
+            for name, value in (tags or versions_of(run.params.get(LAUNCH + "versions", ""))).items():
+                found.setdefault(name, Counter())[value] += 1
         return {name: _counted(counter) for name, counter in sorted(found.items())}
 
     def commands(self) -> dict[str, int]:
@@ -185,9 +184,9 @@ class ExperimentRuns:
         found: Counter[str] = Counter()
         for run in self.ended:
             tags = tags_of(run)
-            if "command" in tags:
+            if command := run.params.get(LAUNCH + "command", tags.get("command")):
                 dirty = ", with changes" if tags.get("dirty") == "true" else ""
-                found[f"{tags['command']}    # commit {tags.get('commit', 'unknown')[:12]}{dirty}"] += 1
+                found[f"{command}    # commit {tags.get('commit', 'unknown')[:12]}{dirty}"] += 1
         return dict(found)
 
 
@@ -248,7 +247,7 @@ def outcome_of(run: StoredRun, points: Sequence[EvaluationPoint]) -> Outcome:
         operations=run.latest.get(OPERATIONS, run.latest.get(records.OPERATIONS, 0.0)),
         step_seconds=run.latest.get("result/step_seconds", 0.0),
         startup_seconds=run.latest.get("result/startup_seconds", 0.0),
-        conditions=conditions_of(run.params),
+        conditions=conditions_of(configuration(run.params)),
         labels={name: tags[name] for name in ("network", "sweep", "launch") if name in tags},
     )
 

@@ -17,6 +17,7 @@ from raycurv.tracking.messages import (
     TrackingMessage,
     batches,
 )
+from raycurv.tracking.run_page import NOTE_TAG
 from raycurv.train.records import Record
 
 if TYPE_CHECKING:
@@ -66,6 +67,10 @@ class TrackedRun:
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags, in this project's name space."""
         self._put(SetTags(self.id, {TAG + name: mask_passwords(value)[:LONGEST_TAG] for name, value in values.items()}))
+
+    def describe(self, text: str) -> None:
+        """Set the description on the page of the run, as Markdown."""
+        self._put(SetTags(self.id, {NOTE_TAG: mask_passwords(text)[:LONGEST_TAG]}))
 
     def text(self, name: str, text: str) -> None:
         """Log a text file as an artifact of the run."""

@@ -48,7 +48,9 @@ def test_a_data_base_is_served_on_loopback_at_its_experiment_until_ctrl_c(tmp_pa
         deadline = time.monotonic() + 120
         while "Ctrl-C" not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.2)
-        address = re.search(r"^(http://127\.0\.0\.1:\d+)/#/\S+\?workflowType=machine_learning$", log.read_text(), re.M)
+        address = re.search(
+            r"^(http://127\.0\.0\.1:\d+)/#/\S+\?workflowType=machine_learning\S*$", log.read_text(), re.M
+        )
         assert address, log.read_text()
         with urllib.request.urlopen(f"{address[1]}/health", timeout=30) as answer:
             assert answer.status == 200

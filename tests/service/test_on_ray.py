@@ -100,8 +100,9 @@ def test_a_submitted_job_ends_with_its_runs_in_mlflow(uninterrupted: Driver) -> 
     assert parent.info.run_name == "whole · points · curveball, sgd · 2 runs"
     assert curveball.info.run_name == "whole · points · curveball · seed 0"
     assert curveball.data.tags["raycurv.status"] == "finished"
-    assert "jobs/train.py --recipe" in curveball.data.tags["raycurv.command"]
-    assert curveball.data.tags["raycurv.version.torch"]
+    assert "jobs/train.py --recipe" in curveball.data.params["launch.command"]
+    assert "torch " in curveball.data.params["launch.versions"]
+    assert "--run-name whole --resume" in curveball.data.tags["mlflow.note.content"]
     assert curveball.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert curveball.data.tags["raycurv.run_name"] == "whole-curveball"
     assert curveball.data.params["optimizer"] == "curveball"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shlex
 import shutil
@@ -20,11 +21,13 @@ import torch
 from raycurv.cli.parsing import parse
 from raycurv.cli.ui import Ui
 from raycurv.objective.collectives import Local
+from raycurv.results.palette import colour_of
 from raycurv.service import Cluster
 from raycurv.service.errors import reported
-from raycurv.tracking import provenance
+from raycurv.tracking import provenance, views
 from raycurv.tracking.client import Tracking, TrackingError, open_command
 from raycurv.tracking.messages import LogRecords, LogText, to_bytes
+from raycurv.tracking.run_page import configuration, flat
 from raycurv.tracking.unsent_files import append_lines
 from raycurv.train import CheckpointStore, Record, UntrustedCodeError, train
 from raycurv.train.trust import targets
@@ -78,6 +81,65 @@ def test_a_run_has_its_configuration_its_tags_and_a_readable_name(tracking: Trac
     assert stored.data.tags["raycurv.event"] == "step 1: something happened"
     assert stored.data.metrics == {"train/loss": 0.5, "epoch": 0.1}
     assert mlflow.artifacts.load_text(f"{stored.info.artifact_uri}/config.json") == mine().to_json()
+
+
+def test_the_page_of_a_run_has_mlflows_own_fields_and_few_tags(tracking: Tracking) -> None:
+    tags = {**TAGS, "stage": "final", "commit": "c" * 40, "launch": "points", "checkpoints": "/runs/checkpoints/points"}
+    run = tracking.open(mine(optimizer_settings={"damping": 3.0}), tags, None, resume=False)
+    run.tags({"status": "finished"})
+    tracking.finish()
+
+    stored = tracking.client.get_run(run.id).data
+    own = {name.removeprefix("raycurv.") for name in stored.tags if name.startswith("raycurv.")}
+    searched = {"run_name", "host", "pid", "started", "heartbeat", "launch"}
+    assert own == searched | {"recipe", "optimizer", "seed", "stage", "status", "commit"}
+    assert stored.tags["mlflow.user"] == provenance.user()
+    assert stored.tags["mlflow.source.type"] == "LOCAL"
+    assert stored.tags["mlflow.source.git.commit"] == "c" * 40
+    assert stored.tags["mlflow.runColor"] == colour_of("curveball")
+    assert "**curveball** (damping=3), seed 0" in stored.tags["mlflow.note.content"]
+    assert "--run-name points --resume" in stored.tags["mlflow.note.content"]
+    assert stored.params["launch.checkpoints"] == "/runs/checkpoints/points"
+    assert "torch " in stored.params["launch.versions"]
+    assert stored.params["launch.command"]
+
+
+def test_parameters_are_what_a_person_sets_or_compares(tracking: Tracking) -> None:
+    run = tracking.open(mine(l2=0.0, batch_size=16, log_every=7), TAGS, None, resume=False)
+    tracking.finish()
+
+    params = tracking.client.get_run(run.id).data.params
+    assert {"optimizer", "seed", "epochs", "batch_size", "l2", "log_every", "model.target", "data.target"} <= set(
+        params
+    )
+    assert not {"name", "weights", "micro_batch", "start_from", "stop_after"} & set(params)
+    assert configuration(params) == {
+        name: value
+        for name, value in flat(json.loads(mine(l2=0.0, batch_size=16, log_every=7).to_json())).items()
+        if name != "name"
+    }
+
+
+def test_an_experiment_says_what_it_is_and_has_views_unless_a_user_changed_them(cluster: Cluster) -> None:
+    first = Tracking(cluster, print)
+    first.client.set_experiment_tag(first.experiment, views.NOTE_TAG, "ours")
+    first.finish()
+    tracking = Tracking(cluster, print)
+    tracking.finish()
+
+    tags = tracking.client.get_experiment(tracking.experiment).tags
+    assert tags[views.NOTE_TAG] == "ours"
+    assert tags[views.KIND_TAG] == "custom_model_development"
+    for key in (views.CHARTS, views.SEARCH):
+        view = json.loads(tags[views.VIEW_TAG + key])
+        assert view["name"]
+        assert json.loads(view["state"])["compareRunCharts"]
+
+
+def test_links_open_the_charts_of_the_runs_in_the_layout_for_training() -> None:
+    link = open_command("http://host:5000/", "7")
+    assert link.startswith("http://host:5000/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey=")
+    assert link.endswith("compareRunsMode=CHART")
 
 
 def test_the_name_in_mlflow_contains_the_run_name_that_the_user_gave(cluster: Cluster) -> None:
@@ -321,6 +383,7 @@ def test_what_an_earlier_driver_left_is_delivered_beside_a_line_that_was_cut(
 
 KILLED = """
 import os, signal, sys, time
+from raycurv.results.palette import colour_of
 from raycurv.service import Cluster
 from raycurv.tracking.client import Tracking
 from raycurv.train import Record
