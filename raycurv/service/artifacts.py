@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raycurv.results import comparison, gathering
 from raycurv.results.outcomes import Outcome
 from raycurv.tracking import provenance
 
@@ -40,12 +42,15 @@ class ArtifactWriter:
         self.run.text(name, text)
 
     def write_report(self, outcomes: Sequence[Outcome], context: ReportContext | None = None) -> None:
-        """Write the report as one page, and curves; without matplotlib, notify the user instead.
+        """Write metrics and description of the gathering run, the report as one page, and curves.
+
+        Without matplotlib there are neither report nor curves, and the user is notified.
 
         Args:
             outcomes: the runs.
             context: further contents of the report.
         """
+        self._describe(outcomes)
         if importlib.util.find_spec("matplotlib") is None:
             self.notify("no curves are drawn, because matplotlib is not installed: pip install 'raycurv[figures]'")
             return
@@ -56,6 +61,16 @@ class ArtifactWriter:
         self.write("report.html", page)
         for recipe in dict.fromkeys(outcome.recipe for outcome in outcomes):
             self._write_curves(recipe, [outcome for outcome in outcomes if outcome.recipe == recipe])
+
+    def _describe(self, outcomes: Sequence[Outcome]) -> None:
+        best = gathering.best_run(outcomes)
+        step = max(1, 0 if best is None else best.steps)
+        self.run.metrics(gathering.gathered_metrics(outcomes), step, time.time())
+        rows = comparison.compare_methods(outcomes)
+        first = "" if best is None else f"Best run: `{best.name}`. Its last values are the metrics of this run.\n\n"
+        text = "\n\n".join([*comparison.conclusions(rows), comparison.markdown(rows)])
+        where = "\n\nTable, `report.html` and figures are among the artifacts.\n"
+        self.run.describe(first + text + where)
 
     def _write_curves(self, recipe: str, outcomes: Sequence[Outcome]) -> None:
         from raycurv.figures import curves, report

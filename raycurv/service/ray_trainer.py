@@ -78,6 +78,7 @@ def trainer(
             "trust": cluster.trust,
             "probe": probe,
             "checkpoint_seconds": cluster.seconds_between_checkpoints,
+            "system_metrics_every": cluster.system_metrics_every,
         },
         torch_config=NodeTorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=COLLECTIVE_SECONDS),
         scaling_config=ScalingConfig(

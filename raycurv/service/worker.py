@@ -20,6 +20,7 @@ from raycurv.objective.collectives import Collectives, Local, ProcessGroup
 from raycurv.service.driver_lock import LockClaim
 from raycurv.service.journal import JournaledCheckpoints
 from raycurv.service.mailbox import MessageSender
+from raycurv.service.node_metrics import NodeSampler
 from raycurv.service.ray_metrics import RayMetrics
 from raycurv.service.shared_storage import UnsharedStorage
 from raycurv.tracking.messages import RunFailed, RunFinished, RunStarted, WorkersStarted
@@ -55,7 +56,7 @@ def work(settings: dict[str, Any]) -> None:
 
     Args:
         settings: ``tasks``, ``mailbox``, ``threads``, ``pinned``, ``trust``, the modules that the driver trusts,
-            ``probe``, a file that every node must see, and ``checkpoint_seconds``.
+            ``probe``, a file that every node must see, ``checkpoint_seconds`` and ``system_metrics_every``.
     """
     allow(settings["trust"])
     torch.set_num_threads(settings["threads"])
@@ -73,7 +74,10 @@ def work(settings: dict[str, Any]) -> None:
     collectives: Collectives = ProcessGroup() if size > 1 else Local()
     device = ray.train.torch.get_device()
     MessageSender(mailbox, "", rank == 0).put(WorkersStarted(size, str(device)))
+    first = context.get_local_rank() == 0
+    sampler = NodeSampler(mailbox, context.get_node_rank(), settings["system_metrics_every"], active=first)
     for task in tasks:
+        sampler.run = task.run
         sender = MessageSender(mailbox, task.run, rank == 0)
         try:
             config = RunConfig.from_json(task.config)
@@ -86,6 +90,8 @@ def work(settings: dict[str, Any]) -> None:
             if not _worth_another_attempt(error):
                 sender.fail(RunFailed.of(task.run, error, rank))
             raise
+        finally:
+            sampler.run = ""
         if result.stopped:
             if ray.get(mailbox.order.remote()) == "pause":
                 _wait_for_end(mailbox, rank)

@@ -105,7 +105,8 @@ class Tracking:
             self.client = MlflowClient(self.uri)
             self.experiment = self._experiment()
         self._active: list[TrackedRun] = []
-        self._sampled_at = self._heartbeat_at = time.monotonic()
+        self._sampled_at: float | None = None
+        self._heartbeat_at = time.monotonic()
         spool = Spool(self._unsent / f"{time.time_ns()}-{os.getpid()}{SUFFIX}")
         self._outbox = Outbox(self._deliver, spool, notify, self._sample, self._answers)
 
@@ -167,6 +168,7 @@ class Tracking:
                 self._batch(run.info.run_id, {}, run_page.launch_parameters())
             self.client.update_run(run.info.run_id, status="RUNNING")
         tracked = TrackedRun(run, self._outbox.put, {})
+        tracked.is_running = True
         self._active.append(tracked)
         return tracked
 
@@ -345,10 +347,15 @@ class Tracking:
     def _sample(self) -> None:
         now = time.monotonic()
         every = self._settings.system_metrics_every
-        if every and now - self._sampled_at >= every:
+        if self._sampled_at is None:
+            system_metrics()  # the share of the processors is that since the last call of the same thread
             self._sampled_at = now
-            for run in self._active[-1:]:
-                run.metrics(system_metrics(), run.next_step("system/cpu_utilization_percentage"), time.time())
+        elif every and now - self._sampled_at >= every:
+            self._sampled_at = now
+            values = system_metrics()
+            for run in self._active:
+                if run.is_running:
+                    run.metrics(values, run.next_step("system/cpu_utilization_percentage"), time.time())
         if now - self._heartbeat_at >= HEARTBEAT_SECONDS:
             self._heartbeat_at = now
             for run in self._active:

@@ -109,7 +109,7 @@ def _chosen(tracked: ExperimentRuns, chosen: Iterable[str] | None) -> list[Store
 def _row(run: StoredRun, values: Values, mine: slice) -> dict[str, Any]:
     tags = tags_of(run)
     row = {"run_id": run.id, **_identity(run), "reason": tags.get("reason", ""), "started": run.began}
-    row |= {"seconds": seconds_of(run), "steps": max(run.last_step.values(), default=0), "epochs": 0.0}
+    row |= {"seconds": seconds_of(run), "steps": _steps(run), "epochs": 0.0}
     row |= {column: run.latest.get(metric, np.nan) for column, metric in _RESULTS.items()}
     row |= {name: tags[name] for name in _ORIGIN if name in tags}
     names, found, steps = values.name[mine], values.value[mine], values.step[mine]
@@ -121,6 +121,11 @@ def _row(run: StoredRun, values: Values, mine: slice) -> dict[str, Any]:
     if len(ends := steps[names == values.names.index(EPOCH_LOSS)]):
         row["epochs"] = epochs_at(run, ends, ends[-1:])[0]
     return row | {f"config.{name}": value for name, value in configuration(run.params).items()}
+
+
+def _steps(run: StoredRun) -> int:
+    """Updates made; the steps of system metrics count samples."""
+    return max((step for name, step in run.last_step.items() if not name.startswith("system/")), default=0)
 
 
 def _identity(run: StoredRun) -> dict[str, Any]:

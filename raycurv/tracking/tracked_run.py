@@ -34,12 +34,16 @@ class TrackedRun:
         run: MLflow's entity of the run.
         put: callback that takes the messages about the run.
         logged: last logged step of every metric.
+
+    Attributes:
+        is_running: whether the run trains at present, so that the metrics of the machine are its own.
     """
 
     def __init__(self, run: Run, put: Callable[[TrackingMessage], None], logged: Mapping[str, int]) -> None:
         self.id = str(run.info.run_id)
         self._put = put
         self._logged = dict(logged)
+        self.is_running = False
 
     def log(self, records: Iterable[Record]) -> None:
         """Log records, without values at steps that are logged already: a resumed run repeats some."""
@@ -78,6 +82,7 @@ class TrackedRun:
 
     def running(self) -> None:
         """Set the status RUNNING."""
+        self.is_running = True
         self._put(SetStatus(self.id, "RUNNING"))
 
     def model(self, checkpoints: str) -> None:
@@ -86,6 +91,7 @@ class TrackedRun:
 
     def close(self, status: str, ended: float | None = None) -> None:
         """Close the run as FINISHED, FAILED or KILLED, now or at `ended` seconds since 1970."""
+        self.is_running = False
         self._put(SetStatus(self.id, status, time.time() if ended is None else ended))
 
     def _new(self, record: Record) -> Record:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from raycurv.objective.collectives import Local
 from raycurv.results.palette import colour_of
 from raycurv.service import Cluster
 from raycurv.service.errors import reported
+from raycurv.service.node_metrics import NodeSampler
 from raycurv.tracking import provenance, views
 from raycurv.tracking.client import Tracking, TrackingError, open_command
 from raycurv.tracking.messages import LogRecords, LogText, to_bytes
@@ -216,6 +218,32 @@ def test_many_steps_at_once_arrive_complete(tracking: Tracking) -> None:
     tracking.finish()
 
     assert steps(tracking, run.id) == list(range(1, 3001))
+
+
+def test_system_metrics_go_to_every_run_that_trains_and_to_no_other(cluster: Cluster) -> None:
+    tracking = Tracking(dataclasses.replace(cluster, system_metrics_every=0.01), print)
+    parent = tracking.parent("all", {}, resume=False)
+    first, second = (
+        tracking.open(dataclasses.replace(mine(), name=name), TAGS, parent.id, resume=False) for name in "ab"
+    )
+    first.running()
+    time.sleep(1.5)
+    first.close("FINISHED")
+    parent.close("FINISHED")
+    tracking.finish()
+
+    name = "system/cpu_utilization_percentage"
+    cpu = [tracking.client.get_metric_history(run.id, name) for run in (parent, first, second)]
+    assert cpu[0]
+    assert cpu[1]
+    assert not cpu[2]
+    assert all(metric.value > 0 for metric in cpu[1])
+
+
+def test_a_worker_measures_its_node() -> None:
+    record = NodeSampler(None, 3, 10.0, active=False).record()
+    assert "system/node_3/cpu_utilization_percentage" in record.values
+    assert record.values["system/node_3/system_memory_usage_megabytes"] > 0
 
 
 def test_runs_whose_driver_is_gone_are_closed(tracking: Tracking) -> None:
