@@ -105,6 +105,9 @@ class Cluster:
     """File that gets every printed line with its time, and the messages of Ray and MLflow. By default, those are in the
     folder logs of the folder of all runs."""
 
+    register: str | None = None
+    """Name in MLflow's model registry for the network of the best run: largest test accuracy, else smallest loss."""
+
     trust: tuple[str, ...] = field(default_factory=default_trust, metadata={"values": "MODULE …"})
     """Modules of your own that checkpoints may name, beside those of this command. Their code runs, where a run starts
     from a checkpoint or its network is logged. By default those in RAYCURV_TRUST."""

@@ -151,7 +151,19 @@ class _Launch:
             self.tracking.postpone_models()
         if status != "KILLED" and self.parent is not None and any(map(self._result, self.planned)):
             self._write_report(self.parent, why)
+        if self.cluster.register and self.cluster.log_model and status == "FINISHED":
+            self._register(self.cluster.register)
         self._close(status, why)
+
+    def _register(self, name: str) -> None:
+        """Register the network of the best run."""
+        from raycurv.results.gathering import best_run
+
+        best = best_run([self._outcome(run, "") for run in self.planned])
+        if best is None:
+            self.progress.notify(f"no run has finished well, so no network is registered as {name!r}")
+        else:
+            self.tracked[best.name].register(name)
 
     def _result(self, name: str) -> Result | None:
         return self.states[name].result
@@ -296,7 +308,7 @@ class _Launch:
         self.tracked[name].running()
 
     def _finish(self, name: str, result: Result) -> None:
-        from raycurv.tracking.run_page import description
+        from raycurv.tracking.run_page import description, model_name
 
         if result.stopped:
             self.stopped = True
@@ -307,7 +319,7 @@ class _Launch:
         summary |= {"result/step_seconds": result.step_seconds, "result/startup_seconds": result.startup_seconds}
         tracked.log(result.evaluations)  # those that MLflow lacks
         tracked.metrics(summary, result.steps, time.time())
-        model = f"runs:/{tracked.id}/model" if self.cluster.log_model else ""
+        model = f"runs:/{tracked.id}/{model_name(name)}" if self.cluster.log_model else ""
         if model:
             tracked.model(planned.checkpoints)
         values = {**result.values, **summary}

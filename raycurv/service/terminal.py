@@ -120,7 +120,7 @@ class TerminalProgress:
             self._advance(records[-1].step)  # once: records that come together say nothing about the speed
             if record.kind == "evaluation":
                 self.notify(self._evaluated(record))
-        if any(record.kind != "event" for record in records):
+        if any(record.kind not in ("event", "data") for record in records):
             self._show_position(records[-1])
 
     def show_trials(self, name: str, done: int, total: int, state: Sequence[str]) -> bool:

@@ -14,11 +14,14 @@ from pathlib import Path
 
 from raycurv.arguments import mask_passwords
 from raycurv.tracking import provenance, run_names, run_page, views
+from raycurv.tracking.datasets import dataset_inputs
 from raycurv.tracking.messages import (
+    LogData,
     LogModel,
     LogRecords,
     LogRun,
     LogText,
+    RegisterModel,
     SetStatus,
     SetTags,
     TrackingMessage,
@@ -31,6 +34,7 @@ from raycurv.tracking.tracked_run import LONGEST_TAG, TAG, TrackedRun, last_step
 from raycurv.tracking.unsent_files import append_lines, read_unsent
 from raycurv.train.checkpoint_file import CheckpointError
 from raycurv.train.configuration import RunConfig
+from raycurv.train.data_summary import DataSummary
 from raycurv.train.records import Record
 
 # By default, an MLflow client waits minutes in every call to a server that is not there.
@@ -391,6 +395,10 @@ class Tracking:
                     self.client.set_terminated(run, status=status, end_time=round(ended * 1000))
             case LogModel(run, checkpoints):
                 self._log_model(run, checkpoints)
+            case RegisterModel(run, name):
+                self._register_model(run, name)
+            case LogData(run, summary):
+                self.client.log_inputs(run, dataset_inputs(DataSummary.from_json(summary)))
             case LogRun():
                 self._log_run(message)
 
@@ -401,6 +409,14 @@ class Tracking:
             logged_model.log(run, checkpoints, self._trust)
         except (CheckpointError, ValueError) as error:
             raise MessageRefused(f"the network cannot be logged from here: {error}", later=True) from error
+
+    def _register_model(self, run: str, name: str) -> None:
+        from raycurv.tracking import logged_model
+
+        try:
+            logged_model.register(self.client, run, name)
+        except FileNotFoundError as error:
+            raise MessageRefused(str(error), later=True) from error
 
     def _log_run(self, message: LogRun) -> None:
         # An interrupted attempt leaves a run of this name, and the next attempt logs what is missing.

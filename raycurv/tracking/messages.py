@@ -155,6 +155,32 @@ class LogModel:
 
 
 @dataclass(frozen=True)
+class LogData:
+    """The data of a run.
+
+    Attributes:
+        run: id of the run in MLflow.
+        summary: description of the data as JSON.
+    """
+
+    run: str
+    summary: str
+
+
+@dataclass(frozen=True)
+class RegisterModel:
+    """A request to register the logged network of a run, behind :class:`LogModel`.
+
+    Attributes:
+        run: id of the run in MLflow.
+        name: name in the model registry.
+    """
+
+    run: str
+    name: str
+
+
+@dataclass(frozen=True)
 class SetStatus:
     """The status of a run.
 
@@ -196,7 +222,7 @@ class LogRun:
 
 
 RunMessage = WorkersStarted | WorkersNotice | RunStarted | LogRecords | RunFinished | RunFailed
-TrackingMessage = LogRecords | SetTags | LogText | LogModel | SetStatus | LogRun
+TrackingMessage = LogRecords | SetTags | LogText | LogModel | SetStatus | LogRun | LogData | RegisterModel
 Message = RunMessage | TrackingMessage
 KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 

@@ -18,10 +18,12 @@ from typing import TypeVar
 
 from raycurv.tracking.messages import (
     BATCH,
+    LogData,
     LogModel,
     LogRecords,
     LogRun,
     LogText,
+    RegisterModel,
     SetStatus,
     SetTags,
     TrackingMessage,
@@ -45,8 +47,10 @@ LINES: dict[type[TrackingMessage], str] = {
     SetStatus: RECORDS,
     LogRun: RECORDS,
     SetTags: TAGS,
+    LogData: TAGS,
     LogText: ARTIFACTS,
     LogModel: ARTIFACTS,
+    RegisterModel: ARTIFACTS,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -96,6 +97,11 @@ def description(
     if model:
         text += f'\nLoad the model:\n\n```python\nimport mlflow\n\nmodel = mlflow.pyfunc.load_model("{model}")\n```\n'
     return text
+
+
+def model_name(run: str) -> str:
+    """Name of the logged model of a run, without characters that MLflow refuses in it."""
+    return re.sub(r"[^\w -]", "-", run)[:200]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from raycurv.arguments import mask_passwords
 from raycurv.tracking.messages import (
+    LogData,
     LogModel,
     LogRecords,
     LogText,
+    RegisterModel,
     SetStatus,
     SetTags,
     TrackingMessage,
@@ -51,7 +53,9 @@ class TrackedRun:
             if new := tuple(record for record in group if record.values):
                 self._put(LogRecords(self.id, new))
             for record in group:
-                if record.message:
+                if record.kind == "data":
+                    self._put(LogData(self.id, record.message))
+                elif record.message:
                     self.tags({"event": f"step {record.step}: {record.message}"})
 
     def metrics(self, values: Mapping[str, float], step: int, when: float) -> None:
@@ -88,6 +92,10 @@ class TrackedRun:
     def model(self, checkpoints: str) -> None:
         """Log the network of the newest checkpoint in folder or address `checkpoints`."""
         self._put(LogModel(self.id, checkpoints))
+
+    def register(self, name: str) -> None:
+        """Register the network that :meth:`model` logs, as a new version of model `name`."""
+        self._put(RegisterModel(self.id, name))
 
     def close(self, status: str, ended: float | None = None) -> None:
         """Close the run as FINISHED, FAILED or KILLED, now or at `ended` seconds since 1970."""

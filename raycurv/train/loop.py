@@ -113,6 +113,7 @@ def _train(
         start = f"starts: {_size(run)}" if state is None else restore(run, store, state)
         trainer = _Trainer(run, store, emit, stop, checkpoint_seconds, resumed=state is not None)
         trainer.emit_record("event", {STEPS: run.total_steps}, start + halved_message(run))
+        trainer.emit_record("data", message=run.data_summary().to_json())
         if run.start is not None:
             trainer.emit_record("event", message=str(run.start))
         try:

@@ -31,6 +31,7 @@ from raycurv.train.build import (
 )
 from raycurv.train.checkpoint_file import CheckpointError
 from raycurv.train.configuration import RunConfig
+from raycurv.train.data_summary import DataSummary
 from raycurv.train.distributed import checksum, require_equal
 from raycurv.train.precision import dtype_of
 from raycurv.train.pretrained_start import StartReport, load_start
@@ -204,6 +205,11 @@ class TrainingRun:
             dtype=dtype_of(self.config.precision),
             drop_last=drop_last,
         )
+
+    def data_summary(self) -> DataSummary:
+        """Description of the data."""
+        samples = 0 if self.data.evaluation is None else len(self.data.evaluation)
+        return DataSummary.of(self.config, self.shape, samples)
 
     @property
     def steps_per_epoch(self) -> int:

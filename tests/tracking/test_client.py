@@ -303,7 +303,7 @@ def test_a_logged_model_answers_as_the_trained_network_does(cluster: Cluster, tr
     inputs = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
 
     mlflow.set_tracking_uri(tracking.uri)
-    outputs = mlflow.pyfunc.load_model(f"runs:/{run.id}/model").predict(inputs)
+    outputs = mlflow.pyfunc.load_model(f"runs:/{run.id}/points").predict(inputs)
     fetched = logged_model.fetch(f"runs:/{run.id}/model", tracking.uri, cluster.runs)
     network = perceptron(3)
     state: Any = store.load()
@@ -317,6 +317,40 @@ def test_a_logged_model_answers_as_the_trained_network_does(cluster: Cluster, tr
     assert fetched.classes == ("a", "b", "c")
     files = {path.suffix for path in Path(cluster.runs, "artifacts").rglob("*") if path.is_file()}
     assert not files & {".pkl", ".pickle", ".joblib"}
+
+
+def test_a_run_has_its_data_and_its_model_has_name_example_and_metrics(cluster: Cluster, tracking: Tracking) -> None:
+    store = CheckpointStore(str(Path(cluster.checkpoints) / "points"))
+    config = dataclasses.replace(mine(epochs=1), name="dash1.0")
+    run = tracking.open(config, TAGS, None, resume=False)
+    train(config, collectives=Local(), store=store, emit=run.log)
+    run.model(store.uri)
+    run.register("points of the test")
+    run.register("points of the test")
+    run.close("FINISHED")
+    tracking.finish()
+
+    stored = tracking.client.get_run(run.id)
+    sets = {entry.tags[0].value: entry.dataset for entry in stored.inputs.dataset_inputs}
+    assert sets.keys() == {"training", "test"}
+    assert json.loads(sets["training"].profile)["num_rows"] == 128
+    assert "[-1, 2]" in sets["training"].schema
+    (output,) = stored.outputs.model_outputs
+    model = tracking.client.get_logged_model(output.model_id)
+    assert model.name == "dash1-0"
+    linked = {metric.key: metric for metric in model.metrics}
+    assert linked.keys() >= {"train/epoch_loss", "test/loss", "test/accuracy"}
+    assert linked["test/accuracy"].value == stored.data.metrics["test/accuracy"]
+    assert len(steps(tracking, run.id, "test/accuracy")) == 1
+    ranked = tracking.client.search_logged_models(
+        [tracking.experiment], order_by=[{"field_name": "metrics.test/accuracy", "ascending": False}]
+    )
+    assert [found.model_id for found in ranked] == [output.model_id]
+    (version,) = tracking.client.search_model_versions("name = 'points of the test'")
+    assert version.run_id == run.id
+    loaded = mlflow.pyfunc.load_model(f"models:/{output.model_id}")
+    assert loaded.input_example.shape == (1, 2)
+    assert loaded.predict(loaded.input_example).shape == (1, 3)
 
 
 def test_a_network_of_code_that_nobody_allowed_is_not_logged_and_waits(
@@ -344,7 +378,7 @@ def test_a_network_of_code_that_nobody_allowed_is_not_logged_and_waits(
         logged_model.fetch(address, last.uri, cluster.runs, ())
     assert logged_model.fetch(address, last.uri, cluster.runs, ("tests",)).step == 8
     # The model brings the package `tests` along, whose code MLflow imports.
-    assert mlflow.pyfunc.load_model(address).predict(np.zeros((1, 2), np.float32)).shape == (1, 3)
+    assert mlflow.pyfunc.load_model(f"runs:/{run.id}/points").predict(np.zeros((1, 2), np.float32)).shape == (1, 3)
 
 
 def test_the_network_of_a_run_is_logged_by_its_own_driver_without_further_trust(

@@ -8,11 +8,13 @@ import pytest
 from raycurv.tracking.messages import (
     BATCH,
     KINDS,
+    LogData,
     LogModel,
     LogRecords,
     LogRun,
     LogText,
     Message,
+    RegisterModel,
     RunFailed,
     RunFinished,
     RunStarted,
@@ -39,6 +41,8 @@ EXAMPLES: list[Message] = [
     SetTags("id", {"raycurv.status": "finished"}),
     LogText("id", "failure.txt", "ä\n"),
     LogModel("id", "s3://bucket/one"),
+    LogData("id", "{}"),
+    RegisterModel("id", "best"),
     SetStatus("id", "RUNNING"),
     LogRun("one", "{}", {"seed": "0"}, None, (RECORD,), "FINISHED", 1.5),
 ]
