@@ -48,4 +48,4 @@ class NodeSampler:
         now = time.time()
         values = {name.removeprefix("system/"): value for name, value in (system_metrics() | gpu_metrics()).items()}
         named = {f"system/node_{self._node}/{name}": value for name, value in values.items()}
-        return Record("progress", int(now), 0.0, now, named)
+        return Record("system", int(now), 0.0, now, named)

@@ -23,6 +23,7 @@ from raycurv.results import table_formats
 from raycurv.service.library_logs import LibraryLogs
 from raycurv.train.records import OPERATIONS, STEPS, Record, Result
 
+NO_PROGRESS = ("event", "data", "system")  # kinds of records that say nothing about the position of a run
 LINE_SECONDS = 30.0  # between two lines of a run without a terminal
 BAR_SECONDS = 0.1  # between two drawings of the bar
 SPEED_SECONDS = 600.0  # over which the estimate of the time left is averaged
@@ -114,14 +115,15 @@ class TerminalProgress:
         for record in records:
             if record.kind == "event":
                 self._event(record)
+            if record.kind in NO_PROGRESS:
                 continue
             self._values |= record.values
             self._epoch = max(self._epoch, record.epoch)
             self._advance(records[-1].step)  # once: records that come together say nothing about the speed
             if record.kind == "evaluation":
                 self.notify(self._evaluated(record))
-        if any(record.kind not in ("event", "data") for record in records):
-            self._show_position(records[-1])
+        if measured := [record for record in records if record.kind not in NO_PROGRESS]:
+            self._show_position(measured[-1])
 
     def show_trials(self, name: str, done: int, total: int, state: Sequence[str]) -> bool:
         """Show how far a sweep is in the bar; without a terminal, do nothing.

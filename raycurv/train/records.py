@@ -13,7 +13,7 @@ from raycurv.arguments import require_field_types
 
 OPERATIONS = "progress/operations"  # metric of the floating-point operations so far
 STEPS = "steps"  # value of an event: updates of the whole run
-Kind = Literal["step", "progress", "evaluation", "event", "data"]
+Kind = Literal["step", "progress", "evaluation", "event", "data", "system"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Record:
     Attributes:
         kind: ``step`` for the scalars of one update, ``progress`` for the throughput of a log interval and the
             operations so far, ``evaluation`` for metrics of whole sets, ``event`` for a message, ``data`` for the
-            description of the data (:class:`raycurv.train.data_summary.DataSummary`).
+            description of the data (:class:`raycurv.train.data_summary.DataSummary`), ``system`` for metrics of the
+            machine.
         step: updates so far.
         epoch: epochs so far, with the fraction of the current one.
         time: seconds since 1970.

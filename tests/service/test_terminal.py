@@ -311,3 +311,11 @@ def test_the_table_says_which_runs_diverged() -> None:
     lines = table([("a", "curveball", one), ("b", "sgd", other)]).splitlines()
     assert lines[2].split()[:3] == ["a", "curveball", "finished"]
     assert lines[3].split()[:3] == ["b", "sgd", "diverged"]
+
+
+def test_data_and_metrics_of_machines_are_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = TerminalProgress()
+    progress.begin("run", 2)
+    progress.show([Record("data", 0, 0.0, 0.0, {}, '{"name": "points"}')])
+    progress.show([Record("system", 1_790_000_000, 0.0, 0.0, {"system/node_0/cpu_utilization_percentage": 50.0})])
+    assert capsys.readouterr().out == ""
