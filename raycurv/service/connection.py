@@ -7,6 +7,7 @@ import functools
 import gc
 import logging
 import os
+import re
 import secrets
 import signal
 import sys
@@ -170,7 +171,7 @@ def _why_refused(error: BaseException, named: tuple[str, str] | None) -> str:
     if named is None:
         return f"Ray does not start on this machine: {_first_line(error)}"
     address, source = named
-    if "authentication" in f"{type(error).__name__} {error}".lower():
+    if re.search(r"authenticat|auth[_ ]?token", f"{type(error).__name__} {error}", re.IGNORECASE):
         return (
             f"the Ray at {address} wants a token: set RAY_AUTH_MODE=token, and put the cluster's token in "
             "~/.ray/auth_token, or its file in RAY_AUTH_TOKEN_PATH"
