@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_DISABLED = "__dynamo_disable"  # where torch's decorator keeps the function that it calls
 
 
 def lazy_names(
@@ -34,3 +37,23 @@ def lazy_names(
         return value
 
     return get
+
+
+def without_compiler(mode: type[T]) -> type[T]:
+    """A class decorator for dispatch modes of torch, so that their first use does not import torch's compiler.
+
+    torch keeps its compiler out of ``__torch_dispatch__`` by a decorator that imports it, which takes a second. Here it
+    is kept out once somebody else has imported it.
+    """
+    function: Any = getattr(mode.__dict__["__torch_dispatch__"], "__wrapped__", None)
+    if function is not None:
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            compiler = sys.modules.get("torch._dynamo")
+            if compiler is None:
+                return function(*args, **kwargs)
+            setattr(function, _DISABLED, compiler.disable(function, recursive=True, wrapping=False))
+            return getattr(function, _DISABLED)(*args, **kwargs)
+
+        setattr(function, _DISABLED, call)
+    return mode

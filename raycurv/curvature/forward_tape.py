@@ -23,8 +23,10 @@ from raycurv.curvature.memory import Geometry
 from raycurv.curvature.propagation import Step
 from raycurv.curvature.rules import Derivative, UnsupportedOperator
 from raycurv.curvature.tape import Storage, Tape
+from raycurv.lazy import without_compiler
 
 
+@without_compiler
 class ForwardTape(Tape):
     """Pushes one direction through the operators between `parameters` and the outputs while it is entered.
 

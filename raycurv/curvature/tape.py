@@ -39,6 +39,7 @@ from raycurv.curvature import custom_functions, memory, propagation, rules
 from raycurv.curvature.memory import Geometry, Write
 from raycurv.curvature.propagation import Step
 from raycurv.curvature.rules import Call, Derivative, UnsupportedOperator, carries_tangents
+from raycurv.lazy import without_compiler
 
 # Operators whose outputs never carry a tangent.
 _IGNORED = frozenset(
@@ -61,6 +62,7 @@ class Storage:
     writes: list[Write] = field(default_factory=list)
 
 
+@without_compiler
 class Tape(TorchDispatchMode):
     """Records the operators between `parameters` and the outputs while it is entered.
 

@@ -17,6 +17,8 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from raycurv.lazy import without_compiler
+
 WATCHED_STEPS = 20  # first steps, in which everything is counted
 
 
@@ -92,6 +94,7 @@ class OperationCounter:
         return taken
 
 
+@without_compiler
 class _CountingMode(TorchDispatchMode):
     """Counts as torch's ``FlopCounterMode``, without its hooks on modules, and never fails for lack of a formula."""
 

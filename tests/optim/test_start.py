@@ -11,10 +11,13 @@ import torch
 torch.set_num_threads(1)
 from raycurv import Objective, optim
 from raycurv.models import basic_cnn
+from raycurv.objective.operations import OperationCounter
 began = time.process_time()
 model = basic_cnn()
 objective, optimizer = Objective(model, "cross_entropy"), optim.create("auto", model)
-optimizer.step(objective.batch(torch.randn(128, 3, 32, 32), torch.randint(10, (128,))))
+objective.operations = OperationCounter()
+with objective.operations.step():
+    optimizer.step(objective.batch(torch.randn(128, 3, 32, 32), torch.randint(10, (128,))))
 seconds = time.process_time() - began
 optimizer.load_state_dict(optimizer.state_dict())
 print(seconds, "torch._dynamo" in sys.modules)
