@@ -8,7 +8,7 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -192,34 +192,39 @@ class BenchmarkWorkers:
                 raise ValueError(unknown("batch norm", kind, worker_speed.NETWORKS))
         kinds = [kind for kind in worker_speed.NETWORKS if kind in self.batch_norm]
         best: dict[tuple[str, int], worker_speed.WorkerSpeed] = {}
-        for _ in range(self.repeat):
-            for kind, workers in itertools.product(kinds, self.workers):
-                how: dict[str, Any] = {"steps": self.steps, "pinned": self.pin_workers}
-                found = worker_speed.measure(kind, workers, self.optimizer, **how)
-                print(f"{kind}, {workers} workers: {found.images_per_second:.0f} images/s", file=sys.stderr)
-                kept = best.get((kind, workers), found)
-                best[kind, workers] = max(kept, found, key=lambda speed: speed.images_per_second)
+        for kind, workers in self._in_turn(kinds):
+            how: dict[str, Any] = {"steps": self.steps, "pinned": self.pin_workers}
+            found = worker_speed.measure(kind, workers, self.optimizer, **how)
+            print(f"{kind}, {workers} workers: {found.images_per_second:.0f} images/s", file=sys.stderr, flush=True)
+            kept = best.get((kind, workers), found)
+            best[kind, workers] = max(kept, found, key=lambda speed: speed.images_per_second)
         rows = [speed.row(best[kind, self.workers[0]].images_per_second) for (kind, _), speed in best.items()]
-        print("\n".join([f"Bare processes, {self.optimizer}\n", worker_speed.HEAD, *rows]), flush=True)
+        pinned = ", pinned" if self.pin_workers else ""
+        print("\n".join([f"Bare processes, {self.optimizer}{pinned}\n", worker_speed.HEAD, *rows]), flush=True)
         if self.ray:
-            print("\n".join([f"\nUnder Ray, {self.optimizer}\n", *self._rows_under_ray(kinds)]))
+            print("\n".join([f"\nUnder Ray, {self.optimizer}{pinned}\n", *self._rows_under_ray(kinds)]))
+
+    def _in_turn(self, kinds: Sequence[Any]) -> Iterator[tuple[Any, int]]:
+        """Kind and number of workers of each measurement: all kinds before any is repeated."""
+        return ((kind, workers) for _ in range(self.repeat) for kind, workers in itertools.product(kinds, self.workers))
 
     def _rows_under_ray(self, kinds: Sequence[str]) -> list[str]:
+        """Rounds and bytes of a step are those of the bare processes."""
+        best: dict[tuple[str, int], tuple[float, float]] = {}
+        with tempfile.TemporaryDirectory(prefix="raycurv-workers-") as folder:
+            for kind, workers in self._in_turn(kinds):
+                found = self._under_ray(kind, workers, folder)
+                best[kind, workers] = max(best.get((kind, workers), found), found)
         rows = [
-            "| batch norm | workers | images/s | ratio | from launch to the last step, s |",
-            "|---|---|---|---|---|",
+            f"| {kind} | {workers} | {speed:.0f} | {speed / best[kind, self.workers[0]][0]:.2f}× | {seconds:.0f} |"
+            for (kind, workers), (speed, seconds) in best.items()
         ]
-        for kind in kinds:
-            one = 0.0
-            for workers in self.workers:
-                measured = [self._under_ray(kind, workers) for _ in range(self.repeat)]
-                speed, seconds = max(measured)
-                one = one or speed
-                rows.append(f"| {kind} | {workers} | {speed:.0f} | {speed / one:.2f}× | {seconds:.0f} |")
-        return rows
+        head = "| batch norm | workers | images/s | ratio | from launch to the last step, s |"
+        return [head, "|---|---|---|---|---|", *rows]
 
-    def _under_ray(self, kind: str, workers: int) -> tuple[float, float]:
-        """Images per second, and seconds from launch to the last step."""
+    def _under_ray(self, kind: str, workers: int, folder: str) -> tuple[float, float]:
+        """Images per second after the first steps, and seconds from launch to the last one."""
+        from raycurv.benchmarks.worker_speed import WARM_UP
         from raycurv.recipes import cifar10_basic_cnn
         from raycurv.service import Cluster, launch
 
@@ -230,13 +235,17 @@ class BenchmarkWorkers:
             data=dataclasses.replace(base.data, settings={**base.data.settings, "evaluation": None}),
             optimizer=self.optimizer,
             batch_norm="local" if kind == "local" else "synchronised",
-            max_steps=self.steps,
-            log_every=10,
+            max_steps=WARM_UP + self.steps,
+            log_every=5,
         )
         began = time.monotonic()
-        cluster = Cluster(workers=workers, run_name=name, threads=1, log_model=False, pin_workers=self.pin_workers)
+        cluster = Cluster(
+            workers=workers, run_name=name, threads=1, log_model=False, pin_workers=self.pin_workers,
+            runs=folder, storage=None, tracking_uri=None, quiet=True,
+        )  # fmt: skip
         (result,) = launch([config], cluster)
-        return result.images_per_second, time.monotonic() - began
+        speed = config.batch_size / result.step_seconds if result.step_seconds else result.images_per_second
+        return speed, time.monotonic() - began
 
 
 @dataclass(frozen=True)

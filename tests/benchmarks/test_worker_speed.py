@@ -1,10 +1,13 @@
 """Speed of several workers: what is counted, and cores of their own."""
 
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from raycurv.benchmarks import worker_speed
+from raycurv.cli.benchmark import BenchmarkWorkers
 from raycurv.train.cpu_affinity import own_cores, pin
 
 
@@ -35,3 +38,33 @@ def test_all_threads_of_a_process_are_pinned(monkeypatch):
     monkeypatch.setattr(os, "sched_setaffinity", lambda thread, cores: pinned.append((thread, cores)))
     pin([2])
     assert (os.getpid(), [2]) in pinned
+
+
+def test_the_command_measures_all_kinds_in_turn_and_leaves_the_users_runs_alone(monkeypatch, capsys, tmp_path):
+    speeds, launched = iter(range(1, 100)), []
+
+    def launch(configs, cluster):
+        launched.append((configs[0].batch_norm, cluster.workers, cluster.pin_workers, cluster.runs))
+        return [SimpleNamespace(step_seconds=configs[0].batch_size / (100 * next(speeds)), images_per_second=0.0)]
+
+    def measure(kind, workers, optimizer, *, steps, pinned):
+        return worker_speed.WorkerSpeed(kind, workers, 10.0 * next(speeds), 2.0, 1024.0, 0.003)
+
+    monkeypatch.setattr(worker_speed, "measure", measure)
+    monkeypatch.setattr("raycurv.service.launch", launch)
+    (tmp_path / "cifar10").mkdir()
+    (tmp_path / "cifar10" / "train-0.parquet").touch()
+    kinds = ("none", "local")
+    BenchmarkWorkers(data=str(tmp_path / "cifar10"), batch_norm=kinds, repeat=2, pin_workers=True).run()
+
+    assert [row[:3] for row in launched] == [
+        ("synchronised", 1, True),
+        ("synchronised", 2, True),
+        ("local", 1, True),
+        ("local", 2, True),
+    ] * 2
+    assert not any(Path(runs).exists() for *_, runs in launched)
+    printed = capsys.readouterr().out.splitlines()
+    assert "Bare processes, curveball, pinned" in printed
+    assert "| none | 2 | 60 | 1.20× | 2.0 | 1.0 | 3.0 |" in printed  # the better one of two
+    assert "| local | 2 | 1600 | 1.07× | 0 |" in printed
