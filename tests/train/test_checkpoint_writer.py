@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
+from raycurv import Objective, optim
 from raycurv.objective.collectives import Local
 from raycurv.train import CheckpointError, CheckpointStore, Record, train
 from raycurv.train.checkpoint_writer import CheckpointWriter
@@ -92,3 +94,39 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_the_reason(tmp_pa
     with pytest.raises(CheckpointError, match="no room"):
         train(WANTED, collectives=Local(), store=store, emit=Kept())
     assert not [thread for thread in threading.enumerate() if thread.name == "checkpoint-writer"]
+
+
+def test_a_snapshot_takes_the_bytes_of_parameters_and_optimizer_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Any] = []
+    monkeypatch.setattr(CheckpointStore, "write", lambda self, state, best: taken.append(state) or "")
+    model = torch.nn.Linear(64, 64)
+    optimizer = optim.create("adam", model)
+    objective = Objective(model, "squared_error")
+    optimizer.step(objective.batch(torch.randn(4, 64), torch.randn(4, 64)))
+    views = [*torch.zeros(1000).split(100)]  # of one storage
+    writer = CheckpointWriter(CheckpointStore("unused"))
+    writer.save({"step": 1, "model": model.state_dict(), "o": optimizer.state_dict(), "views": views}, best=False)
+    writer.wait()
+
+    tensors = [leaf for leaf in pytree.tree_leaves(taken) if isinstance(leaf, torch.Tensor)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    parameters = sum(parameter.nbytes for parameter in model.parameters())
+    assert 3 * parameters + 4000 <= sum(storages.values()) <= 3 * parameters + 4000 + 64  # steps of Adam
+
+
+def test_a_write_leaves_the_interpreter_to_the_steps(tmp_path: Path) -> None:
+    """Hashing, checksums and the disk need none of it: the steps get as much of a processor as the writer at least."""
+    seconds: list[float] = []
+    store, state = CheckpointStore(str(tmp_path)), {"step": 1, "model": torch.ones(25_000_000)}
+
+    def write() -> None:
+        began = time.thread_time()
+        store.write(state)
+        seconds.append(time.thread_time() - began)
+
+    thread = threading.Thread(target=write)
+    began = time.thread_time()
+    thread.start()
+    while thread.is_alive():
+        pass
+    assert time.thread_time() - began > 0.5 * seconds[0]
