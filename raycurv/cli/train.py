@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from raycurv.cli.run_options import RunOptions, recipe_options, trusting, variants
 from raycurv.service.cluster import Cluster
+from raycurv.train.configuration import RunConfig
 
 OPTION = {"values": "NAME=VALUE …"}
 OPTIMIZERS = {"values": "NAME …"}
@@ -53,22 +55,36 @@ class Train:
         Raises:
             ValueError: nothing to train was named, or two things.
         """
-        from raycurv import recipes
-        from raycurv.recipes import studies
         from raycurv.service import launch
+        from raycurv.service.standby import workers_on_standby
 
         if self.list:
-            print(f"{recipes.listing()}\n\n{studies.listing()}")
+            self._show_list()
             return
-        options = recipe_options(self.option, self.scale)
-        if self.study is not None:
-            if self.recipe is not None or self.compare or "optimizer" in self.run_options.changes:
-                raise ValueError(
-                    "--study names its recipes and optimizers itself: leave --recipe, --compare, --optimizer out"
-                )
-            launch([self.run_options.apply(c) for c in studies.get(self.study).runs(**options)], self.cluster)
-            return
-        if self.recipe is None:
+        self._require_one()
+        cluster = self.cluster if self.recipe is None else trusting(self.cluster, self.recipe)
+        with workers_on_standby(cluster) as workers:  # they import while this process does
+            launch(self._configurations(), cluster, workers)
+
+    def _show_list(self) -> None:
+        from raycurv import recipes
+        from raycurv.recipes import studies
+
+        print(f"{recipes.listing()}\n\n{studies.listing()}")
+
+    def _require_one(self) -> None:
+        if self.study is None and self.recipe is None:
             raise ValueError("name what to train with --recipe or --study; --list shows all")
-        config = self.run_options.apply(recipes.build(self.recipe, options))
-        launch(variants(config, self.compare), trusting(self.cluster, self.recipe))
+        if self.study is not None and (self.recipe or self.compare or "optimizer" in self.run_options.changes):
+            raise ValueError(
+                "--study names its recipes and optimizers itself: leave --recipe, --compare, --optimizer out"
+            )
+
+    def _configurations(self) -> Sequence[RunConfig]:
+        from raycurv import recipes
+        from raycurv.recipes import studies
+
+        options = recipe_options(self.option, self.scale)
+        if self.recipe is None:
+            return [self.run_options.apply(config) for config in studies.get(self.study or "").runs(**options)]
+        return variants(self.run_options.apply(recipes.build(self.recipe, options)), self.compare)

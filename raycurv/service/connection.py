@@ -20,6 +20,19 @@ from raycurv.service.local_ray import LOOPBACK_ONLY
 from raycurv.service.ray_address import ConnectionRefused, named_cluster, require_reachable
 
 CONNECT_TRIES = "2"  # of about 40 seconds each; Ray makes twenty
+# Ray's own switches, unless the environment sets them.
+RAY_DEFAULTS = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # a rank that never comes is named instead of waited for
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # the policy for the number of workers sees the notices itself
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # the policy starts workers where there is room for them
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers stay where the user's modules are
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files and plots that nobody reads: the driver writes to MLflow
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial may fail before its first evaluation
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # a resumed sweep reads its own log of outcomes
+}
 JOINING_SECONDS = 20.0  # for nodes that are on their way, where no autoscaler will make new ones
 
 
@@ -42,6 +55,8 @@ def connected(cluster: Cluster, notify: Callable[[str], None]) -> Iterator[None]
         ConnectionRefused: the cluster cannot be reached, or refuses.
     """
     named = named_cluster()
+    for name, value in RAY_DEFAULTS.items():  # before ray is imported
+        os.environ.setdefault(name, value)
     if named is None:
         # Read when ray is imported, and by every process that it starts.
         os.environ |= LOOPBACK_ONLY

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 from raycurv.arguments import format_settings, mask_passwords
 from raycurv.service.artifacts import ArtifactWriter
 from raycurv.service.cluster import Cluster
-from raycurv.service.errors import FIT_THREAD, LaunchError, LockLost, Stopped, describe
-from raycurv.service.scratch import scratch_folder
+from raycurv.service.errors import LaunchError, LockLost, Stopped, describe
 from raycurv.service.session import ray_session, signals_handled, terminal_of, tracking_session
+from raycurv.service.standby import WorkerGroup, started_workers, workers_on_standby
 from raycurv.service.terminal import TerminalProgress, short_name, table
+from raycurv.service.worker_task import WorkerJob, WorkerTask
 from raycurv.tracking import provenance, run_names
 
 if TYPE_CHECKING:
     from raycurv.results.outcomes import Outcome
     from raycurv.service.driver_lock import DriverLock
     from raycurv.service.plan import LaunchPlan, PlannedRun
-    from raycurv.service.ray_trainer import WorkerTrainer
     from raycurv.service.run_state import RunState
     from raycurv.tracking.client import Tracking
     from raycurv.tracking.messages import Message, WorkersNotice, WorkersStarted
@@ -41,27 +40,40 @@ CLOSE_SECONDS = 1.5  # to close the runs in MLflow, before what sent SIGTERM sen
 JOB_STOP_SECONDS, OTHER_STOP_SECONDS = 3.0, 10.0  # until SIGKILL, by `ray job stop` and by `docker stop`
 
 
-def launch(runs: Sequence[RunConfig], cluster: Cluster) -> list[Result]:
+def launch(runs: Sequence[RunConfig], cluster: Cluster, workers: WorkerGroup | None = None) -> list[Result]:
     """Train `runs` one after the other on the workers of `cluster`, and track them in MLflow.
 
     Connects to the Ray that ``RAY_ADDRESS`` names or that runs on this machine, and otherwise starts one on loopback.
+    On a Ray that runs, the workers start at once, and wait until the runs have been checked and MLflow has them.
     Shows progress on the standard output. In the main thread, it turns Ctrl-C, SIGTERM and a
     closed terminal (SIGHUP) into a checkpoint and an end.
+
+    Args:
+        runs: configurations of the runs.
+        cluster: number and resources of the workers, and where files go.
+        workers: workers of `cluster` that have been started (:func:`~raycurv.service.standby.workers_on_standby`).
 
     Returns:
         How each of the runs ended, in their order.
 
     Raises:
-        ValueError: something about the runs is not allowed; nothing has been started.
-        ResumeError: a run of that name exists and should not go on, or does not and should; nothing has been started.
-        TrackingError: MLflow cannot be used; nothing has been started.
+        ValueError: something about the runs is not allowed; no run has been started.
+        ResumeError: a run of that name exists and should not go on, or does not and should; no run has been started.
+        TrackingError: MLflow cannot be used; no run has been started.
         ConnectionRefused: Ray cannot be reached.
         CapacityError: the cluster can never give the workers.
         LaunchError: a run failed, or its workers died more often than `max_failures`.
-        RunLocked: another driver is at work on a run of that name; nothing has been started.
+        RunLocked: another driver is at work on a run of that name; no run has been started.
         LockLost: another driver has taken over, since this one was suspended.
         Stopped: somebody asked for it.
     """
+    if workers is not None:
+        return _launch(runs, cluster, workers)
+    with workers_on_standby(cluster) as started:
+        return _launch(runs, cluster, started)
+
+
+def _launch(runs: Sequence[RunConfig], cluster: Cluster, workers: WorkerGroup | None) -> list[Result]:
     from raycurv.service.driver_lock import driver_lock
     from raycurv.service.launch_description import describe_launch
     from raycurv.service.plan import begin_stores, finished_runs, plan, require_stores
@@ -73,13 +85,15 @@ def launch(runs: Sequence[RunConfig], cluster: Cluster) -> list[Result]:
     with terminal_of(cluster, planned.name) as progress, driver_lock(planned.folders(cluster), progress.notify) as lock:
         require_stores(planned, cluster)  # another driver may have been at work until now
         progress.notify(describe_launch(planned, cluster))
+        for line in [] if workers is None else workers.notes:
+            progress.notify(line)
         with tracking_session(cluster, names, progress, trust) as tracking:
             if (finished := finished_runs(planned)) is not None:
                 results = _Launch(planned, cluster, tracking, progress, lock).deliver(finished)
             else:
-                with scratch_folder("raycurv-train-") as scratch, ray_session(cluster, progress):
+                with ray_session(cluster, progress):
                     begin_stores(planned, cluster, progress.notify)
-                    results = _Launch(planned, cluster, tracking, progress, lock).run(scratch)
+                    results = _Launch(planned, cluster, tracking, progress, lock).run(workers)
             progress.notify_always("\n" + _summary(planned, results))
             if (report := _report_folder(planned, cluster) / "report.html").exists():
                 progress.notify(f"\nReport of these runs:\n  {report.as_uri()}")
@@ -108,10 +122,10 @@ class _Launch:
         self._unaccepted = 0  # messages that were received, and are not on disk
         self.parent, self.tracked = self._open_runs()
 
-    def run(self, scratch: Path) -> list[Result]:  # a new folder for files of Ray Train
+    def run(self, workers: WorkerGroup | None) -> list[Result]:  # None if they have not been started
         try:
             with signals_handled(STOP_SIGNALS, self._ask_to_stop):
-                self._train(scratch)
+                self._train(workers)
         except LockLost:
             self.tracking.abandon()  # the runs in MLflow are another driver's now
             raise
@@ -223,20 +237,19 @@ class _Launch:
             self.parent.close(status)
             self.tracking.done_with(self.parent)
 
-    def _train(self, scratch: Path) -> None:
-        from raycurv.service.mailbox import open_mailbox
+    def _train(self, workers: WorkerGroup | None) -> None:
         from raycurv.service.shared_storage import probe_file
 
-        self.mailbox = open_mailbox()
         with probe_file(self.cluster) as probe:
-            trainer = self._trainer(scratch, probe)
-            try:
-                self._follow(_FitThread(trainer))
-            finally:
-                trainer.give_back()
+            if workers is not None:
+                self._follow(workers, probe)
+                return
+            with started_workers(self.cluster) as started:
+                self._follow(started, probe)
 
-    def _follow(self, fit: _FitThread) -> None:
-        fit.start()
+    def _follow(self, workers: WorkerGroup, probe: str) -> None:
+        self.mailbox, fit = workers.mailbox, workers.fit
+        workers.give(WorkerJob(self._tasks(), probe))
         give_up: float | None = None
         while fit.is_alive():
             self.lock.require()
@@ -367,15 +380,11 @@ class _Launch:
             )
         return LaunchError(f"Ray Train failed: {str(error).strip().splitlines()[0]}; then {resume}", str(error))
 
-    def _trainer(self, scratch: Path, probe: str) -> WorkerTrainer:
-        from raycurv.service.ray_trainer import trainer
-        from raycurv.service.worker import WorkerTask
-
-        tasks = [
+    def _tasks(self) -> tuple[WorkerTask, ...]:
+        return tuple(
             WorkerTask(name, run.config.to_json(), run.checkpoints, self.lock.claims[run.checkpoints])
             for name, run in self.planned.items()
-        ]
-        return trainer(tasks, self.mailbox, self.cluster, scratch, probe)
+        )
 
 
 def checkpoint_patience(number: signal.Signals, environment: Mapping[str, str]) -> float:
@@ -409,21 +418,6 @@ def how_to_go_on(plan: LaunchPlan) -> str:
     except (CheckpointError, OSError) as error:
         where = f"the newest checkpoint is not known ({error})"
     return f"{plan.name}; {where}; go on with --run-name {plan.name} --resume"
-
-
-class _FitThread(threading.Thread):
-    """Ray Train's blocking call, in a thread, so that the main thread reads messages and handles signals."""
-
-    def __init__(self, trainer: Any) -> None:
-        super().__init__(name=FIT_THREAD, daemon=True)
-        self._trainer = trainer
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            self._trainer.fit()
-        except BaseException as error:  # handed to the main thread, whatever it is
-            self.error = error
 
 
 def _initial(run: PlannedRun) -> Outcome:

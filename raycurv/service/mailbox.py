@@ -35,6 +35,8 @@ class Mailbox:
         self._paused: set[int] = set()
         self._failed: set[str] = set()
         self._hung: set[str] = set()
+        self._job: list[Any] | None = None
+        self._controller: Any = None
 
     def put(self, message: bytes, sender: str = "", failed: str | None = None) -> tuple[str, int]:
         """Add a message.
@@ -87,6 +89,26 @@ class Mailbox:
     def go_on(self) -> None:
         """End a pause: the workers that start next should train."""
         self._order = "" if self._order == "pause" else self._order
+
+    def give_job(self, job: list[Any]) -> None:
+        """Hand the runs to workers that wait for them.
+
+        Args:
+            job: a reference to them in a list, so that Ray does not load it here.
+        """
+        self._job = job
+
+    def job(self) -> tuple[str, list[Any] | None]:
+        """What :meth:`order` returns, and the runs; None until the driver has given them."""
+        return self._order, self._job
+
+    def set_controller(self, controller: Any) -> None:
+        """Note the actor that starts the workers."""
+        self._controller = controller
+
+    def controller(self) -> Any:
+        """The actor that starts the workers; None until it runs."""
+        return self._controller
 
     def add_hung(self, run: str) -> None:
         """Note that the process of a run did not end by itself."""

@@ -14,19 +14,25 @@ from datetime import timedelta
 from typing import Any
 
 import ray
-import torch.distributed
-import torch.distributed.nn.functional  # noqa: F401  # before there is a group, see raycurv.objective.collectives
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from ray.train.backend import Backend, BackendConfig
 
 LEAVE_SECONDS = 2.0
 _store: Any = None  # kept alive by the worker that serves it
 
 
 @dataclass
-class NodeTorchConfig(TorchConfig):
-    """A process group over gloo or NCCL whose store is bound to the node's address."""
+class NodeTorchConfig(BackendConfig):
+    """A process group over gloo or NCCL whose store is bound to the node's address.
+
+    Unlike Ray Train's ``TorchConfig``, it imports torch in the workers alone.
+
+    Attributes:
+        backend: ``"gloo"`` or ``"nccl"``.
+        timeout_s: seconds that workers wait for each other.
+    """
+
+    backend: str = "gloo"
+    timeout_s: int = 1800
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -44,10 +50,11 @@ class NodeTorchBackend(Backend):
         size = len(worker_group)
         if size == 1:
             return
+        worker_group.execute_async(_import_torch)  # in all workers at once; what follows waits for it in each
         address, port = worker_group.execute_single(0, _serve)
-        backend = backend_config.backend or "gloo"
+        how = backend_config.backend, address, port
         joining = [
-            worker_group.execute_single_async(rank, _join, backend, address, port, rank, size, backend_config.timeout_s)
+            worker_group.execute_single_async(rank, _join, *how, rank, size, backend_config.timeout_s)
             for rank in range(size)
         ]
         while joining:  # the first that fails ends the start: the others would wait for it
@@ -60,8 +67,16 @@ class NodeTorchBackend(Backend):
         ray.wait(leaving, num_returns=len(leaving), timeout=LEAVE_SECONDS)  # the workers are ended next in any case
 
 
+def _import_torch() -> None:
+    """Import what training needs, and torch's collectives before there is a group (raycurv.objective.collectives)."""
+    import raycurv.service.worker  # noqa: F401
+
+
 def _serve() -> tuple[str, int]:
     global _store
+    _import_torch()
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
     address = ray.util.get_node_ip_address()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -74,6 +89,10 @@ def _serve() -> tuple[str, int]:
 
 def _join(backend: str, address: str, port: int, rank: int, size: int, timeout_s: int) -> None:
     global _store
+    _import_torch()
+    import torch.distributed
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
     if ipv4_loopback(address):
         # Otherwise gloo and NCCL listen on the address of the host name.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -86,6 +105,8 @@ def _join(backend: str, address: str, port: int, rank: int, size: int, timeout_s
 
 def _leave() -> None:
     global _store
+    import torch.distributed
+
     gc.collect()  # what still refers to the group would keep its threads alive
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

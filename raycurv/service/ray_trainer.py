@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray.train
 from ray.train.v2.api.config import FailureConfig, ScalingConfig  # what ray.train has; the checker sees others
-from ray.train.v2.torch.torch_trainer import TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from raycurv.service.cluster import Cluster
 from raycurv.service.process_group import NodeTorchConfig
-from raycurv.service.worker import COLLECTIVE_SECONDS, WorkerTask, work
 from raycurv.service.worker_count import GroupTracker, WorkerCountPolicy, WorkerFailurePolicy
+from raycurv.service.worker_task import COLLECTIVE_SECONDS, WorkerJob, train_on_worker
 
 FAILED_STARTS = 20  # groups of workers that did not come up, as when a node dies meanwhile, until a launch ends
 
 
-class WorkerTrainer(TorchTrainer):
-    """Ray Train's trainer with this package's policies for the number of workers and for failures.
+class WorkerTrainer(DataParallelTrainer):
+    """Ray Train's trainer with torch's process group, and with policies for the number of workers and for failures.
 
     Args:
         mailbox: actor that takes messages for the driver.
@@ -31,7 +30,7 @@ class WorkerTrainer(TorchTrainer):
 
     def __init__(self, *, mailbox: Any, patience: float, pauses: bool = True, **settings: Any) -> None:
         self._mailbox, self._patience, self._pauses = mailbox, patience, pauses
-        super().__init__(work, **settings)
+        super().__init__(train_on_worker, **settings)
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         scaling: Any = self.scaling_config
@@ -48,22 +47,20 @@ class WorkerTrainer(TorchTrainer):
 
 
 def trainer(
-    tasks: Sequence[WorkerTask],
+    job: WorkerJob | None,
     mailbox: Any,
     cluster: Cluster,
     scratch: Path,
-    probe: str = "",
     *,
     pauses: bool = True,
 ) -> WorkerTrainer:
-    """Trainer that trains `tasks` one after the other on the workers of `cluster`, with messages to `mailbox`.
+    """Trainer that trains runs one after the other on the workers of `cluster`, with messages to `mailbox`.
 
     Args:
-        tasks: the runs.
+        job: the runs; None where the workers get them from `mailbox`.
         mailbox: actor that takes messages for the driver.
         cluster: number and resources of the workers.
         scratch: new folder for files of Ray Train.
-        probe: file that every node must see; empty for none.
         pauses: whether workers pause before an announced change of their number; not where trials share `mailbox`.
     """
     return WorkerTrainer(
@@ -71,16 +68,15 @@ def trainer(
         pauses=pauses,
         patience=cluster.worker_timeout,
         train_loop_config={
-            "tasks": list(tasks),
+            "job": job,
             "mailbox": mailbox,
             "threads": cluster.threads_per_worker,
             "pinned": cluster.pin_workers,
             "trust": cluster.trust,
-            "probe": probe,
             "checkpoint_seconds": cluster.seconds_between_checkpoints,
             "system_metrics_every": cluster.system_metrics_every,
         },
-        torch_config=NodeTorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=COLLECTIVE_SECONDS),
+        backend_config=NodeTorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=COLLECTIVE_SECONDS),
         scaling_config=ScalingConfig(
             num_workers=(cluster.min_workers, cluster.max_workers),
             use_gpu=cluster.use_gpu,

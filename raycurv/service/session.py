@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import signal
 import threading
@@ -19,20 +18,6 @@ from raycurv.tracking.settings import default_runs, default_tracking_uri
 
 if TYPE_CHECKING:
     from raycurv.tracking.client import Tracking
-
-# Ray's own switches, unless the environment sets them.
-RAY_DEFAULTS = {
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker is noticed
-    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # a rank that never comes is named instead of waited for
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # the policy for the number of workers sees the notices itself
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # the policy starts workers where there is room for them
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers stay where the user's modules are
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files and plots that nobody reads: the driver writes to MLflow
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial may fail before its first evaluation
-    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # a resumed sweep reads its own log of outcomes
-}
 
 
 def terminal_of(cluster: Cluster, name: str) -> TerminalProgress:
@@ -121,8 +106,6 @@ def ray_session(cluster: Cluster, terminal: TerminalProgress) -> Iterator[None]:
         ConnectionRefused: Ray cannot be reached.
         CapacityError: the cluster can never give the workers.
     """
-    for name, value in RAY_DEFAULTS.items():  # before ray is imported
-        os.environ.setdefault(name, value)
     from raycurv.service.connection import connected, require_capacity
 
     with connected(cluster, terminal.notify):

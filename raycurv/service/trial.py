@@ -24,7 +24,8 @@ from raycurv.service.mailbox import MessageSender
 from raycurv.service.ray_metrics import RayMetrics
 from raycurv.service.ray_trainer import trainer
 from raycurv.service.scratch import scratch_folder
-from raycurv.service.worker import WorkerTask, train_and_send
+from raycurv.service.worker import train_and_send
+from raycurv.service.worker_task import WorkerJob, WorkerTask
 from raycurv.tracking.messages import RunFailed
 from raycurv.train import NonFiniteLoss
 from raycurv.train.records import Record
@@ -140,7 +141,7 @@ def _train_on_workers(task: TrialTask, mailbox: Any, cluster: Cluster) -> None:
     """
     try:
         with scratch_folder("raycurv-train-") as scratch:
-            trainer([task], mailbox, cluster, scratch, pauses=False).fit()
+            trainer(WorkerJob((task,)), mailbox, cluster, scratch, pauses=False).fit()
     except Exception as error:
         if not ray.get(mailbox.failed.remote([task.run])):
             raise LaunchError(f"the workers ended without finishing: {error}") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ import torch.distributed
 
 from raycurv.data import Data
 from raycurv.objective.collectives import Collectives, Local, ProcessGroup
-from raycurv.service.driver_lock import LockClaim
 from raycurv.service.journal import JournaledCheckpoints
 from raycurv.service.mailbox import MessageSender
 from raycurv.service.node_metrics import NodeSampler
 from raycurv.service.ray_metrics import RayMetrics
 from raycurv.service.shared_storage import UnsharedStorage
+from raycurv.service.worker_task import COLLECTIVE_SECONDS, WorkerJob, WorkerTask
 from raycurv.tracking.messages import RunFailed, RunFinished, RunStarted, WorkersStarted
 from raycurv.train import train
 from raycurv.train.configuration import RunConfig
@@ -31,48 +30,35 @@ from raycurv.train.out_of_memory import StepOutOfMemory
 from raycurv.train.records import Record, Result
 from raycurv.train.trust import allow
 
-COLLECTIVE_SECONDS = 600  # that workers wait for each other
-
-
-@dataclass(frozen=True)
-class WorkerTask:
-    """One run as every worker gets it.
-
-    Attributes:
-        run: name of the run.
-        config: the run as JSON.
-        checkpoints: folder or address of its checkpoints.
-        claim: the driver's claim of the run, without which nothing is written.
-    """
-
-    run: str
-    config: str
-    checkpoints: str
-    claim: LockClaim
+JOB_SECONDS = 0.05  # between two questions for the runs
 
 
 def work(settings: dict[str, Any]) -> None:
     """The training function of Ray Train.
 
     Args:
-        settings: ``tasks``, ``mailbox``, ``threads``, ``pinned``, ``trust``, the modules that the driver trusts,
-            ``probe``, a file that every node must see, ``checkpoint_seconds`` and ``system_metrics_every``.
+        settings: ``job``, or None where the driver sends it later; ``mailbox``, ``threads``, ``pinned``, ``trust``, the
+            modules that the driver trusts, ``checkpoint_seconds`` and ``system_metrics_every``.
     """
     allow(settings["trust"])
     torch.set_num_threads(settings["threads"])
-    mailbox, tasks = settings["mailbox"], settings["tasks"]
+    mailbox = settings["mailbox"]
     context = ray.train.get_context()
     if settings["pinned"]:
         pin(own_cores(context.get_local_rank(), context.get_local_world_size(), settings["threads"]))
     rank, size = context.get_world_rank(), context.get_world_size()
-    if ray.get(mailbox.failed.remote([task.run for task in tasks])):
+    job = settings["job"] or _awaited_job(mailbox, rank)
+    tasks, probe = job.tasks, job.probe
+    if not tasks or ray.get(mailbox.failed.remote([task.run for task in tasks])):
         return  # Ray Train tries again after any error; this one would come again
-    if settings["probe"] and not Path(settings["probe"]).exists():
-        unshared = UnsharedStorage(ray.util.get_node_ip_address(), str(Path(settings["probe"]).parent))
+    if probe and not Path(probe).exists():
+        unshared = UnsharedStorage(ray.util.get_node_ip_address(), str(Path(probe).parent))
         MessageSender(mailbox, tasks[0].run).fail(RunFailed.of(tasks[0].run, unshared, rank))
         raise unshared
     collectives: Collectives = ProcessGroup() if size > 1 else Local()
     device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     MessageSender(mailbox, "", rank == 0).put(WorkersStarted(size, str(device)))
     first = context.get_local_rank() == 0
     sampler = NodeSampler(mailbox, context.get_node_rank(), settings["system_metrics_every"], active=first)
@@ -96,6 +82,17 @@ def work(settings: dict[str, Any]) -> None:
             if ray.get(mailbox.order.remote()) == "pause":
                 _wait_for_end(mailbox, rank)
             return
+
+
+def _awaited_job(mailbox: Any, rank: int) -> WorkerJob:
+    """The runs, once the driver has prepared them."""
+    while True:
+        order, job = ray.get(mailbox.job.remote())
+        if job is not None:
+            return ray.get(job[0])
+        if order == "pause":
+            _wait_for_end(mailbox, rank)
+        time.sleep(JOB_SECONDS)
 
 
 def _wait_for_end(mailbox: Any, rank: int) -> None:

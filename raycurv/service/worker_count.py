@@ -107,6 +107,11 @@ class WorkerCountPolicy(ScalingPolicy):
     def _elastic(self) -> bool:
         return bool(self.scaling_config.min_workers < self.scaling_config.max_workers)
 
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Tell the driver who controls the workers, for a launch that gives up before they have a run."""
+        super().after_controller_start(train_run_context)
+        self._mailbox.set_controller.remote(ray.get_runtime_context().current_actor)
+
     def _get_num_workers_for_resource_request(self) -> int:
         return int(self.scaling_config.max_workers)
 

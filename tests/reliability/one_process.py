@@ -12,8 +12,9 @@ import importlib.machinery
 import runpy
 import sys
 import threading
+import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -58,28 +59,32 @@ def without_ray() -> None:
     ray.cloudpickle.register_pickle_by_value = lambda module: None
     ray.remote = lambda **options: lambda kind: kind
     ray.get = lambda answer, timeout=None: answer
+    ray.put = lambda value: value
     ray.wait = lambda answers, timeout=None: (answers, [])
     sys.modules["raycurv.service.ray_trainer"] = mock.MagicMock(trainer=_Trainer)
     sys.modules["raycurv.service.shared_storage"] = mock.MagicMock(probe_file=contextlib.nullcontext)
 
-    from raycurv.service import mailbox
+    from raycurv.service import mailbox, standby
 
     launch: Any = importlib.import_module("raycurv.service.launch")
 
     launch.ray_session = lambda cluster, notify: contextlib.nullcontext()
+    standby.workers_on_standby = launch.workers_on_standby = lambda cluster: contextlib.nullcontext()  # type: ignore[assignment]
     mailbox.open_mailbox = lambda: _Actor(mailbox.Mailbox())  # type: ignore[assignment]
 
 
 class _Trainer:
-    def __init__(self, tasks: Sequence[Any], mailbox: Any, *others: Any, **named: Any) -> None:
-        self._tasks, self._mailbox = tasks, mailbox
+    def __init__(self, job: Any, mailbox: Any, *others: Any, **named: Any) -> None:
+        self._mailbox = mailbox
 
     def fit(self) -> None:
         from raycurv.objective.collectives import Local
         from raycurv.service.mailbox import MessageSender
         from raycurv.service.worker import train_and_send
 
-        for task in self._tasks:
+        while (job := self._mailbox.job.remote()[1]) is None:
+            time.sleep(0.01)
+        for task in job[0].tasks:
             sender = MessageSender(self._mailbox, task.run)
             train_and_send(task, sender, Local(), "cpu", mock.MagicMock(), stop=sender.stop)
 
