@@ -20,7 +20,7 @@ class Grid:
     POSITIONAL: ClassVar = "recipe"
     SHOWN: ClassVar = (
         *("recipe", "option", "baselines", "free", "grid", "rates", "rule", "seeds"),
-        *("epochs", "time_limit", "workers", "use_gpu", "resume"),
+        *("epochs", "time_limit", "workers", "use_gpu", "resume", "quiet"),
     )
     EXAMPLE: ClassVar = "raycurv sweep grid digits --baselines sgd adam --free auto curveball"
 
@@ -85,7 +85,7 @@ class Networks:
 
     SHOWN: ClassVar = (
         *("recipe", "count", "width", "optimizers", "rates", "tuned"),
-        *("epochs", "time_limit", "workers", "use_gpu", "resume"),
+        *("epochs", "time_limit", "workers", "use_gpu", "resume", "quiet"),
     )
     EXAMPLE: ClassVar = "raycurv sweep networks --count 12 --width 0.125 --optimizers auto curveball"
 

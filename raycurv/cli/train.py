@@ -22,7 +22,7 @@ class Train:
     POSITIONAL: ClassVar = "recipe"
     SHOWN: ClassVar = (
         *("recipe", "study", "list", "scale", "option", "compare"),
-        *("optimizer", "setting", "epochs", "batch_size", "workers", "use_gpu", "run_name", "resume"),
+        *("optimizer", "setting", "epochs", "batch_size", "workers", "use_gpu", "run_name", "resume", "quiet"),
     )
     EXAMPLE: ClassVar = "raycurv train digits --workers 2 --compare sgd adam"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from raycurv.arguments import format_settings
 from raycurv.results import table_formats
@@ -16,20 +17,40 @@ VALUE_WIDTH = 66  # characters of a value, beside its name on 80 columns
 
 def describe_launch(plan: LaunchPlan, cluster: Cluster) -> str:
     """A title, and a line each for recipe, network, data, optimizers, length, workers and folder."""
+    count = "" if len(plan.runs) == 1 else f", {len(plan.runs)} runs"
+    title = f"{'resuming' if cluster.resume else 'training'} {plan.name}{count}"
     configs = [run.config for run in plan.runs]
+    return _described(title, [run.recipe for run in plan.runs], configs, cluster, ("checkpoints", cluster.checkpoints))
+
+
+def describe_sweep(name: str, configs: Sequence[RunConfig], cluster: Cluster, folder: Path) -> str:
+    """The same lines for a sweep.
+
+    Args:
+        name: name of the sweep.
+        configs: configurations of its first trials.
+        cluster: resources of one trial.
+        folder: folder of its outcomes.
+    """
+    title = f"{'resuming' if cluster.resume else 'starting'} sweep {name}, {len(configs)} trials to begin with"
+    return _described(title, [config.name for config in configs], configs, cluster, ("outcomes", str(folder)))
+
+
+def _described(
+    title: str, recipes: Sequence[str], configs: Sequence[RunConfig], cluster: Cluster, where: tuple[str, str]
+) -> str:
     one = len(configs) == 1
     rows = [
-        ("recipe" if one else "recipes", [run.recipe for run in plan.runs]),
-        ("network", [_component(config.model) for config in configs]),
-        ("data", [_data(config.data) for config in configs]),
-        ("optimizer" if one else "optimizers", [_optimizer(config) for config in configs]),
-        ("length", [_length(config) for config in configs]),
-        ("workers", [_workers(cluster)]),
-        ("checkpoints", [cluster.checkpoints]),
+        ("recipe" if one else "recipes", _listed(recipes)),
+        ("network", _listed(_component(config.model) for config in configs)),
+        ("data", _listed(_data(config.data) for config in configs)),
+        ("optimizer" if one else "optimizers", _listed(_optimizer(config) for config in configs)),
+        ("length", _listed(_length(config) for config in configs)),
+        ("workers", _workers(cluster)),
+        where,
     ]
-    lines = table_formats.aligned(("", ""), [(f"  {name}", _listed(values)) for name, values in rows]).splitlines()
-    count = "" if one else f", {len(configs)} runs"
-    return "\n".join([f"{'resuming' if cluster.resume else 'training'} {plan.name}{count}", *lines[1:]])
+    lines = table_formats.aligned(("", ""), [(f"  {name}", value) for name, value in rows]).splitlines()
+    return "\n".join([title, *lines[1:]])
 
 
 def _component(component: Component) -> str:

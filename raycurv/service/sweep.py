@@ -21,6 +21,7 @@ from raycurv.service.artifacts import ArtifactWriter
 from raycurv.service.cluster import Cluster
 from raycurv.service.driver_lock import DriverLock, driver_lock
 from raycurv.service.errors import LockLost, Stopped
+from raycurv.service.launch_description import describe_sweep
 from raycurv.service.limits import Limits
 from raycurv.service.outcome_log import OutcomeLog
 from raycurv.service.run_state import RunState
@@ -76,6 +77,7 @@ def sweeping(name: str, trials: Sequence[SweepTrial], cluster: Cluster, limits: 
         tracking_session(cluster, [full], terminal) as tracking,
     ):
         log = _open_log(full, cluster)  # another driver may have been at work until now
+        terminal.notify(describe_sweep(full, [trial.config for trial in trials], cluster, log.path.parent))
         recipes, optimizers = zip(*((trial.config.name, trial.config.optimizer) for trial in trials), strict=True)
         label = run_names.group_label(None, recipes, optimizers, f"sweep {full}")
         parent = tracking.parent(full, {**provenance.commit(), "sweep": full}, bool(cluster.resume), label)
