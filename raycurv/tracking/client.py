@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import shlex
 import sys
 import time
@@ -57,6 +58,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 
 LARGEST_BATCH = 100  # parameters or tags in one call
 LONGEST_PARAMETER, LONGEST_NAME = 6000, 250  # characters
+MAJOR_VERSION = "3"
 HEARTBEAT_SECONDS = 30.0
 SETTLE_SECONDS = 30.0  # for artifacts of earlier drivers, at least, before a start goes on beside them
 DEAD_AFTER_SECONDS = 600.0  # without a heartbeat, for a driver on another machine
@@ -97,6 +99,7 @@ class Tracking:
     """
 
     def __init__(self, settings: TrackingSettings, notify: Callable[[str], None], trust: Collection[str] = ()) -> None:
+        require_version()
         self._settings, self._notify = settings, notify
         self._trust = (*settings.trust, *trust)
         self.uri = resolve_uri(settings.tracking_uri, settings.runs)
@@ -300,8 +303,11 @@ class Tracking:
             local = None if self.uri.startswith("http") else (Path(self._settings.runs) / "artifacts").as_uri()
             experiment = str(self.client.create_experiment(self._settings.experiment, artifact_location=local))
             existing = {}
-        for name, value in views.experiment_tags(experiment, existing).items():
-            self.client.set_experiment_tag(experiment, name, value)
+        try:
+            for name, value in views.experiment_tags(experiment, existing).items():
+                self.client.set_experiment_tag(experiment, name, value)
+        except MlflowException as error:  # runs are worth more than views of them
+            self._notify(f"the note and the views of the experiment cannot be saved: {first_line(error)}")
         return experiment
 
     @contextlib.contextmanager
@@ -334,7 +340,8 @@ class Tracking:
         if parent is not None:
             tags = {**tags, "mlflow.parentRunId": parent}
         recipe, setting = tags[TAG + "recipe"], tags.get(TAG + "setting", "")
-        label = run_names.run_label(self._settings.run_name, recipe, config.optimizer, setting, config.seed)
+        launch = tags.get(TAG + "launch", "")
+        label = run_names.run_label(self._settings.run_name, recipe, config.optimizer, setting, config.seed, launch)
         start = None if began is None else round(began * 1000)
         return self.client.create_run(self.experiment, start, run_name=label[:LONGEST_NAME], tags=dict(tags))
 
@@ -432,7 +439,26 @@ class Tracking:
 def _metrics(records: Iterable[Record]) -> Iterator[Metric]:
     for record in records:
         for name, value in record.values.items():
-            yield Metric(name, float(value), round(record.time * 1000), record.step)
+            yield Metric(accepted_name(name), float(value), round(record.time * 1000), record.step)
+
+
+def accepted_name(metric: str) -> str:
+    """Name of a metric with ``_`` in place of characters that MLflow refuses, at most as long as it allows."""
+    parts = re.sub(r"[^\w\-. :/]", "_", metric)[:LONGEST_NAME].strip("/").split("/")
+    return "/".join("_" if part in ("", ".", "..") else part for part in parts)
+
+
+def require_version(version: str = mlflow.__version__) -> None:
+    """Refuse another major version of MLflow than the one that this package knows.
+
+    Raises:
+        TrackingError: the version is another one.
+    """
+    if version.partition(".")[0] != MAJOR_VERSION:
+        raise TrackingError(
+            f"MLflow {version} is installed, and this package works with MLflow {MAJOR_VERSION}: install it with "
+            f"pip install 'mlflow>={MAJOR_VERSION},<{int(MAJOR_VERSION) + 1}'"
+        )
 
 
 @contextlib.contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 LISTED = 4  # most recipes or optimizers in the name of a parent run
 SEPARATOR = " · "
 
 
-def run_label(run_name: str | None, recipe: str, optimizer: str, setting: str, seed: int) -> str:
+def run_label(run_name: str | None, recipe: str, optimizer: str, setting: str, seed: int, launch: str = "") -> str:
     """Name of one run.
 
     Args:
@@ -17,8 +18,10 @@ def run_label(run_name: str | None, recipe: str, optimizer: str, setting: str, s
         optimizer: name of the registered optimizer.
         setting: settings of the optimizer as text; empty for its defaults.
         seed: seed of weights and data.
+        launch: name of the launch; the random digits at its end tell apart runs that the user gave no name.
     """
-    return SEPARATOR.join(filter(None, [run_name, recipe, optimizer, setting, f"seed {seed}"]))
+    digits = None if run_name else (re.search(r"-\d{8}-\d{6}-([0-9a-f]{4})$", launch) or [None, None])[1]
+    return SEPARATOR.join(filter(None, [run_name, recipe, optimizer, setting, f"seed {seed}", digits]))
 
 
 def group_label(run_name: str | None, recipes: Iterable[str], optimizers: Iterable[str], kind: str) -> str:

@@ -27,7 +27,7 @@ from raycurv.service import Cluster
 from raycurv.service.errors import reported
 from raycurv.service.node_metrics import NodeSampler
 from raycurv.tracking import provenance, views
-from raycurv.tracking.client import Tracking, TrackingError, open_command
+from raycurv.tracking.client import Tracking, TrackingError, open_command, require_version
 from raycurv.tracking.messages import LogRecords, LogText, to_bytes
 from raycurv.tracking.run_page import configuration, flat
 from raycurv.tracking.unsent_files import append_lines
@@ -210,6 +210,28 @@ def test_a_metric_that_is_not_a_number_is_kept(tracking: Tracking) -> None:
     tracking.finish()
 
     assert steps(tracking, run.id) == [1, 2, 3]
+
+
+def test_a_metric_whose_name_mlflow_refuses_arrives_under_a_near_one(tracking: Tracking) -> None:
+    run = tracking.open(mine(), TAGS, None, resume=False)
+    run.log([Record("evaluation", 1, 0.1, 2.0, {"test/f1@0.5": 0.5, "test//größe (m²)": 1.0, "train/loss": 0.25})])
+    tracking.finish()
+
+    metrics = tracking.client.get_run(run.id).data.metrics
+    assert metrics == {"test/f1_0.5": 0.5, "test/_/größe _m²_": 1.0, "train/loss": 0.25}
+
+
+def test_another_major_version_of_mlflow_is_refused() -> None:
+    require_version("3.99.0")
+    with pytest.raises(TrackingError, match=r"MLflow 4.0.1 is installed.*pip install 'mlflow>=3,<4'"):
+        require_version("4.0.1")
+
+
+def test_runs_of_launches_without_a_name_are_told_apart(tracking: Tracking) -> None:
+    config = dataclasses.replace(mine(), name="points-curveball-20261126-094500-ecf5")
+    run = tracking.open(config, {**TAGS, "launch": config.name}, None, resume=False)
+    tracking.finish()
+    assert tracking.client.get_run(run.id).info.run_name == "points · curveball · seed 0 · ecf5"
 
 
 def test_many_steps_at_once_arrive_complete(tracking: Tracking) -> None:
