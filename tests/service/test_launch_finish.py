@@ -25,7 +25,8 @@ def close(result: Result) -> tuple[Mock, Mock]:
     tracked, notify = Mock(), Mock()
     driver = SimpleNamespace(
         tracked={"one": tracked},
-        planned={"one": SimpleNamespace(label="one", checkpoints="")},
+        plan=SimpleNamespace(name="one"),
+        planned={"one": SimpleNamespace(label="one", checkpoints="", config=mine(), recipe="mine")},
         cluster=SimpleNamespace(log_model=False),
         tracking=Mock(),
         progress=SimpleNamespace(notify=notify),
