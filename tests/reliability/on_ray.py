@@ -6,6 +6,7 @@ One Ray serves all faults of a kind, but for the raylet's, where each job has a 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import shutil
@@ -243,6 +244,7 @@ def run_s3(first: int, stop: int, folder: Path, note: Note) -> None:
     import boto3
     from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     _, port = moto.get_host_and_port()
