@@ -67,6 +67,7 @@ class Linearisation:
         self.tangent: Tensor | None = None
         self._tape, self._carrier = tape, carrier
         self._loss: Tensor | None = None  # known after a pull
+        self._weighted_gradient: Tensor | None = None
         self._graph: Tensor | None = outputs
         self._at: LossAt = batch.objective.loss.at(outputs, batch.targets)
         self._by_sample = batch.sample_weights.to(self._at.values.dtype).view(-1, *(1,) * (outputs.dim() - 1))
@@ -74,11 +75,17 @@ class Linearisation:
     @property
     def gradient(self) -> Tensor:
         """J_L: the derivative of Σ w·ℓ with respect to the outputs, (B, …)."""
-        return self._times_weights(self._at.gradient)
+        if self._weighted_gradient is None:
+            self._weighted_gradient = self._times_weights(self._at.gradient, keep=True)
+        return self._weighted_gradient
 
     def hessian(self, u: Tensor) -> Tensor:
         """H_L·u: the Hessian of Σ w·ℓ with respect to the outputs times `u`, (B, …)."""
-        return self._times_weights(self._at.hessian(u.to(self._at.gradient.dtype)))
+        u = u.to(self._at.gradient.dtype)
+        product = self._at.hessian(u)
+        # Reverse mode may return u itself, or one number expanded.
+        keep = product.untyped_storage()._cdata == u.untyped_storage()._cdata or not product.is_contiguous()
+        return self._times_weights(product, keep=keep)
 
     def pull(self, cotangent: Tensor, *, keep: bool = False) -> Direction:
         """J_φ·u / Σw over the samples of all workers: one backward pass, one all-reduce of the gradient's size.
@@ -193,10 +200,12 @@ class Linearisation:
         absolute = (curvature.double() + _l2_curvature(objective, direction)).abs()
         return [batch.weighted_sum(x) for x in (at.values, slope, curvature, absolute)]
 
-    def _times_weights(self, u: Tensor) -> Tensor:
+    def _times_weights(self, u: Tensor, *, keep: bool) -> Tensor:
+        """w·u, and 0 for samples of weight 0 even where u is NaN; in the memory of u unless that is kept."""
         if not self.batch.objective.weighted and not self.batch.empty:
             return u
-        return torch.where(self._by_sample != 0, self._by_sample * u, 0.0)
+        weighted = u * self._by_sample if keep else u.mul_(self._by_sample)
+        return weighted.masked_fill_(self._by_sample == 0, 0.0)
 
     def _recorded(self) -> Tape | Executed:
         if self._tape is None:

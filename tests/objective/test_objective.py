@@ -462,3 +462,19 @@ def test_the_l2_term_of_a_large_layer_is_exact():
     objective = raycurv.Objective(model, "squared_error", l2=0.5)
     value = float(objective.l2_value(objective.parameters))
     assert value == pytest.approx(0.25 * exact_square(model.weight.detach()), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [lambda o, t: (o * o).sum(1) / 2, lambda o, t: o.sum(1).square() / 2])
+def test_weighted_products_leave_the_vector_as_it_was(loss):
+    """Reverse mode returns the very vector for the first loss, and one number expanded for the second."""
+    case = BY_NAME["mlp"]
+    weights = torch.arange(len(case.targets), dtype=torch.float64)  # one of them 0
+    linear = Objective(case.model(), loss, weights=lambda targets: weights).batch(case.inputs, case.targets).linearise()
+    u = torch.randn(linear.outputs.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    given, gradient = u.clone(), linear.gradient.clone()
+    expected = [
+        torch.func.hessian(lambda o: loss(o[None], None)[0])(o) @ v for o, v in zip(linear.outputs, u, strict=True)
+    ]
+    torch.testing.assert_close(linear.hessian(u), weights[:, None] * torch.stack(expected))
+    assert torch.equal(u, given)
+    assert torch.equal(linear.gradient, gradient)
