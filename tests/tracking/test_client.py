@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -28,7 +29,7 @@ from raycurv.service.errors import reported
 from raycurv.service.node_metrics import NodeSampler
 from raycurv.tracking import provenance, views
 from raycurv.tracking.client import Tracking, TrackingError, open_command, require_version
-from raycurv.tracking.messages import LogRecords, LogText, to_bytes
+from raycurv.tracking.messages import LogRecords, LogRun, LogText, from_bytes, to_bytes
 from raycurv.tracking.run_page import configuration, flat
 from raycurv.tracking.unsent_files import append_lines
 from raycurv.train import CheckpointStore, Record, UntrustedCodeError, train
@@ -266,6 +267,42 @@ def test_a_worker_measures_its_node() -> None:
     record = NodeSampler(None, 3, 10.0, active=False).record()
     assert "system/node_3/cpu_utilization_percentage" in record.values
     assert record.values["system/node_3/system_memory_usage_megabytes"] > 0
+
+
+def test_a_worker_sends_the_metrics_of_its_node_for_the_run_that_trains() -> None:
+    mailbox = _Mailbox()
+    sampler = NodeSampler(mailbox, 0, 0.05)
+    sampler.run = "first"
+    deadline = time.monotonic() + 60
+    while not mailbox.messages and time.monotonic() < deadline:
+        time.sleep(0.02)
+    sampler.close()
+    message = from_bytes(mailbox.messages[0])
+    assert isinstance(message, LogRecords)
+    assert message.run == "first"
+    assert message.records[0].kind == "system"
+
+
+class _Mailbox:
+    """A mailbox of this process, in place of an actor."""
+
+    def __init__(self) -> None:
+        self.messages: list[bytes] = []
+        self.put = SimpleNamespace(remote=self.messages.append)
+
+
+def test_a_trial_starts_when_it_started_and_is_described(tracking: Tracking) -> None:
+    config = dataclasses.replace(mine(), name="trial")
+    tags = {**TAGS, "stage": "search", "sweep": "sweep", "status": "finished"}
+    record = Record("evaluation", 8, 1.0, 1005.0, {"test/accuracy": 0.75})
+    tracking.put(LogRun("trial", config.to_json(), tags, None, (record,), "FINISHED", 1010.0, 1000.0))
+    tracking.finish()
+
+    run = tracking.find("trial")
+    assert run is not None
+    assert (run.info.start_time, run.info.end_time) == (1_000_000, 1_010_000)
+    assert "| 0.75 |" in run.data.tags["mlflow.note.content"]
+    assert "--run-name sweep --resume" in run.data.tags["mlflow.note.content"]
 
 
 def test_runs_whose_driver_is_gone_are_closed(tracking: Tracking) -> None:
