@@ -342,6 +342,7 @@ class _Launch:
         tracked.close("FAILED" if result.diverged else "FINISHED")
         self.tracking.done_with(tracked)
         why = f": {result.diverged}" if result.diverged else ""
+        self.progress.end()
         length = f"{result.steps} steps, {result.seconds:.1f} s"
         self.progress.notify(f"{short_name(planned.label)}: {status} after {length}{why}")
 

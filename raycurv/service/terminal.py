@@ -96,7 +96,7 @@ class TerminalProgress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """End the bar, whatever happened."""
-        self._end_bar()
+        self.end()
         self._logs.stop()
 
     def begin(self, name: str, epochs: int) -> None:
@@ -106,7 +106,7 @@ class TerminalProgress:
             name: name to show.
             epochs: passes of the whole run.
         """
-        self._end_bar()
+        self.end()
         self._name, self._epochs, self._steps = short_name(name), epochs, 0
         self._values, self._epoch, self._shown_at, self._cost_shown = {}, 0.0, None, False
 
@@ -147,7 +147,7 @@ class TerminalProgress:
         self._bar.update(self._task, **texts | {"left": self._left(" left")})
         self._draw()
         if done == total:
-            self._end_bar()
+            self.end()
         return True
 
     def take_library_logs(self) -> None:
@@ -171,7 +171,7 @@ class TerminalProgress:
 
     def _event(self, record: Record) -> None:
         if STEPS in record.values:
-            self._end_bar()
+            self.end()
             self._steps = int(record.values[STEPS])
             empty: dict[str, Any] = dict.fromkeys(_FIELDS, "")
             self._task = self._bar.add_task(self._name, total=self._steps, completed=record.step, **empty)
@@ -209,7 +209,8 @@ class TerminalProgress:
             self._console.show_cursor(True)  # a driver that is killed could not bring it back
         self._bar.refresh()
 
-    def _end_bar(self) -> None:
+    def end(self) -> None:
+        """End the bar of a run."""
         if self._bar.live.is_started:
             self._bar.stop()
         if self._task is not None:

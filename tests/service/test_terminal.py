@@ -92,6 +92,13 @@ def test_the_bar_fits_80_columns_and_has_the_time_left(name: str) -> None:
     assert re.fullmatch(rf"{re.escape(short_name(name))} [━╸╺ ]+ {after}", bars[-1])
 
 
+def test_nothing_of_the_bar_is_left_after_a_run() -> None:
+    feed = FEED + "    progress.end()\n    progress.notify('the table')\n"
+    written = on_terminal("-c", feed, "curveball")
+    after = lines_of(written[written.rindex("the table") :])
+    assert after == ["the table"]
+
+
 def test_lines_stand_above_the_bar_also_those_of_others() -> None:
     lines = lines_of(on_terminal("-c", FEED, "curveball"))
     for whole in ("printed by a library", "curveball: epoch 1 done: test loss 0.5, accuracy 75.00%"):
