@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,7 +103,7 @@ def test_a_submitted_job_ends_with_its_runs_in_mlflow(uninterrupted: Driver) -> 
     assert curveball.data.tags["raycurv.status"] == "finished"
     assert "jobs/train.py --recipe" in curveball.data.params["launch.command"]
     assert "torch " in curveball.data.params["launch.versions"]
-    assert "--run-name whole --resume" in curveball.data.tags["mlflow.note.content"]
+    assert re.search(r"--run-name whole .*--resume\n", curveball.data.tags["mlflow.note.content"])
     assert curveball.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert curveball.data.tags["raycurv.run_name"] == "whole-curveball"
     assert curveball.data.params["optimizer"] == "curveball"
