@@ -68,7 +68,11 @@ class CompiledPass:
         self._compile(batch, outputs)
 
     def _compile(self, batch: Batch, outputs: Tensor) -> None:
-        """Compile the phases, and compare each with its graph."""
+        """Compile the phases, and compare each with its graph.
+
+        Raises:
+            RuntimeError: compiled code gives other numbers.
+        """
         traced = self._traced
         u, *z = _random_like([outputs, *batch.objective.parameters])
         values = [*self._values(batch, None), *(z if self._along else [])]
@@ -81,7 +85,8 @@ class CompiledPass:
         self._require_equal(results[:first_kept], expected[:first_kept], "outputs")
         if self._along:
             for index, name in enumerate(("first derivative", "second derivative"), first_kept):
-                self._require_equal(results[index : index + 1], expected[index : index + 1], name)
+                if not _close_on_average(results[index], expected[index], self._tolerance):
+                    raise RuntimeError(f"compiled code gives other numbers ({name})")
         self._functions: dict[Question, Function] = {}
         for question, phase in traced.questions.items():
             given = [u] if question == "pull" else z
@@ -257,6 +262,18 @@ def _contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
 def _tolerance(outputs: Tensor) -> float:
     mixed = torch.is_autocast_enabled(outputs.device.type)
     return _HALF_PRECISION_TOLERANCE if mixed else _TOLERANCES.get(outputs.dtype, _HALF_PRECISION_TOLERANCE)
+
+
+def _close_on_average(found: Tensor | None, expected: Tensor | None, tolerance: float) -> bool:
+    """Whether the mean difference is small beside the mean size.
+
+    For derivatives that are computed beside the outputs: single ones jump where rounding moves an input of ReLU over 0.
+    """
+    if found is None or expected is None:
+        return found is expected
+    finite = torch.isfinite(found) & torch.isfinite(expected)
+    difference = torch.where(finite, found - expected, 0).abs().double().sum()
+    return bool(difference <= tolerance * torch.where(finite, expected, 0).abs().double().sum())
 
 
 def _close(found: Sequence[Tensor | None], expected: Sequence[Tensor | None], tolerance: float) -> bool:
