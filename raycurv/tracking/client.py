@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
 import shlex
 import sys
 import time
@@ -31,7 +30,7 @@ from raycurv.tracking.outbox import MessageRefused, Outbox, first_line
 from raycurv.tracking.settings import TrackingSettings, resolve_uri
 from raycurv.tracking.spool import SUFFIX, Spool, SpoolDamaged, SpoolInUse
 from raycurv.tracking.system_metrics import system_metrics
-from raycurv.tracking.tracked_run import LONGEST_TAG, TAG, TrackedRun, last_steps
+from raycurv.tracking.tracked_run import LONGEST_NAME, LONGEST_TAG, TAG, TrackedRun, accepted_name, last_steps
 from raycurv.tracking.unsent_files import append_lines, read_unsent
 from raycurv.train.checkpoint_file import CheckpointError
 from raycurv.train.configuration import RunConfig
@@ -57,7 +56,7 @@ from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
 LARGEST_BATCH = 100  # parameters or tags in one call
-LONGEST_PARAMETER, LONGEST_NAME = 6000, 250  # characters
+LONGEST_PARAMETER = 6000  # characters
 MAJOR_VERSION = "3"
 HEARTBEAT_SECONDS = 30.0
 SETTLE_SECONDS = 30.0  # for artifacts of earlier drivers, at least, before a start goes on beside them
@@ -440,12 +439,6 @@ def _metrics(records: Iterable[Record]) -> Iterator[Metric]:
     for record in records:
         for name, value in record.values.items():
             yield Metric(accepted_name(name), float(value), round(record.time * 1000), record.step)
-
-
-def accepted_name(metric: str) -> str:
-    """Name of a metric with ``_`` in place of characters that MLflow refuses, at most as long as it allows."""
-    parts = re.sub(r"[^\w\-. :/]", "_", metric)[:LONGEST_NAME].strip("/").split("/")
-    return "/".join("_" if part in ("", ".", "..") else part for part in parts)
 
 
 def require_version(version: str = mlflow.__version__) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 TAG = "raycurv."
-LONGEST_TAG = 5000  # characters
+LONGEST_TAG, LONGEST_NAME = 5000, 250  # characters
 
 
 class TrackedRun:
@@ -106,11 +107,17 @@ class TrackedRun:
         values = {} if record.kind == "event" else dict(record.values)
         if record.kind == "step":
             values.setdefault("epoch", record.epoch)
-        new = {name: value for name, value in values.items() if record.step > self._logged.get(name, -1)}
-        self._logged |= dict.fromkeys(new, record.step)
+        new = {name: value for name, value in values.items() if record.step > self._logged.get(accepted_name(name), -1)}
+        self._logged |= dict.fromkeys(map(accepted_name, new), record.step)
         return dataclasses.replace(record, values=new)
 
 
 def last_steps(run: Run) -> dict[str, int]:
     """Last logged step of every metric of a run: MLflow keeps the value of the largest step beside the run itself."""
     return {metric.key: metric.step for metric in run.to_proto().data.metrics}
+
+
+def accepted_name(metric: str) -> str:
+    """Name of a metric with ``_`` in place of characters that MLflow refuses, at most as long as it allows."""
+    parts = re.sub(r"[^\w\-. :/]", "_", metric)[:LONGEST_NAME].strip("/").split("/")
+    return "/".join("_" if part in ("", ".", "..") else part for part in parts)

@@ -222,6 +222,17 @@ def test_a_metric_whose_name_mlflow_refuses_arrives_under_a_near_one(tracking: T
     assert metrics == {"test/f1_0.5": 0.5, "test/_/größe _m²_": 1.0, "train/loss": 0.25}
 
 
+def test_a_resumed_run_repeats_no_metric_whose_name_mlflow_refuses(cluster: Cluster, tracking: Tracking) -> None:
+    run = tracking.open(mine(), TAGS, None, resume=False)
+    run.log([Record("evaluation", 1, 0.1, 2.0, {"test/f1@0.5": 0.5})])
+    tracking.finish()
+    again = Tracking(cluster, print)
+    resumed = again.open(mine(), TAGS, None, resume=True)
+    resumed.log([Record("evaluation", step, 0.1, 9.0, {"test/f1@0.5": 0.5}) for step in (1, 2)])
+    again.finish()
+    assert steps(again, run.id, "test/f1_0.5") == [1, 2]
+
+
 def test_another_major_version_of_mlflow_is_refused() -> None:
     require_version("3.99.0")
     with pytest.raises(TrackingError, match=r"MLflow 4.0.1 is installed.*pip install 'mlflow>=3,<4'"):
@@ -592,7 +603,10 @@ def test_an_artifact_root_that_cannot_be_written_holds_up_neither_metrics_nor_la
     assert mlflow.artifacts.load_text(f"{last.client.get_run(run.id).info.artifact_uri}/config.json") == "{}"
 
 
-def test_a_metric_name_that_mlflow_refuses_costs_no_other_value(tracking: Tracking) -> None:
+def test_a_metric_name_that_mlflow_refuses_costs_no_other_value(
+    tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raycurv.tracking.client.accepted_name", lambda name: name)
     run = tracking.open(mine(), TAGS, None, resume=False)
     run.log([step(1), Record("evaluation", 1, 0.1, 2.0, {"top 5 %": 0.5, "top 5": 0.5}), step(2)])
     tracking.finish()
