@@ -12,6 +12,7 @@ import secrets
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -186,7 +187,7 @@ def _why_refused(error: BaseException, named: tuple[str, str] | None) -> str:
     if named is None:
         return f"Ray does not start on this machine: {_first_line(error)}"
     address, source = named
-    if re.search(r"authenticat|auth[_ ]?token", f"{type(error).__name__} {error}", re.IGNORECASE):
+    if re.search(r"authenticat|auth[_ ]?token", "".join(traceback.format_exception(error)), re.IGNORECASE):
         return (
             f"the Ray at {address} wants a token: set RAY_AUTH_MODE=token, and put the cluster's token in "
             "~/.ray/auth_token, or its file in RAY_AUTH_TOKEN_PATH"

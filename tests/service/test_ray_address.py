@@ -111,7 +111,8 @@ def test_the_address_comes_from_the_environment_or_from_the_last_cluster_of_this
     ],
 )
 def test_a_refused_token_is_explained_in_place_of_forty_lines(said: str) -> None:
-    error = RuntimeError(said + "\na line of help" * 40)
+    error = ConnectionError("Failed to connect to Ray cluster at head:6379")  # as Ray does
+    error.__cause__ = RuntimeError(said + "\na line of help" * 40)
     message = _why_refused(error, ("head:6379", "RAY_ADDRESS"))
     assert message.startswith("the Ray at head:6379 wants a token: set RAY_AUTH_MODE=token")
     assert "\n" not in message
