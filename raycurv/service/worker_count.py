@@ -8,7 +8,7 @@ workers write a checkpoint before an announced change, and send the driver a lin
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ray
@@ -268,9 +268,13 @@ class WorkerFailurePolicy(DefaultFailurePolicy):
             if lost and self._elastic:
                 _send(self._mailbox, f"{lost} is gone: training goes on without it", "resize")
                 return FailureDecision.RETRY
-            ranks = ", ".join(str(rank) for rank in sorted(training_failed_error.worker_failures))
-            _send(self._mailbox, f"{lost} is gone" if lost else f"worker {ranks} died", "failure")
+            died = _died(sorted(training_failed_error.worker_failures))
+            _send(self._mailbox, f"{lost} is gone" if lost else died, "failure")
         return super().make_decision(training_failed_error)
+
+
+def _died(ranks: Sequence[int]) -> str:
+    return f"worker{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} died"
 
 
 def _end_failed_start(error: Exception) -> None:

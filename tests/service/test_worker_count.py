@@ -312,3 +312,15 @@ def test_a_packet_that_is_lost_is_sent_again_before_a_node_counts_as_silent() ->
         later.start()
         assert node_watch._answer({"NodeManagerAddress": address, "NodeManagerPort": port}) is True
         later.join()
+
+
+@pytest.mark.parametrize(("ranks", "text"), [((1,), "worker 1 died"), ((1, 0), "workers 0, 1 died")])
+def test_workers_that_died_are_named(
+    ranks: tuple[int, ...], text: str, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_count, "_lost_nodes", str)
+    failures = worker_count.WorkerFailurePolicy(
+        SimpleNamespace(max_failures=1, controller_failure_limit=0), mailbox, False
+    )
+    failures.make_decision(WorkerGroupError("", {rank: RuntimeError("gone") for rank in ranks}))
+    assert [notice.text for notice in mailbox.told] == [text]
