@@ -29,7 +29,7 @@ def close(result: Result) -> tuple[Mock, Mock]:
         planned={"one": SimpleNamespace(label="one", checkpoints="", config=mine(), recipe="mine")},
         cluster=SimpleNamespace(log_model=False),
         tracking=Mock(),
-        progress=SimpleNamespace(notify=notify),
+        progress=SimpleNamespace(notify=notify, end=Mock()),
     )
     _Launch._finish(driver, "one", result)  # type: ignore[arg-type]
     return tracked, notify
