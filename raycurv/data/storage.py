@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pyarrow import fs
@@ -15,7 +19,14 @@ from pyarrow import fs
 CONNECT_TIMEOUT = 5.0
 REQUEST_TIMEOUT = 60.0
 ATTEMPTS = 4
+RETRY_SECONDS = 1.0  # between two attempts of `retried`
 _QUERY = ("region", "endpoint_override", "scheme", "anonymous")
+# Errors of pyarrow's S3 that a server away for a while gives; others, such as a refused key, stay as they are.
+_PASSING = re.compile(
+    "NETWORK_CONNECTION|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|REQUEST_TIMEOUT|HTTP status 5"
+)
+_LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class StorageError(OSError):
@@ -80,6 +91,31 @@ def explained(uri: str | os.PathLike[str]) -> Iterator[None]:
             f"{text}: {error}. Check that {server or 'the service'} can be reached from this machine, that the bucket "
             "exists and that the credentials may use it"
         ) from error
+
+
+def retried(function: Callable[[], T], patience: float) -> T:
+    """Call a function again while a server is away.
+
+    Args:
+        function: reads or writes; it may be called several times.
+        patience: seconds from the first error on.
+
+    Raises:
+        StorageError: the last error of the function, or the first one that no wait can mend.
+    """
+    deadline: float | None = None
+    while True:
+        try:
+            return function()
+        except StorageError as error:
+            if _PASSING.search(str(error)) is None or patience <= 0:
+                raise
+            if deadline is None:
+                deadline = time.monotonic() + patience
+                _LOG.warning("%s. Trying again for up to %.0f s", error, patience)
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(RETRY_SECONDS)
 
 
 def _split(text: str) -> tuple[str, str, dict[str, str]]:

@@ -31,6 +31,7 @@ from typing import BinaryIO
 
 import psutil
 
+from raycurv.data import storage
 from raycurv.service.errors import LockLost, RunLocked
 from raycurv.train.checkpoint_file import CheckpointError
 from raycurv.train.checkpoint_folder import open_folder
@@ -96,14 +97,18 @@ class LockClaim:
     folder: str
     file: str
 
-    def require(self) -> None:
+    def require(self, patience: float = 0.0) -> None:
         """Make sure that no other driver has taken over.
+
+        Args:
+            patience: seconds to try again while the server of the folder is away.
 
         Raises:
             LockLost: one has.
             OSError: the folder cannot be read.
         """
-        names = [name for name in _open(self.folder).names() if _CLAIM.fullmatch(name)]
+        found = storage.retried(lambda: _open(self.folder).names(), patience)
+        names = [name for name in found if _CLAIM.fullmatch(name)]
         if self.file not in names or max(map(_term, names)) > _term(self.file):
             raise LockLost(
                 f"another driver has taken over {self.folder}, since this one gave no sign of life for "

@@ -19,6 +19,7 @@ from raycurv.train.records import Record, Result
 
 RECENT = 500  # records that every checkpoint has, in case that the driver's disk is lost with it
 KEY = "journal"
+STORAGE_PATIENCE = 60.0  # seconds that training waits for a server of checkpoints that is away
 
 
 class RecordSink(Protocol):
@@ -47,7 +48,7 @@ class JournaledCheckpoints(CheckpointStore):
     """
 
     def __init__(self, uri: str, keep: int, sink: RecordSink) -> None:
-        super().__init__(uri, keep)
+        super().__init__(uri, keep, STORAGE_PATIENCE)
         self._sink = sink
         self._kept: deque[tuple[int, Record]] = deque()  # with the number of their message
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch.distributed
 
 from raycurv.data import Data
 from raycurv.objective.collectives import Collectives, Local, ProcessGroup
-from raycurv.service.journal import JournaledCheckpoints
+from raycurv.service.journal import STORAGE_PATIENCE, JournaledCheckpoints
 from raycurv.service.mailbox import MessageSender
 from raycurv.service.node_metrics import NodeSampler
 from raycurv.service.ray_metrics import RayMetrics
@@ -133,7 +134,7 @@ def train_and_send(
     """
     config = RunConfig.from_json(task.config)
     store = JournaledCheckpoints(task.checkpoints, config.keep_checkpoints, sender)
-    store.before_write = task.claim.require
+    store.before_write = partial(task.claim.require, STORAGE_PATIENCE)
 
     def emit(records: list[Record]) -> None:
         metrics.show(records)

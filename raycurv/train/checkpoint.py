@@ -42,6 +42,7 @@ class CheckpointStore:
     Args:
         uri: a local folder, ``s3://bucket/path`` or ``gs://bucket/path``; created at the first write.
         keep: number of checkpoints to keep.
+        patience: seconds to try again while the server of an address is away.
 
     Attributes:
         before_write: called before anything is written or removed; its error keeps the folder as it is.
@@ -50,12 +51,12 @@ class CheckpointStore:
         ValueError: `keep` is below 1, or the address is malformed.
     """
 
-    def __init__(self, uri: str | os.PathLike[str], keep: int = 2) -> None:
+    def __init__(self, uri: str | os.PathLike[str], keep: int = 2, patience: float = 0.0) -> None:
         require_whole("CheckpointStore.keep", keep, 1)
         self.uri = os.fspath(uri)
         self.keep = keep
         self.before_write: Callable[[], None] = lambda: None
-        self._folder = open_folder(uri)
+        self._folder = open_folder(uri, patience)
         self._damaged: set[str] = set()
         self._rejected: dict[str, str] = {}  # reasons why checkpoints that could be loaded cannot be used
         self._unlisted: set[str] = set()  # files that are no whole checkpoints and never were listed

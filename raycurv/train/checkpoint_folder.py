@@ -37,12 +37,17 @@ class Folder(Protocol):
         """Remove the folder if it holds nothing."""
 
 
-def open_folder(uri: str | os.PathLike[str]) -> Folder:
-    """The folder at a local path or at an ``s3://`` or ``gs://`` address (which needs pyarrow)."""
+def open_folder(uri: str | os.PathLike[str], patience: float = 0.0) -> Folder:
+    """The folder at a local path or at an ``s3://`` or ``gs://`` address (which needs pyarrow).
+
+    Args:
+        uri: path or address.
+        patience: seconds to try again while a server is away.
+    """
     text = os.fspath(uri)
     if text.startswith("file://"):
         text = unquote(urlsplit(text).path)
-    return ObjectFolder(text) if "://" in text else LocalFolder(text)
+    return ObjectFolder(text, patience) if "://" in text else LocalFolder(text)
 
 
 class LocalFolder:
@@ -119,11 +124,11 @@ def _require_regular(descriptor: int, path: Path) -> None:
 class ObjectFolder:
     """A prefix of an object store, where an upload becomes visible as a whole when it is complete."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, patience: float = 0.0) -> None:
         from raycurv.data import storage  # pyarrow is only needed for addresses that are not local
 
         self._storage: Any = storage
-        self._uri = uri
+        self._uri, self._patience = uri, patience
         self._system, self._path = storage.resolve(uri)
 
     def uri(self, name: str) -> str:
@@ -132,6 +137,9 @@ class ObjectFolder:
 
     def names(self) -> list[str]:
         """Names of the files."""
+        return list(self._storage.retried(self._names, self._patience))
+
+    def _names(self) -> list[str]:
         from pyarrow import fs
 
         with self._storage.explained(self._uri):
@@ -144,6 +152,10 @@ class ObjectFolder:
         Raises:
             OSError: it cannot be read.
         """
+        content: bytes | None = self._storage.retried(lambda: self._read(name), self._patience)
+        return content
+
+    def _read(self, name: str) -> bytes | None:
         with self._storage.explained(self.uri(name)):
             try:
                 with self._system.open_input_stream(f"{self._path}/{name}") as stream:
@@ -151,7 +163,7 @@ class ObjectFolder:
             except FileNotFoundError:
                 return None
             except OSError:
-                if name in self.names():
+                if name in self._names():
                     raise
                 return None  # removed between the requests for its size and for its content
 
@@ -160,6 +172,9 @@ class ObjectFolder:
         # In memory first: closing a stream would complete the upload even of a file that lacks its end.
         content = io.BytesIO()
         fill(content)
+        self._storage.retried(lambda: self._write(name, content), self._patience)
+
+    def _write(self, name: str, content: io.BytesIO) -> None:
         with (
             self._storage.explained(self.uri(name)),
             self._system.open_output_stream(f"{self._path}/{name}") as stream,
@@ -168,6 +183,9 @@ class ObjectFolder:
 
     def remove(self, name: str) -> None:
         """Remove a file if it exists."""
+        self._storage.retried(lambda: self._remove(name), self._patience)
+
+    def _remove(self, name: str) -> None:
         with self._storage.explained(self.uri(name)):
             try:
                 self._system.delete_file(f"{self._path}/{name}")

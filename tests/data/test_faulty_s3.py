@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from raycurv.data import DataError, parquet_images
 from raycurv.data.prepare import write_split
 from raycurv.train.checkpoint import CheckpointStore
+from raycurv.train.checkpoint_file import CheckpointError
 from tests.data.cases import everything, samples, write
 from tests.data.faulty_proxy import CUT, RESET, SLOW, UNAVAILABLE, FaultyProxy
 
@@ -68,6 +70,27 @@ def test_checkpoints_are_written_and_read_while_every_third_request_fails(s3_ser
     for step in range(1, 3):
         store.save({"step": step, "weights": torch.full((1000,), float(step))})
         assert torch.equal(CheckpointStore(f"{bucket}/run").load()["weights"], torch.full((1000,), float(step)))
+
+
+@pytest.mark.parametrize("fault", [UNAVAILABLE, RESET])
+def test_checkpoints_wait_for_a_server_that_comes_back(s3_server, through, fault):
+    bucket = s3_server()
+    back = time.monotonic() + 8.0
+    proxy = through(lambda number, head: fault if time.monotonic() < back else None)
+    store = CheckpointStore(f"{bucket}/run", patience=60.0)
+    store.save({"step": 1, "weights": torch.ones(10)})
+    assert time.monotonic() > back
+    assert proxy.faults > 4
+    assert torch.equal(CheckpointStore(f"{bucket}/run").load()["weights"], torch.ones(10))
+
+
+def test_a_server_that_stays_away_is_an_error_after_the_patience(s3_server, through):
+    bucket = s3_server()
+    through(lambda number, head: RESET)
+    began = time.monotonic()
+    with pytest.raises(CheckpointError, match="can be reached"):
+        CheckpointStore(f"{bucket}/run", patience=2.0).save({"step": 1})
+    assert time.monotonic() - began < 30.0
 
 
 def test_a_shard_that_is_replaced_in_mid_run_is_named(s3_server):

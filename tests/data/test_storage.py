@@ -66,3 +66,25 @@ def test_google_addresses_open_without_touching_the_network():
 def test_addresses_that_cannot_be_meant(uri, message):
     with pytest.raises(ValueError, match=message):
         storage.resolve(uri)
+
+
+@pytest.mark.parametrize(
+    ("reason", "calls"),
+    [("AWS Error NETWORK_CONNECTION during PutObject operation", 3), ("AWS Error ACCESS_DENIED during PutObject", 1)],
+)
+def test_only_what_may_pass_is_tried_again(reason: str, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "RETRY_SECONDS", 0.0)
+    found: list[int] = []
+
+    def write() -> int:
+        found.append(len(found))
+        if len(found) < 3:
+            raise storage.StorageError(reason)
+        return 7
+
+    if calls == 1:
+        with pytest.raises(storage.StorageError, match="DENIED"):
+            storage.retried(write, 60.0)
+    else:
+        assert storage.retried(write, 60.0) == 7
+    assert len(found) == calls
