@@ -312,8 +312,16 @@ class Tracking:
     @contextlib.contextmanager
     def _migration_lock(self) -> Iterator[None]:
         # If two processes create the tables of one data base at the same time, one of them crashes.
-        Path(self._settings.runs).mkdir(parents=True, exist_ok=True)
-        with (Path(self._settings.runs) / ".lock").open("w") as lock:
+        path = Path(self._settings.runs)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = (path / ".lock").open("w")
+        except OSError as error:
+            raise TrackingError(
+                f"the folder of all runs cannot be written ({error}): correct its permissions or choose another one "
+                "(--runs, RAYCURV_RUNS)"
+            ) from error
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
