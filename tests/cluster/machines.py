@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -207,9 +208,14 @@ class Machines:
         return done.stdout
 
     def python(self, machine: str, code: str, seconds: float = SECONDS) -> Any:
-        """Run Python in a machine; returns what it prints as JSON, None if it prints nothing."""
-        text = self.run(machine, "python", "-W", "ignore", "-c", code, seconds=seconds).strip()
-        return json.loads(text.splitlines()[-1]) if text else None
+        """Run Python in a machine; returns the last line that it prints as JSON, None if it prints none.
+
+        Ray prints warnings among them, such as that of a raylet whose heartbeats are late.
+        """
+        for line in reversed(self.run(machine, "python", "-W", "ignore", "-c", code, seconds=seconds).splitlines()):
+            with contextlib.suppress(json.JSONDecodeError):
+                return json.loads(line)
+        return None
 
     def start(self, machine: str, *words: str) -> Job:
         """Start a command in a machine."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from raycurv.service.limits import Limits
 from raycurv.service.outcome_log import OutcomeLog
 from raycurv.service.run_state import RunState
 from raycurv.service.sweep import Sweep, settings_digest
+from raycurv.service.terminal import TerminalProgress
 from raycurv.tracking.client import Tracking
 from tests.service.driving import wait_until
 from tests.service.problems import mine
@@ -71,8 +73,10 @@ class Three:
         self.tracking = Tracking(cluster, self.said.append)
         parent = self.tracking.parent(experiment, {"sweep": "full"}, False)
         self.ledger = OutcomeLog(runs / "sweeps" / "full" / "outcomes.jsonl")
+        terminal = TerminalProgress(io.StringIO())
+        terminal.notify = self.said.append  # type: ignore[method-assign]
         self.sweep = Sweep(
-            "full", cluster, Limits(), self.ledger, self.tracking, parent, self.said.append, DriverLock(), lambda: None
+            "full", cluster, Limits(), self.ledger, self.tracking, parent, terminal, DriverLock(), lambda: None
         )
         points = (EvaluationPoint(1.0, 4, 0.5, {"train/epoch_loss": 1.0}),)
         self.trials = many(3)

@@ -132,9 +132,9 @@ def test_the_run_that_gathers_the_others_has_table_report_and_figures(uninterrup
 def test_it_shows_progress_a_summary_and_how_to_open_mlflow(uninterrupted: Driver) -> None:
     output = uninterrupted.finished.output
 
-    assert "epoch 0.25/4" in output
-    assert "images/s" in output
-    assert "test accuracy" in output
+    assert "curveball: step 2 of 32, epoch 0.25 of 4, loss " in output
+    assert "curveball: epoch 4 done: loss " in output
+    assert re.search(r"^run +steps +loss +test loss +accuracy +images/s +seconds$", output, re.MULTILINE)
     assert f"raycurv ui --tracking-uri sqlite:///{uninterrupted.runs}/mlflow.db" in output
     assert "Traceback" not in output
     assert "Warning:" not in output
