@@ -14,15 +14,16 @@ class PrepareDigits:
     EXAMPLE: ClassVar = "raycurv prepare digits"
     LOADS: ClassVar = "scikit-learn"
 
-    output: Path | None = None
-    """Folder of the shards. By default digits in the folder RAYCURV_DATA, or in ~/raycurv-data."""
+    output: str | None = None
+    """Folder of the shards, s3://bucket/folder or gs://bucket/folder. By default digits in the folder RAYCURV_DATA, or
+    in ~/raycurv-data."""
 
     def run(self) -> None:
         """Write them, unless they are there already."""
-        from raycurv.data.digits import write_digits
+        from raycurv.data.digits import prepare_digits
         from raycurv.data.shards import data_folder
 
-        print(f"the digits are in {write_digits(self.output or data_folder() / 'digits')}")
+        print(f"the digits are in {prepare_digits(self.output or str(data_folder() / 'digits'))}")
 
 
 @dataclass(frozen=True)

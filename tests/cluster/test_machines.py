@@ -206,5 +206,5 @@ def test_a_sweep_goes_on_without_a_machine(both: Machines) -> None:
     path = "/home/ray/raycurv-runs/sweeps/sweep/outcomes.jsonl"
     lines = f"import json; print(json.dumps([json.loads(line) for line in open({path!r})]))"
     outcomes = both.python(HEAD, lines)
-    assert len(outcomes) == 7  # five rates, the best again, and CurveBall
+    assert len(outcomes) == 7, job.output  # five rates, the best again, and CurveBall
     assert {one["status"] for one in outcomes} <= {"finished", "diverged"}

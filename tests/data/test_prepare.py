@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from raycurv.data import DataError, Loader, parquet_images
-from raycurv.data.digits import write_digits
+from raycurv.data.digits import prepare_digits, write_digits
 from raycurv.data.prepare import image_folder, torchvision_set, write_split
 from tests.data.cases import image, numbered, samples
 
@@ -130,6 +130,18 @@ def test_the_digits_are_written_once(tmp_path):
     assert inputs.shape == (1437, 1, 8, 8)
     assert torch.bincount(targets).min() > 100
     assert [p.name for p in folder.parent.iterdir()] == ["digits"]
+
+
+@pytest.mark.slow
+def test_the_digits_are_written_to_an_address_once(tmp_path, s3_server, monkeypatch):
+    address = f"{s3_server()}/digits"
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert prepare_digits(address) == address
+    assert not [*tmp_path.iterdir()]  # no folder "s3:"
+    there, here = parquet_images(address), parquet_images(write_digits(tmp_path / "digits"))
+    assert len(there.train) == len(here.train) == 1437
+    assert len(there.evaluation) == len(here.evaluation) == 360
 
 
 def test_the_digits_are_the_originals(tmp_path):
