@@ -21,10 +21,10 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#0
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 INK = "#444444"
-_LETTER, _LINE = 0.062, 0.165  # width of a letter and height of a line of small print, in inches
+_CHARACTER, _LINE = 0.062, 0.165  # width of a character and height of a line of small text, in inches
 _DPI = 150
 _SMALL = 8.5  # size of labels in points
-_LABEL = 26  # longest line of a name beside a line of a figure, in letters
+_LABEL = 26  # longest line of a name beside a line of a figure, in characters
 _WIDE = 1e3  # a logarithmic axis that spans more has enough powers of ten to need no minor ticks
 _FEW = 100.0  # a logarithmic axis that spans less has few powers of ten
 
@@ -144,7 +144,7 @@ def label_beside(axes: Axes, ends: Sequence[tuple[int, str, str, float, float]],
     Args:
         axes: axes of the panel.
         ends: for each line its number, its name, its colour, and the place (x, y) of its end.
-        size: size of the letters in points.
+        size: font size in points.
     """
     room = size * 1.25 / 72 / (axes.bbox.height / axes.figure.dpi)
     to_axes = axes.transData + axes.transAxes.inverted()
@@ -206,7 +206,7 @@ def legend_below(figure: Figure, axes: Axes) -> None:
 
 def _across(figure: Figure, labels: Sequence[str]) -> int:
     """Number of legend entries that fit side by side."""
-    longest = max(map(len, labels), default=1) * 1.12 * _LETTER + 0.55  # inches
+    longest = max(map(len, labels), default=1) * 1.12 * _CHARACTER + 0.55  # inches
     return max(1, min(int((figure.get_figwidth() - 0.2) // longest), len(labels)))
 
 
@@ -288,4 +288,4 @@ def _without_mathematics(figure: Figure) -> None:
 
 def wrapped(text: str, width: float) -> str:
     """Wrap small print into lines of at most `width` inches."""
-    return textwrap.fill(text, int(width / _LETTER))
+    return textwrap.fill(text, int(width / _CHARACTER))
