@@ -28,9 +28,10 @@ test-fast: install ## the tests that take three minutes together: no Ray, no MLf
 reliability: install ## hours of kills, full disks and damaged inputs; writes docs/reliability.md
 	RAYCURV_TRUST=tests OMP_NUM_THREADS=1 nice $(BIN)/python -m tests.reliability.campaign --folder build/reliability
 
-# Wants torch, numpy, pytest and hypothesis alone: PYTHON may be any interpreter that has them.
-gpu: ## curvature and optimizers on a CUDA device
+# Wants torch, numpy and pytest alone: PYTHON may be any interpreter that has them.
+gpu: ## curvature and optimizers on a CUDA device; prints a table of step costs and writes build/gpu.json
 	PYTHONPATH=. $(PYTHON) -m pytest tests/gpu --confcutdir tests/gpu -p no:cacheprovider -o addopts= -ra
+	PYTHONPATH=. $(PYTHON) -m tests.gpu.report --output build/gpu.json
 
 survey: install ## curvature of models of torchvision, timm and transformers; goes on where it stopped; writes docs/models.md
 	$(BIN)/python -m tests.survey

@@ -37,6 +37,8 @@ heavy = {"torch", "ray", "mlflow", "pandas", "numpy", "pyarrow"} & set(sys.modul
 assert not heavy, heavy
 assert raycurv.optim.create and raycurv.Objective and raycurv.train.RunConfig
 assert "torch" in sys.modules and "ray" not in sys.modules
+slow = {"triton", "torch._dynamo", "torch._inductor", "sympy"} & set(sys.modules)  # a tenth of a second to seconds each
+assert not slow, slow
 for package in (raycurv, raycurv.train):
     assert all(hasattr(package, name) for name in package.__all__)
     assert not hasattr(package, "no_such_name")

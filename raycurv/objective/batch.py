@@ -20,6 +20,7 @@ from raycurv.objective.direction import Direction
 from raycurv.objective.forward import RandomState, buffers_restored, finished, finite_statistics, recording
 from raycurv.objective.hidden_state import Values
 from raycurv.objective.linearisation import Linearisation, Taylor, taylor_of
+from raycurv.objective.loss_scale import direction_factor, uses_float16
 from raycurv.objective.micro_batches import (
     MicroBatchedLinearisation,
     divide,
@@ -57,6 +58,8 @@ class Batch:
         empty: whether the share has no sample and a blank one of weight 0 takes its place.
         sample_weights: weight of each sample, (B,) float64.
         micro_batches: micro-batches whose answers are summed; an empty list if the batch is undivided.
+        lowered: whether a gradient overflowed in float16 and the objective's `loss_scale` was halved for it, 0-d bool;
+            None before the first gradient, and without float16.
     """
 
     def __init__(self, objective: Objective, inputs: Any, targets: Tensor, *, is_micro_batch: bool = False) -> None:
@@ -76,6 +79,7 @@ class Batch:
         self.sample_weights = blank if self.empty else objective.sample_weights(targets)
         self._random_state: RandomState | None = None  # saved at the first question
         self._hidden_values: Values = {}  # of the model's hidden state, before the first question
+        self.lowered: Tensor | None = None
         if objective.micro_batch is not None and not is_micro_batch:
             divide(self, micro_batch_sizes(self, objective.micro_batch))
 
@@ -172,18 +176,19 @@ class Batch:
         """
         if self.micro_batches or fraction != 1:
             return MicroBatchedLinearisation(self, divide_for_curvature(self, fraction), direction, record=record)
-        data_parallel = self.objective.data_parallel
+        data_parallel, factor = self.objective.data_parallel, None
         if data_parallel is None:
             linear = self.local_linearisation(record=record)
         else:
-            tape, first = self._tape(direction) if record else None, self._first_pass(None)
+            scaled, factor = self.scaled_direction(direction, self.loss_scale())
+            tape, first = self._tape(scaled) if record else None, self._first_pass(None)
             with torch.enable_grad():
                 outputs, carrier = data_parallel.forward(self, tape)
             if first is not None:
                 first.compare(outputs)
             linear = Linearisation(self, outputs, tape, carrier=carrier)
         if direction is not None:
-            linear.tangent = linear.first_tangent(direction)
+            linear.tangent = linear.first_tangent(direction, factor)
         return linear
 
     def snapshot(self) -> dict[str, Tensor]:
@@ -269,16 +274,55 @@ class Batch:
             points: values in place of the parameters; None is the parameters themselves.
         """
         compiled = self.objective.compiled_steps
-        found = None if compiled is None else compiled.derivatives_along(self, direction, points)
+        scaled, factor = self.scaled_direction(direction, self.loss_scale())
+        found = None if compiled is None else compiled.derivatives_along(self, scaled, points)
         if found is not None:
             with torch.no_grad():
-                return Linearisation(self, found[0]).sums_along(direction, *found[1:])
+                return Linearisation(self, found[0]).sums_along(direction, *found[1:], factor)
         leaves = None if points is None else [point.requires_grad_() for point in points]
-        tape = ForwardTape(self.objective.parameters if leaves is None else leaves, direction)
+        tape = ForwardTape(self.objective.parameters if leaves is None else leaves, scaled)
         with torch.enable_grad():
             outputs = self.outputs(leaves, tape)
         with torch.no_grad():
-            return Linearisation(self, outputs).sums_along(direction, tape.first, tape.second)
+            return Linearisation(self, outputs).sums_along(direction, tape.first, tape.second, factor)
+
+    def loss_scale(self) -> Tensor | None:
+        """The scale of cotangents, 0-d float32; None where no pass runs in float16."""
+        objective = self.objective
+        if not uses_float16(objective.device, objective.dtype):
+            return None
+        return objective.loss_scale.at(objective.device)
+
+    def scaled_direction(self, direction: Any, scale: Tensor | None) -> tuple[Any, Tensor | None]:
+        """A direction as the passes take it, and the factor by which it was multiplied; None is 1.
+
+        Args:
+            direction: one tensor or None per parameter; None is no direction.
+            scale: the scale of cotangents; None leaves the direction as it is.
+        """
+        if scale is None or direction is None:
+            return direction, None
+        factor = direction_factor(direction, self.objective.parameters, scale)
+        if isinstance(direction, Direction):
+            return Direction(direction.flat * factor, direction), factor
+        return [None if tensor is None else tensor * factor for tensor in direction], factor
+
+    def watched(self, gradient: Direction) -> Direction:
+        """The gradient, after the objective's scale has been adapted to it where passes run in float16."""
+        objective = self.objective
+        if uses_float16(objective.device, objective.dtype):
+            lowered = objective.loss_scale.update(gradient.flat)
+            self.lowered = lowered if self.lowered is None else self.lowered | lowered
+        return gradient
+
+    def is_sound(self, finite: Tensor, loss: Tensor) -> Tensor:
+        """Whether a step was finite, or its gradient overflowed in float16 and the next one is scaled by less.
+
+        Args:
+            finite: whether the step was finite, 0-d bool.
+            loss: loss of the batch, 0-d; one that is not finite is no matter of scales.
+        """
+        return finite if self.lowered is None else finite | (self.lowered & torch.isfinite(loss))
 
     def loss_sum(self, outputs: Tensor) -> Tensor:
         """Σ w·ℓ of this worker's samples for these outputs, 0-d float64."""

@@ -161,15 +161,10 @@ class CompiledLinearisation(Linearisation):
         self._executed, self._kind = executed, kind
         self._uncompiled: Linearisation | None = None
 
-    def pull_local(self, cotangent: Tensor, *, keep: bool = False) -> Direction:
-        """J_φ·u over the samples of this worker, neither divided nor reduced.
-
-        Raises:
-            RuntimeError: the linearisation has been pulled without `keep`.
-        """
+    def _backward(self, cotangent: Tensor, *, keep: bool) -> Direction:
         self._take_graph(keep)
         if not self._answers("pull"):
-            return self._operator_by_operator().pull_local(cotangent, keep=True)
+            return self._operator_by_operator()._backward(cotangent, keep=True)
         with self.batch.counted("backward"):
             gradients = self._executed.pull(cotangent)
         return self.batch.objective.direction(gradients)
@@ -204,9 +199,9 @@ class _Observed(Linearisation):
         super().__init__(batch, *batch.recorded_outputs(record=record))
         self._kind = kind
 
-    def pull_local(self, cotangent: Tensor, *, keep: bool = False) -> Direction:
+    def _backward(self, cotangent: Tensor, *, keep: bool) -> Direction:
         self._kind.questions.add("pull")
-        return super().pull_local(cotangent, keep=keep)
+        return super()._backward(cotangent, keep=keep)
 
     def push(self, direction: Sequence[Tensor | None]) -> Tensor:
         self._kind.questions.add("push")

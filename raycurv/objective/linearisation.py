@@ -71,6 +71,7 @@ class Linearisation:
         self._graph: Tensor | None = outputs
         self._at: LossAt = batch.objective.loss.at(outputs, batch.targets)
         self._by_sample = batch.sample_weights.to(self._at.values.dtype).view(-1, *(1,) * (outputs.dim() - 1))
+        self._cotangent_scale = batch.loss_scale()
 
     @property
     def gradient(self) -> Tensor:
@@ -100,16 +101,16 @@ class Linearisation:
         batch, data_parallel = self.batch, self.batch.objective.data_parallel
         sum_of_weights = batch.sample_weights.sum()
         if data_parallel is None or self._carrier is None:
-            return self.pull_local(cotangent / sum_of_weights.to(cotangent.dtype), keep=keep)
+            return batch.watched(self.pull_local(cotangent / sum_of_weights.to(cotangent.dtype), keep=keep))
         if data_parallel.reduces_next():
             graph, sums = self._take_graph(keep), (sum_of_weights, self.loss_sum())
             with batch.counted("backward"):
                 gradient, self._loss = data_parallel.mean_gradient(
-                    batch.objective, graph, self._carrier, cotangent, sums, keep=keep
+                    batch.objective, graph, self._carrier, self._scaled(cotangent), sums, keep=keep
                 )
-                return gradient
+                return batch.watched(self._unscaled(gradient))
         pulled = self.pull_local(cotangent, keep=keep)
-        return Direction(batch.global_mean(pulled.flat), pulled)
+        return batch.watched(Direction(batch.global_mean(pulled.flat), pulled))
 
     def pull_local(self, cotangent: Tensor, *, keep: bool = False) -> Direction:
         """J_φ·u over the samples of this worker, neither divided nor reduced.
@@ -117,6 +118,19 @@ class Linearisation:
         Raises:
             RuntimeError: the graph has been freed.
         """
+        return self._unscaled(self._backward(self._scaled(cotangent), keep=keep))
+
+    def _scaled(self, cotangent: Tensor) -> Tensor:
+        return cotangent if self._cotangent_scale is None else cotangent * self._cotangent_scale
+
+    def _unscaled(self, gradient: Direction) -> Direction:
+        """The gradient of a scaled cotangent divided by the scale, in place."""
+        if self._cotangent_scale is not None:
+            gradient.flat.div_(self._cotangent_scale)
+        return gradient
+
+    def _backward(self, cotangent: Tensor, *, keep: bool) -> Direction:
+        """One backward pass; the scale of the cotangent stays in the result."""
         objective, graph = self.batch.objective, self._take_graph(keep)
         with self.batch.counted("backward"):
             gradients = torch.autograd.grad(
@@ -140,17 +154,20 @@ class Linearisation:
             RuntimeError: the forward pass was not recorded.
         """
         known = tuple(tangent is not None for tangent in direction)
+        scaled, factor = self.batch.scaled_direction(direction, self._cotangent_scale)
         with without_autocast(self.outputs), self.batch.counted("tangent", known):
-            return self._tangent_of_outputs(self._recorded().push(list(direction)))
+            return self._tangent_of_outputs(self._recorded().push(list(scaled)), factor)
 
-    def first_tangent(self, direction: Sequence[Tensor | None]) -> Tensor:
-        """:meth:`push` of the direction that the tape may have pushed in the forward pass already."""
+    def first_tangent(self, direction: Sequence[Tensor | None], factor: Tensor | None) -> Tensor:
+        """:meth:`push` of the direction that the tape may have pushed in the forward pass already, times `factor`."""
         if isinstance(self._tape, PushingTape):
-            return self._tangent_of_outputs(self._tape.tangent)
+            return self._tangent_of_outputs(self._tape.tangent, factor)
         return self.push(direction)
 
-    def _tangent_of_outputs(self, pushed: Tensor | None) -> Tensor:
-        return torch.zeros_like(self._at.gradient) if pushed is None else pushed.to(self._at.gradient.dtype)
+    def _tangent_of_outputs(self, pushed: Tensor | None, factor: Tensor | None) -> Tensor:
+        if pushed is None:
+            return torch.zeros_like(self._at.gradient)
+        return _wide(pushed, self._at.gradient, factor)
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
         """⟨u, v⟩ over this worker's outputs, 0-d float64; :meth:`means` makes it global.
@@ -185,18 +202,33 @@ class Linearisation:
 
         The L2 term is left out, except inside the absolute value.
         """
+        scaled, factor = self.batch.scaled_direction(direction, self._cotangent_scale)
         with without_autocast(self.outputs), torch.no_grad(), self.batch.counted("second order"):
-            return self.sums_along(direction, *self._recorded().second_order(list(direction)))
+            return self.sums_along(direction, *self._recorded().second_order(list(scaled)), factor)
 
-    def sums_along(self, direction: Sequence[Tensor], first: Tensor | None, second: Tensor | None) -> list[Tensor]:
-        """:meth:`taylor_sums` from the first and second derivative of the outputs along `direction`; None is zero."""
+    def sums_along(
+        self,
+        direction: Sequence[Tensor],
+        first: Tensor | None,
+        second: Tensor | None,
+        factor: Tensor | None = None,
+    ) -> list[Tensor]:
+        """:meth:`taylor_sums` from the first and second derivative of the outputs.
+
+        Args:
+            direction: one tensor per parameter.
+            first: first derivative along `factor` times `direction`; None is zero.
+            second: second derivative along it; None is zero.
+            factor: 0-d; None is 1.
+        """
         objective, at, batch = self.batch.objective, self._at, self.batch
         zero = torch.zeros_like(at.gradient)
-        d = zero if first is None else first.to(zero.dtype)
+        d = zero if first is None else _wide(first, zero, factor)
         slope = _per_sample(at.gradient * d)
         curvature = _per_sample(at.hessian(d) * d)
         if second is not None:
-            curvature = curvature + _per_sample(at.gradient * second.to(zero.dtype))
+            squared = None if factor is None else factor.square()
+            curvature = curvature + _per_sample(at.gradient * _wide(second, zero, squared))
         absolute = (curvature.double() + _l2_curvature(objective, direction)).abs()
         return [batch.weighted_sum(x) for x in (at.values, slope, curvature, absolute)]
 
@@ -211,6 +243,12 @@ class Linearisation:
         if self._tape is None:
             raise RuntimeError("this forward pass was not recorded: linearise(record=True) keeps what push needs")
         return self._tape
+
+
+def _wide(derivative: Tensor, like: Tensor, factor: Tensor | None) -> Tensor:
+    """A derivative of the outputs in the dtype of J_L, divided by the factor of its direction."""
+    wide = derivative.to(like.dtype)
+    return wide if factor is None else wide / factor
 
 
 def _per_sample(x: Tensor) -> Tensor:

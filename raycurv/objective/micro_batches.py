@@ -80,7 +80,8 @@ def summed_gradient(batch: Batch) -> tuple[Tensor, Direction]:
         linear = micro_batch.local_linearisation(record=False)
         losses.append(linear.loss_sum())
         total = _add(total, linear.pull_local(linear.gradient))
-    return _global_means(batch, torch.stack(losses).sum(), total)
+    loss, gradient = _global_means(batch, torch.stack(losses).sum(), total)
+    return loss, batch.watched(gradient)
 
 
 class MicroBatchedLinearisation(Linearisation):
@@ -133,7 +134,7 @@ class MicroBatchedLinearisation(Linearisation):
         for index, part in enumerate(cotangent.split(self._sizes)):
             total = _add(total, self._linearisation(index, record=False).pull_local(part, keep=keep))
         self._loss, gradient = _global_means(self.batch, self.loss_sum(), total)
-        return gradient
+        return self.batch.watched(gradient)
 
     def push(self, direction: Sequence[Tensor | None]) -> Tensor:
         """The tangent of this worker's outputs along `direction`, (B, …), 0 for samples without tangents."""

@@ -20,6 +20,7 @@ from raycurv.objective.direction import Direction
 from raycurv.objective.forward import ModelCall
 from raycurv.objective.hidden_state import HiddenState
 from raycurv.objective.loss_derivatives import LossFunction
+from raycurv.objective.loss_scale import INITIAL_SCALE, INITIAL_SCALE_OF_SUMS, LossScale
 from raycurv.objective.losses import Loss
 from raycurv.objective.operations import OperationCounter
 from raycurv.objective.requirements import Covers, in_l2_term, trainable
@@ -80,6 +81,8 @@ class Objective:
         dtype: dtype of the parameters.
         operations: counter of the floating-point operations of all questions; None counts nothing.
         compiled_steps: the compiled passes; None without `compile`.
+        loss_scale: scale of derivatives under float16 autocast (:mod:`raycurv.objective.loss_scale`); save its
+            ``state_dict`` with that of the optimizer.
 
     Raises:
         TypeError: `model` is not a module, a trainable parameter is not real and floating, or `loss` is neither a name
@@ -127,6 +130,8 @@ class Objective:
             warnings.warn("compile=True has no effect with several workers", RuntimeWarning, stacklevel=2)
         self.compiled_steps = CompiledSteps() if compile and workers.size == 1 else None
         shared = workers.size > 1
+        sums = shared or micro_batch is not None
+        self.loss_scale = LossScale(INITIAL_SCALE_OF_SUMS if sums else INITIAL_SCALE)
         self.data_parallel = DataParallel(self.model_call, workers, self.device, self.dtype) if shared else None
 
     def batch(self, inputs: Any, targets: Tensor) -> Batch:

@@ -15,7 +15,6 @@ from collections.abc import Hashable, Iterator
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from raycurv.lazy import without_compiler
 
@@ -99,8 +98,10 @@ class _CountingMode(TorchDispatchMode):
     """Counts as torch's ``FlopCounterMode``, without its hooks on modules, and never fails for lack of a formula."""
 
     def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # the import takes 0.1 s: it brings triton
+
         super().__init__()
-        self.operations = 0
+        self.operations, self._formulas = 0, flop_registry
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -108,7 +109,7 @@ class _CountingMode(TorchDispatchMode):
         """Execute one operator and add its operations."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        formula = flop_registry.get(func._overloadpacket)
+        formula = self._formulas.get(func._overloadpacket)
         if formula is not None:
             with contextlib.suppress(AssertionError, ValueError):  # shapes that the formula does not know
                 self.operations += formula(*args, **kwargs, out_val=out)

@@ -23,7 +23,7 @@ from raycurv.arguments import require, require_run_name, require_whole, unknown
 from raycurv.train.metric_names import NAMED_METRICS, larger_is_better
 from raycurv.train.moved_paths import current_path, former_path
 
-Precision = Literal["fp32", "fp64", "bf16"]
+Precision = Literal["fp32", "fp64", "bf16", "fp16"]
 BestMode = Literal["max", "min"]
 BatchNorm = Literal["synchronised", "local"]
 # Fields that change no measured number.
@@ -225,7 +225,8 @@ class RunConfig:
             torchvision:NAME, timm:NAME or transformers:NAME. Tensors of another size are reported and drawn anew.
         freeze: patterns of the names of parameters that stay as they are, such as ``features.*``.
         seed: seed of the initial weights, the data order, augmentation and dropout.
-        precision: ``fp32``, ``fp64``, or ``bf16`` (autocast; weights stay in float32).
+        precision: ``fp32``, ``fp64``, or ``bf16`` or ``fp16`` (autocast; weights stay in float32). With ``fp16``,
+            derivatives are scaled (:mod:`raycurv.objective.loss_scale`); a step whose gradient overflows is not taken.
         batch_norm: statistics of batch normalisation with several workers: ``synchronised``, those of the global batch;
             or ``local``, those of each worker's share. Local ones are faster, and make the result depend on the number
             of workers.
@@ -312,7 +313,7 @@ class RunConfig:
             ("best_mode", self.best_mode in (None, *get_args(BestMode)), "None, 'max' or 'min'"),
             ("seed", 0 <= self.seed < 2**63, "a whole number from 0 to 2⁶³−1"),
             ("l2", 0 <= self.l2 < math.inf, "a finite number of at least 0"),
-            ("precision", self.precision in get_args(Precision), "one of fp32, fp64, bf16"),
+            ("precision", self.precision in get_args(Precision), "one of fp32, fp64, bf16, fp16"),
             ("batch_norm", self.batch_norm in get_args(BatchNorm), "one of synchronised, local"),
             ("validation", 0 <= self.validation < 1, "0, or a fraction below 1 (0.1 is usual)"),
             ("clip_gradient", clip is None or 0 < clip < math.inf, "None or a positive number"),

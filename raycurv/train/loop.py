@@ -234,7 +234,9 @@ class _Trainer:
         self.interval_samples += samples
         scalars |= {"train/loss": loss, **({"train/l2_term": l2_term} if config.l2 else {})}
         scalars |= {f"optimizer/{name}": value for name, value in report.scalars.items()}
-        self.metrics.add(progress.step, run.epochs_done, report.finite, scalars)
+        if batch.lowered is not None:
+            scalars["optimizer/loss_scale"] = run.objective.loss_scale.at(run.device)
+        self.metrics.add(progress.step, run.epochs_done, batch.is_sound(report.finite, loss), scalars)
         self.clock.step()
 
     def end_interval(self, asked: bool) -> bool:

@@ -8,6 +8,8 @@ import torch
 
 from raycurv.train.configuration import Precision
 
+_MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def dtype_of(precision: Precision) -> torch.dtype:
     """The dtype of weights and inputs."""
@@ -15,8 +17,8 @@ def dtype_of(precision: Precision) -> torch.dtype:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """The context of passes through the model: torch's autocast for bf16, none otherwise."""
-    if precision != "bf16":
+    """The context of passes through the model: torch's autocast for bf16 and fp16, none otherwise."""
+    if precision not in _MIXED:
         return nullcontext()
     # No cache of converted weights: a pass after an update must use the new ones.
-    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
+    return torch.autocast(device.type, dtype=_MIXED[precision], cache_enabled=False)

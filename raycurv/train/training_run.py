@@ -318,6 +318,7 @@ class TrainingRun:
             "horizon": asdict(self.horizon),
             "evaluation_buffers": self.evaluation_buffers,
         }
+        state |= {"loss_scale": scale} if (scale := self.objective.loss_scale.state_dict()) else {}
         return state if self.average is None else state | {"average": self.average.state_dict()}
 
     def _check_workers(self, stored: str) -> None:
@@ -366,6 +367,7 @@ class TrainingRun:
         self._check_workers(str(state["workers"]))
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.objective.loss_scale.load_state_dict(state.get("loss_scale", {}))
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.evaluation_buffers = [tensor.to(self.device) for tensor in state["evaluation_buffers"]]

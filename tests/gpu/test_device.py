@@ -3,126 +3,107 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import raycurv
 from raycurv import optim
+from raycurv.benchmarks.step_cost import MeasuredOptimizer
 from raycurv.objective.collectives import Local, ProcessGroup
 from tests.cases import BY_NAME, CASES, Case
+from tests.gpu import checks
+from tests.objective import distributed
 
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
 ]
-HORIZON = optim.Horizon(epochs=4, steps_per_epoch=5, training_samples=120)
-PAPERS = (
-    *("auto", "curveball", "curveball_free", "red_sgd", "red_rmsprop", "red_momentum", "red_adam", "ran_sgd"),
-    *("red_adam_free", "red_sgd_free", "ntlr_sgd", "ntlr_adam", "alera", "salera", "spalera", "ag_adam"),
-    *("llr_first_order", "llr_second_order", "sgd", "adam"),
-)
+OTHERS = tuple(name for name in optim.names() if name not in checks.OWN)
 
 
 @pytest.fixture(autouse=True)
 def _exact_products() -> Iterator[None]:
-    """TF32 off, as the comparisons with the CPU need it; what a test switched on is off after it."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.cuda.set_sync_debug_mode("default")
-    torch.set_float32_matmul_precision(before)
+    """TF32 off, as the comparisons with the CPU need it."""
+    with checks.arithmetic("fp32", "cuda"):
+        yield
 
 
-def made(case: Case, device: str, dtype: torch.dtype = torch.float64) -> tuple[raycurv.Objective, raycurv.Batch]:
-    model = case.model().to(device, dtype)
-    objective = raycurv.Objective(model, case.loss, case.l2)
-    targets = case.targets.to(device, dtype) if case.targets.is_floating_point() else case.targets.to(device)
-    return objective, objective.batch(case.inputs.to(device, dtype), targets)
-
-
-def direction_of(objective: raycurv.Objective) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    return [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for p in objective.parameters]
-
-
-@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 2e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "rtol", "precision"),
+    [(torch.float64, 1e-9, "fp32"), (torch.float32, 2e-3, "fp32"), (torch.float32, 3e-2, "tf32")],
+    ids=["float64", "float32", "tf32"],
+)
 @pytest.mark.parametrize("case", [case for case in CASES if case.name != "dropout"], ids=str)
-def test_derivatives_are_those_of_the_cpu(case: Case, dtype: torch.dtype, rtol: float) -> None:
-    (here, on_cpu), (there, on_device) = made(case, "cpu"), made(case, "cuda", dtype)
-    for (value, gradient), (other, other_gradient) in [(on_cpu.value_and_gradient(), on_device.value_and_gradient())]:
-        torch.testing.assert_close(other.cpu().double(), value.double(), rtol=rtol, atol=rtol)
-        torch.testing.assert_close(other_gradient.flat.cpu().double(), gradient.flat, rtol=rtol, atol=rtol)
-    first, second = on_cpu.taylor_along(direction_of(here)), on_device.taylor_along(direction_of(there))
-    for name in ("value", "slope", "curvature", "absolute_curvature"):
-        found, expected = getattr(second, name), getattr(first, name)
-        assert found.device.type == "cuda"
-        torch.testing.assert_close(found.cpu(), expected, rtol=rtol, atol=rtol)
-
-
-def run(name: str, device: str, steps: int, case: Case) -> torch.Tensor:
-    objective, batch = made(case, device)
-    optimizer = optim.create(name, objective.model, horizon=HORIZON)
-    for i in range(steps):
-        rows = slice(i % 3, None, 2)
-        held_out = objective.batch(batch.inputs[:8], batch.targets[:8]) if optimizer.needs_validation else None
-        optimizer.step(objective.batch(batch.inputs[rows], batch.targets[rows]), validation=held_out)
-    return torch.cat([p.detach().flatten().cpu() for p in objective.parameters])
+def test_derivatives_are_those_of_the_cpu(case: Case, dtype: torch.dtype, rtol: float, precision: str) -> None:
+    checks.derivatives_are_those_of_float64(case, "cuda", dtype, rtol, precision)
 
 
 @pytest.mark.parametrize("case_name", ["mlp-l2", "batch-norm"])
-@pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.parametrize("name", checks.OWN)
 def test_steps_are_those_of_the_cpu(name: str, case_name: str) -> None:
-    case = BY_NAME[case_name]
-    torch.testing.assert_close(run(name, "cuda", 12, case), run(name, "cpu", 12, case), rtol=1e-5, atol=1e-6)
+    found, expected = (checks.weights_after(name, device, 12, BY_NAME[case_name]) for device in ("cuda", "cpu"))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", PAPERS)
-def test_no_step_waits_for_the_device(name: str) -> None:
-    objective, batch = made(BY_NAME["batch-norm-l2"], "cuda", torch.float32)
-    long = optim.Horizon(epochs=4, steps_per_epoch=500, training_samples=12_000)  # NTLR reads numbers once a window
-    optimizer = optim.create(name, objective.model, horizon=long)
-    if optimizer.synchronises:
-        pytest.skip("the method reads numbers from the device in every step, and says so")
-    batches = [objective.batch(batch.inputs[i::3], batch.targets[i::3]) for i in range(3)]
-    held_out = batches[0] if optimizer.needs_validation else None
-    for i in range(10):
-        optimizer.step(batches[i % 3], validation=held_out)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")  # torch raises where a step waits
-    for i in range(10):
-        optimizer.step(batches[i % 3], validation=held_out)
-    torch.cuda.set_sync_debug_mode("default")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("name", checks.OWN)
+def test_no_step_waits_for_the_device(name: str, precision: str) -> None:
+    checks.steps_without_a_wait(name, "cuda", precision)
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bfloat16", "channels_last"])
-@pytest.mark.parametrize("name", ["auto", "curveball", "red_sgd", "llr_second_order"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_baseline_that_waits_is_shown(name: str) -> None:
+    try:
+        checks.steps_without_a_wait(name, "cuda")
+    except ImportError as error:
+        pytest.skip(f"needs a package: {error}")
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        pytest.xfail(f"waits for the device: {error}")
+
+
+@pytest.mark.parametrize("precision", checks.PRECISIONS)
+@pytest.mark.parametrize("name", ["auto", "curveball", "red_sgd", "llr_second_order", "salera"])
 def test_faster_arithmetic_still_descends(name: str, precision: str) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 4)
-    ).cuda()
-    inputs, targets = torch.randn(64, 3, 8, 8, device="cuda"), torch.randint(4, (64,), device="cuda")
-    if precision == "tf32":
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
-    if precision == "channels_last":
-        model, inputs = model.to(memory_format=torch.channels_last), inputs.to(memory_format=torch.channels_last)
-    objective = raycurv.Objective(model, "cross_entropy")
-    optimizer = optim.create(name, model, horizon=HORIZON)
-    losses = []
-    with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
-        for _ in range(20):
-            report = optimizer.step(objective.batch(inputs, targets))
-            assert bool(report.finite)
-            losses.append(float(report.loss))
+    losses = checks.losses_of(name, "cuda", precision)
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.parametrize(
+    ("subject", "limit"),
+    [
+        (MeasuredOptimizer("auto"), 2.0),
+        (MeasuredOptimizer("curveball"), 2.0),
+        (MeasuredOptimizer("red_sgd"), 2.0),
+        (MeasuredOptimizer("red_sgd", {"lean": True}), 1.3),
+        (MeasuredOptimizer("llr_second_order"), 1.3),
+        (MeasuredOptimizer("salera"), 1.3),
+    ],
+    ids=lambda value: getattr(value, "label", ""),
+)
+@pytest.mark.parametrize("workload", ["basic CNN + BN", "LeNet-tanh"])
+def test_memory_of_a_step_stays_near_that_of_sgd(subject: MeasuredOptimizer, limit: float, workload: str) -> None:
+    assert checks.memory_ratio(subject, workload, "cuda") <= limit
+
+
+@pytest.mark.parametrize("name", ["sgd", "curveball", "red_sgd"])
+def test_compiled_steps_are_the_steps(name: str) -> None:
+    found, expected = (checks.compiled_losses(name, "cuda", compile=compile) for compile in (True, False))
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", ["auto", "curveball", "salera"])
-def test_a_group_of_nccl_with_one_member_is_no_group(name: str, tmp_path: object) -> None:
+def test_two_workers_on_one_device_are_one_process(name: str) -> None:
+    expected = checks.shared_steps(0, 1, name, "cuda")
+    for found in distributed.run(2, checks.shared_steps, 2, name, "cuda"):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["auto", "curveball", "salera"])
+def test_a_group_of_nccl_with_one_member_is_no_group(name: str, tmp_path: Path) -> None:
     torch.distributed.init_process_group("nccl", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     try:
         ends = []
@@ -130,7 +111,7 @@ def test_a_group_of_nccl_with_one_member_is_no_group(name: str, tmp_path: object
             case = BY_NAME["batch-norm"]
             model = case.model().cuda()
             objective = raycurv.Objective(model, case.loss, collectives=collectives)
-            optimizer = optim.create(name, model, horizon=HORIZON)
+            optimizer = optim.create(name, model, horizon=checks.HORIZON)
             for _ in range(6):
                 optimizer.step(objective.batch(case.inputs.cuda(), case.targets.cuda()))
             ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))

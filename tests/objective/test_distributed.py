@@ -189,6 +189,25 @@ def in_half_precision(rank: int, workers: int) -> Tensors:
         return {"taylor": torch.stack([taylor.value, taylor.slope]), "gradient": batch.gradient().flat}
 
 
+def in_float16(rank: int, workers: int) -> Tensors:
+    """Scale after each step of a loss so large that gradients overflow under float16 autocast at first."""
+    case = BY_NAME["batch-norm"]
+    model = case.model().float()
+    cross_entropy = torch.nn.functional.cross_entropy
+    objective = raycurv.Objective(
+        model, lambda o, t: 4e3 * cross_entropy(o, t, reduction="none"), collectives=collectives(workers)
+    )
+    optimizer, scales, taken = optim.create("curveball", model), [], []
+    for step in range(12):
+        share = rows_of(step, workers)[rank]
+        with torch.autocast("cpu", dtype=torch.float16):
+            report = optimizer.step(objective.batch(case.inputs[share].float(), case.targets[share]))
+        scales.append(objective.loss_scale.at(torch.device("cpu")))
+        taken.append(report.finite)
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    return {"scales": torch.stack(scales), "taken": torch.stack(taken), "weights": weights}
+
+
 def single_value(rank: int) -> Tensors:
     """Running statistics after one sample in all, which the first worker has."""
     model, case = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)).double(), BY_NAME["mlp"]
@@ -200,6 +219,7 @@ def single_value(rank: int) -> Tensors:
 def in_two(rank: int) -> dict[str, dict[str, Tensors] | Tensors]:
     found = everything(rank, 2)
     found |= {"held": held(rank), "half precision": in_half_precision(rank, 2), "single value": single_value(rank)}
+    found |= {"float16": in_float16(rank, 2)}
     return {**found, "dropped": dropped(rank), "again": dropped(rank)}
 
 
@@ -250,6 +270,14 @@ def test_half_precision_normalises_as_one_process_does(two):
     for key, value in in_half_precision(0, 1).items():
         error = (two[0]["half precision"][key] - value).norm() / value.norm()
         assert error < 0.02, key  # bfloat16 has 8 bits
+
+
+def test_workers_scale_alike_in_float16(two):
+    first, second = (found["float16"] for found in two)
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+    assert set(first["taken"].tolist()) == {True, False}
+    assert first["taken"][-1]
 
 
 def test_a_single_value_leaves_the_running_variance_finite(two):

@@ -46,7 +46,7 @@ def test_local_batch_statistics_change_the_digest_and_the_default_does_not() -> 
         ("evaluate_training_samples", 0, "None or at least 1"),
         ("seed", -1, "from 0"),
         ("l2", float("nan"), "finite"),
-        ("precision", "fp16", "fp32, fp64, bf16"),
+        ("precision", "fp8", "fp32, fp64, bf16, fp16"),
         ("clip_gradient", 0.0, "positive"),
         ("average_weights", 1.0, "between 0 and 1"),
         ("keep_checkpoints", 0, "at least 1"),

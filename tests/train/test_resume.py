@@ -240,6 +240,23 @@ def test_a_sitting_that_ends_early_never_touches_the_schedule(tmp_path: Path, op
     assert_same(dict(a.model.state_dict()), dict(b.model.state_dict()))
 
 
+def test_the_scale_of_float16_goes_on_where_it_was(tmp_path: Path) -> None:
+    wanted = config(epochs=3, optimizer="curveball", precision="fp16", loss="tests.train.problems:steep", log_every=1)
+    records = Kept()
+    go(tmp_path / "a", wanted, emit=records)
+    scales = [record.values["optimizer/loss_scale"] for record in records.of("step")]
+    assert scales[0] == 2.0**15  # the first gradient has overflowed
+    assert scales == sorted(scales, reverse=True)
+    for _ in range(4):
+        go(tmp_path / "b", dataclasses.replace(wanted, stop_after=4), resume="auto")
+    a, b = (CheckpointStore(str(tmp_path / name)).load() for name in "ab")
+    assert a is not None
+    assert b is not None
+    assert a["loss_scale"]["scale"] == scales[-1] < scales[0]
+    for part in ("model", "optimizer", "loss_scale"):
+        assert_same(a[part], b[part])
+
+
 @pytest.mark.parametrize(("optimizer", "settings"), [("auto", {}), ("red_sgd", {}), ("sgd", {"schedule": "one_cycle"})])
 def test_the_horizon_is_what_will_be_done(tmp_path: Path, optimizer: str, settings: dict[str, Any]) -> None:
     wanted = config(epochs=3, optimizer=optimizer, optimizer_settings=settings)
