@@ -152,6 +152,7 @@ class _Launch:
         for name, (result, records) in finished.items():
             self.states[name].add(LogRecords(name, tuple(records)))
             self.states[name].add(RunFinished(name, result))
+            self.tracked[name].begin(time.time() - result.seconds)
             self.tracked[name].log(records)
             self._finish(name, result)
         self._end("FINISHED", "")
@@ -199,9 +200,9 @@ class _Launch:
             config = planned.config
             own = {"recipe": planned.recipe, "optimizer": config.optimizer, "seed": str(config.seed)}
             own |= {"checkpoints": planned.checkpoints, "config": config.digest}
-            run = self.tracking.open(config, common | own, parent.id if parent else None, bool(cluster.resume))
-            run.text("config.json", config.to_json())
-            tracked[name] = run
+            tracked[name] = self.tracking.open_later(
+                config, common | own, parent.id if parent else None, bool(cluster.resume)
+            )
         return parent, tracked
 
     def _write_report(self, parent: TrackedRun, why: str) -> None:
@@ -296,8 +297,8 @@ class _Launch:
         again = self._result(message.run) is not None  # workers that were started again find it done
         self.states[message.run].add(message)
         match message:
-            case messages.RunStarted(name) if not again:
-                self._start(name)
+            case messages.RunStarted(name, began) if not again:
+                self._start(name, began)
             case messages.LogRecords(name, records):
                 self.tracked[name].log(records)
                 self.progress.show(self.states[name].of_this_sitting(records))
@@ -316,11 +317,15 @@ class _Launch:
         self.failures += message.change == "failure"
         self.change = message.change or self.change
 
-    def _start(self, name: str) -> None:
-        self.progress.begin(self.planned[name].label, self.planned[name].config.epochs)
-        self.tracked[name].running()
+    def _start(self, name: str, began: float) -> None:
+        config, tracked = self.planned[name].config, self.tracked[name]
+        self.progress.begin(self.planned[name].label, config.epochs)
+        tracked.begin(began)
+        tracked.running()
+        tracked.text("config.json", config.to_json())
 
     def _finish(self, name: str, result: Result) -> None:
+        from raycurv.tracking.messages import RUN_ID
         from raycurv.tracking.run_page import description, model_name
 
         if result.stopped:
@@ -332,7 +337,7 @@ class _Launch:
         summary |= {"result/step_seconds": result.step_seconds, "result/startup_seconds": result.startup_seconds}
         tracked.log(result.evaluations)  # those that MLflow lacks
         tracked.metrics(summary, result.steps, time.time())
-        model = f"runs:/{tracked.id}/{model_name(name)}" if self.cluster.log_model else ""
+        model = f"runs:/{RUN_ID}/{model_name(name)}" if self.cluster.log_model else ""
         if model:
             tracked.model(planned.checkpoints)
         values = {**result.values, **summary}

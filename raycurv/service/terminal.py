@@ -29,6 +29,7 @@ BAR_SECONDS = 0.1  # between two drawings of the bar
 SPEED_SECONDS = 600.0  # over which the estimate of the time left is averaged
 NAME_WIDTH = 18  # characters of a name in the bar and in lines
 WIDE = 100  # columns from which the bar has whole words
+STARTUP_SHARE = 0.05  # of the seconds of a run, from which its start-up is shown
 SPEED, ACCURACY = "throughput/images_per_second", "test/accuracy"
 # Names of metrics in a line of an evaluation, where they are not the metrics' own.
 SHORT = {
@@ -345,6 +346,8 @@ def leave_closed_terminal() -> None:
 def table(results: Sequence[tuple[str, str, Result]]) -> str:
     """Table of the runs of a launch, with a column for every metric of their own.
 
+    The first run of a process pays for its start-up, so the seconds are without it, and a line below has it.
+
     Args:
         results: label, optimizer and result of every run.
     """
@@ -362,7 +365,13 @@ def table(results: Sequence[tuple[str, str, Result]]) -> str:
         )
         for label, optimizer, result in results
     ]
-    return table_formats.aligned(head, rows, left=1 + len(named) + len(ends), rule=True)
+    text = table_formats.aligned(head, rows, left=1 + len(named) + len(ends), rule=True)
+    starts = [
+        f"{short_name(label, 22)} {result.startup_seconds:.1f}"
+        for label, _, result in results
+        if result.startup_seconds > STARTUP_SHARE * result.seconds
+    ]
+    return f"{text}\nSeconds are without the start-up: {', '.join(starts)}" if starts else text
 
 
 def _end(result: Result) -> str:
@@ -372,7 +381,7 @@ def _end(result: Result) -> str:
 def _numbers(values: Mapping[str, float], own: Sequence[str], result: Result) -> tuple[str, ...]:
     losses = [_number(values.get(name), "{:.4f}") for name in ("train/epoch_loss", "test/loss")]
     further = [_number(values.get(name), "{:.4g}") for name in own]
-    speed, seconds = f"{result.images_per_second:,.0f}", f"{result.seconds:.1f}"
+    speed, seconds = f"{result.images_per_second:,.0f}", f"{result.seconds - result.startup_seconds:.1f}"
     return f"{result.steps:,}", *losses, _number(values.get(ACCURACY), "{:.2%}"), *further, speed, seconds
 
 

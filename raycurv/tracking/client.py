@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import logging
 import os
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,11 +18,13 @@ from raycurv.arguments import mask_passwords
 from raycurv.tracking import provenance, run_names, run_page, views
 from raycurv.tracking.datasets import dataset_inputs
 from raycurv.tracking.messages import (
+    RUN_ID,
     LogData,
     LogModel,
     LogRecords,
     LogRun,
     LogText,
+    OpenRun,
     RegisterModel,
     SetStatus,
     SetTags,
@@ -58,6 +62,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 LARGEST_BATCH = 100  # parameters or tags in one call
 LONGEST_PARAMETER = 6000  # characters
 MAJOR_VERSION = "3"
+PARENT_TAG = "mlflow.parentRunId"
 HEARTBEAT_SECONDS = 30.0
 SETTLE_SECONDS = 30.0  # for artifacts of earlier drivers, at least, before a start goes on beside them
 DEAD_AFTER_SECONDS = 600.0  # without a heartbeat, for a driver on another machine
@@ -111,6 +116,9 @@ class Tracking:
             self.client = MlflowClient(self.uri)
             self.experiment = self._experiment()
         self._active: list[TrackedRun] = []
+        self._creating = threading.Lock()  # of the lines, the first one creates a run
+        self._ids: dict[str, str] = {}  # of runs that were created by OpenRun
+        self._refused: set[str] = set()
         self._sampled_at: float | None = None
         self._heartbeat_at = time.monotonic()
         spool = Spool(self._unsent / f"{time.time_ns()}-{os.getpid()}{SUFFIX}")
@@ -126,7 +134,23 @@ class Tracking:
             if not resume:
                 self.require_new(config.name)
             run, logged = self._open(config, tags, parent)
-        tracked = TrackedRun(run, self._outbox.put, logged)
+        tracked = TrackedRun(run.info.run_id, self._outbox.put, logged)
+        self._active.append(tracked)
+        return tracked
+
+    def open_later(self, config: RunConfig, tags: Mapping[str, str], parent: str | None, resume: bool) -> TrackedRun:
+        """Prepare a new run, which MLflow gets with its first message, so that it starts when its training does.
+
+        With `resume`, open the one of that name if there is one.
+
+        Raises:
+            TrackingError: there is a run of that name and `resume` is not set, or MLflow cannot be reached.
+        """
+        with explained(self.uri):
+            if self.find(config.name) is not None:
+                return self.open(config, tags, parent, resume)
+        opening = self._opening(config, tags, parent, self.experiment)
+        tracked = TrackedRun(opening.run, self._outbox.put, {}, opening)
         self._active.append(tracked)
         return tracked
 
@@ -173,14 +197,15 @@ class Tracking:
                 run = self.client.create_run(self.experiment, tags=full, run_name=(label or name)[:LONGEST_NAME])
                 self._batch(run.info.run_id, {}, run_page.launch_parameters())
             self.client.update_run(run.info.run_id, status="RUNNING")
-        tracked = TrackedRun(run, self._outbox.put, {})
+        tracked = TrackedRun(run.info.run_id, self._outbox.put, {})
         tracked.is_running = True
         self._active.append(tracked)
         return tracked
 
-    def find(self, name: str) -> Run | None:
-        """Run of this name; None if there is none."""
-        runs = self.client.search_runs([self.experiment], f"tags.`{TAG}run_name` = '{name}'", max_results=1)
+    def find(self, name: str, experiment: str | None = None) -> Run | None:
+        """Run of this name, in another experiment if its id is given; None if there is none."""
+        places = [experiment or self.experiment]
+        runs = self.client.search_runs(places, f"tags.`{TAG}run_name` = '{name}'", max_results=1)
         return runs[0] if runs else None
 
     def unfinished(self, tag: str, value: str) -> set[str]:
@@ -326,31 +351,52 @@ class Tracking:
             yield
 
     def _open(
-        self, config: RunConfig, tags: Mapping[str, str], parent: str | None, began: float | None = None
+        self,
+        config: RunConfig,
+        tags: Mapping[str, str],
+        parent: str | None,
+        began: float | None = None,
+        experiment: str | None = None,
     ) -> tuple[Run, dict[str, int]]:
         """Run with the name in `config`, created if there is none, and the last logged step of every metric."""
-        found = self.find(config.name)
-        full = {TAG + k: v for k, v in {**tags, "run_name": config.name}.items() if k != "checkpoints"}
-        full |= run_page.fields(config.optimizer, tags.get("commit", ""))
-        run = found or self._create(config, full, parent, began)
+        opening = self._opening(config, tags, parent, experiment or self.experiment, began)
+        run, found = self._create(opening)
         self.client.update_run(run.info.run_id, status="SCHEDULED")
-        note = run_page.description(config, tags["recipe"], tags.get("launch", tags.get("sweep", "")))
-        own = {TAG + k: v for k, v in self._driver().items()} | {run_page.NOTE_TAG: note} | (full if found else {})
-        # A run whose driver died while it was created has no parameters yet.
-        new = not (found and found.data.params)
-        launched = run_page.launch_parameters(tags.get("checkpoints", ""))
-        parameters = run_page.parameters(config) | launched if new else {}
-        self._batch(run.info.run_id, own, parameters)
+        if found:
+            self._batch(run.info.run_id, {k: v for k, v in opening.tags.items() if k != PARENT_TAG}, {})
         return run, last_steps(run) if found else {}
 
-    def _create(self, config: RunConfig, tags: Mapping[str, str], parent: str | None, began: float | None) -> Run:
-        if parent is not None:
-            tags = {**tags, "mlflow.parentRunId": parent}
-        recipe, setting = tags[TAG + "recipe"], tags.get(TAG + "setting", "")
-        launch = tags.get(TAG + "launch", "")
-        label = run_names.run_label(self._settings.run_name, recipe, config.optimizer, setting, config.seed, launch)
-        start = None if began is None else round(began * 1000)
-        return self.client.create_run(self.experiment, start, run_name=label[:LONGEST_NAME], tags=dict(tags))
+    def _opening(
+        self,
+        config: RunConfig,
+        tags: Mapping[str, str],
+        parent: str | None,
+        experiment: str,
+        began: float | None = None,
+    ) -> OpenRun:
+        """Request to create a run, as this driver describes it."""
+        own = {k: v for k, v in tags.items() if k != "checkpoints"} | {"run_name": config.name, **self._driver()}
+        full = {TAG + name: value for name, value in own.items()}
+        full |= run_page.fields(config.optimizer, tags.get("commit", ""))
+        full |= {PARENT_TAG: parent} if parent is not None else {}
+        launch = tags.get("launch", "")
+        full[run_page.NOTE_TAG] = run_page.description(config, tags["recipe"], launch or tags.get("sweep", ""))
+        named, recipe, setting = self._settings.run_name, tags["recipe"], tags.get("setting", "")
+        label = run_names.run_label(named, recipe, config.optimizer, setting, config.seed, launch)
+        parameters = run_page.parameters(config) | run_page.launch_parameters(tags.get("checkpoints", ""))
+        cut = {name: value[:LONGEST_TAG] for name, value in full.items()}
+        when = time.time() if began is None else began
+        return OpenRun(f"{experiment}/{config.name}", label[:LONGEST_NAME], cut, parameters, when)
+
+    def _create(self, opening: OpenRun) -> tuple[Run, bool]:
+        """The run of a request, and whether it was there."""
+        experiment, _, name = opening.run.partition("/")
+        found = self.find(name, experiment)
+        start = round(1000 * opening.began)
+        run = found or self.client.create_run(experiment, start, run_name=opening.label, tags=dict(opening.tags))
+        if not run.data.params:  # a run whose driver died while it was created has none yet either
+            self._batch(run.info.run_id, {}, opening.parameters)
+        return run, found is not None
 
     def _batch(self, run: str, tags: Mapping[str, str], parameters: Mapping[str, str]) -> None:
         all_tags = [RunTag(name, value[:LONGEST_TAG]) for name, value in tags.items()]
@@ -376,16 +422,37 @@ class Tracking:
                     run.metrics(values, run.next_step("system/cpu_utilization_percentage"), time.time())
         if now - self._heartbeat_at >= HEARTBEAT_SECONDS:
             self._heartbeat_at = now
-            for run in self._active:
+            for run in filter(lambda run: run.has_begun, self._active):
                 run.tags({"heartbeat": f"{time.time():.0f}"})
 
     def _deliver(self, message: TrackingMessage) -> None:
         try:
+            if not isinstance(message, OpenRun | LogRun):
+                message = dataclasses.replace(message, run=self._id_of(message.run))
             self._send(message)
         except MlflowException as error:
             if error.error_code in REFUSALS:
+                if isinstance(message, OpenRun):
+                    self._refused.add(message.run)
                 raise MessageRefused(str(error), whole=not self._is_active(message.run)) from error
             raise
+
+    def _id_of(self, run: str) -> str:
+        """Id in MLflow of the run that a message is about.
+
+        Raises:
+            MessageRefused: MLflow has refused to create it.
+            LookupError: it is not created yet.
+        """
+        experiment, slash, name = run.partition("/")
+        if slash and run not in self._ids:
+            found = self.find(name, experiment)
+            if found is None and run in self._refused:
+                raise MessageRefused("MLflow has refused to create the run")
+            if found is None:
+                raise LookupError(f"the run {name!r} is not created yet")
+            self._ids[run] = found.info.run_id
+        return self._ids.get(run, run)
 
     def _is_active(self, run: str) -> bool:
         """Whether MLflow has the run, so that only what is logged is wrong."""
@@ -399,7 +466,7 @@ class Tracking:
             case LogRecords(run, records):
                 self.client.log_batch(run, metrics=list(_metrics(records)), synchronous=True)
             case SetTags(run, tags):
-                self._batch(run, tags, {})
+                self._batch(run, {name: value.replace(RUN_ID, run) for name, value in tags.items()}, {})
             case LogText(run, name, text):
                 self.client.log_text(run, text, name)
             case SetStatus(run, status, ended):
@@ -415,6 +482,10 @@ class Tracking:
                 self.client.log_inputs(run, dataset_inputs(DataSummary.from_json(summary)))
             case LogRun():
                 self._log_run(message)
+            case OpenRun(run):
+                with self._creating:
+                    if run not in self._ids:
+                        self._ids[run] = self._create(message)[0].info.run_id
 
     def _log_model(self, run: str, checkpoints: str) -> None:
         from raycurv.tracking import logged_model
@@ -435,8 +506,10 @@ class Tracking:
     def _log_run(self, message: LogRun) -> None:
         # An interrupted attempt leaves a run of this name, and the next attempt logs what is missing.
         config = RunConfig.from_json(message.config)
-        run, logged = self._open(config, message.tags, message.parent, message.began or None)
-        tracked = TrackedRun(run, self._send, logged)
+        # It may come from a driver that wrote to another experiment.
+        place = None if message.parent is None else self.client.get_run(message.parent).info.experiment_id
+        run, logged = self._open(config, message.tags, message.parent, message.began or None, place)
+        tracked = TrackedRun(run.info.run_id, self._send, logged)
         tracked.log(message.records)
         values = {name: value for record in message.records for name, value in record.values.items()}
         tracked.describe(run_page.description(config, message.tags["recipe"], message.tags["sweep"], values=values))

@@ -19,6 +19,7 @@ from raycurv.arguments import unknown
 from raycurv.train.records import Record, Result
 
 BATCH = 1000  # values in one message, the most that MLflow accepts in one request
+RUN_ID = "{run_id}"
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,34 @@ class RunFailed:
 
 
 @dataclass(frozen=True)
+class OpenRun:
+    """A request to create a run once its training starts, ahead of all other messages about it.
+
+    MLflow sets the start of a run at its creation alone, and only it chooses ids. So the messages about such a run name
+    it by the experiment's id and the run's name, and get its id at the delivery.
+
+    Attributes:
+        run: id of the experiment, ``/``, and name of the run.
+        label: name in MLflow's list of runs.
+        tags: values of the tags by full name.
+        parameters: values of the parameters by name.
+        began: start of the training, in seconds since 1970.
+    """
+
+    run: str
+    label: str
+    tags: Mapping[str, str]
+    parameters: Mapping[str, str]
+    began: float
+
+
+@dataclass(frozen=True)
 class SetTags:
     """Tags for a run.
 
     Attributes:
         run: id of the run in MLflow.
-        tags: values of the tags by full name.
+        tags: values of the tags by full name; :data:`RUN_ID` in them stands for the id of the run.
     """
 
     run: str
@@ -222,7 +245,7 @@ class LogRun:
 
 
 RunMessage = WorkersStarted | WorkersNotice | RunStarted | LogRecords | RunFinished | RunFailed
-TrackingMessage = LogRecords | SetTags | LogText | LogModel | SetStatus | LogRun | LogData | RegisterModel
+TrackingMessage = LogRecords | SetTags | LogText | LogModel | SetStatus | LogRun | LogData | RegisterModel | OpenRun
 Message = RunMessage | TrackingMessage
 KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 

@@ -23,6 +23,7 @@ from raycurv.tracking.messages import (
     LogRecords,
     LogRun,
     LogText,
+    OpenRun,
     RegisterModel,
     SetStatus,
     SetTags,
@@ -105,8 +106,12 @@ class Outbox:
 
     def put(self, message: TrackingMessage) -> None:
         """Queue a message and return at once; :meth:`save` writes it to the disk, as the threads do twice a second."""
-        if not self.dropped:
-            self.spool.add(LINES[type(message)], to_bytes(message))
+        if self.dropped:
+            return
+        # No line may be ahead of the creation of a run, and none waits for another one.
+        lines = (RECORDS, TAGS, ARTIFACTS) if isinstance(message, OpenRun) else (LINES[type(message)],)
+        for line in lines:
+            self.spool.add(line, to_bytes(message))
 
     def save(self) -> bool:
         """Write what was put to the disk, where it survives this process.

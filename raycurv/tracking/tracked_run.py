@@ -14,6 +14,7 @@ from raycurv.tracking.messages import (
     LogModel,
     LogRecords,
     LogText,
+    OpenRun,
     RegisterModel,
     SetStatus,
     SetTags,
@@ -34,19 +35,43 @@ class TrackedRun:
     """One run in MLflow.
 
     Args:
-        run: MLflow's entity of the run.
+        run: id in MLflow; of a run that is created later, what :class:`OpenRun` has in its place.
         put: callback that takes the messages about the run.
         logged: last logged step of every metric.
+        opening: request to create the run, which precedes its first message; None if MLflow has it.
 
     Attributes:
+        id: id in MLflow, or what stands for it in messages.
         is_running: whether the run trains at present, so that the metrics of the machine are its own.
     """
 
-    def __init__(self, run: Run, put: Callable[[TrackingMessage], None], logged: Mapping[str, int]) -> None:
-        self.id = str(run.info.run_id)
-        self._put = put
+    def __init__(
+        self,
+        run: str,
+        put: Callable[[TrackingMessage], None],
+        logged: Mapping[str, int],
+        opening: OpenRun | None = None,
+    ) -> None:
+        self.id = run
+        self._queue, self._opening = put, opening
         self._logged = dict(logged)
         self.is_running = False
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the run is in MLflow, or on its way there."""
+        return self._opening is None
+
+    def begin(self, began: float) -> None:
+        """Create the run, unless MLflow has it; any other message does so with the time of the message.
+
+        Args:
+            began: start of the training, in seconds since 1970.
+        """
+        if self._opening is not None:
+            opening, self._opening = self._opening, None
+            tags = {**opening.tags, TAG + "heartbeat": f"{time.time():.0f}"}
+            self._queue(dataclasses.replace(opening, began=began, tags=tags))
 
     def log(self, records: Iterable[Record]) -> None:
         """Log records, without values at steps that are logged already: a resumed run repeats some."""
@@ -102,6 +127,10 @@ class TrackedRun:
         """Close the run as FINISHED, FAILED or KILLED, now or at `ended` seconds since 1970."""
         self.is_running = False
         self._put(SetStatus(self.id, status, time.time() if ended is None else ended))
+
+    def _put(self, message: TrackingMessage) -> None:
+        self.begin(time.time())
+        self._queue(message)
 
     def _new(self, record: Record) -> Record:
         values = {} if record.kind == "event" else dict(record.values)

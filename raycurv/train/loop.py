@@ -406,6 +406,8 @@ class _Trainer:
         run, progress = self.run, self.run.progress
         self.start_interval()
         evaluations = tuple(progress.evaluations)
+        startup = extra_startup_seconds(progress)
+        trained = progress.training_seconds - startup
         return Result(
             name=run.config.name,
             steps=progress.step,
@@ -413,10 +415,10 @@ class _Trainer:
             values=dict(evaluations[-1].values) if evaluations else {},
             evaluations=evaluations,
             seconds=progress.seconds,
-            images_per_second=progress.samples / progress.training_seconds if progress.training_seconds else 0.0,
+            images_per_second=progress.samples / trained if trained > 0 else 0.0,
             stopped=stopped,
             step_seconds=steady_step_seconds(progress),
-            startup_seconds=extra_startup_seconds(progress),
+            startup_seconds=startup,
             diverged="" if stopped else divergence(progress, run.config.batch_size, run.total_steps),
             operations=0.0 if math.isnan(progress.operations) else float(round(progress.operations)),
         )

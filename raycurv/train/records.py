@@ -64,7 +64,7 @@ class Result:
             Losses are without the L2 term, which is ``train/epoch_l2_term``, ``test/l2_term``, ….
         evaluations: all evaluations, oldest first.
         seconds: wall-clock time with evaluations and checkpoints, summed over all resumptions.
-        images_per_second: training samples per second, without evaluations and checkpoints.
+        images_per_second: training samples per second, without evaluations, checkpoints and start-up.
         stopped: whether the run was stopped before its end; then it can be resumed.
         operations: floating-point operations of all steps and workers, without evaluation and without metrics of the
             mini-batch that only the configuration asks for; 0 if unknown.

@@ -108,6 +108,9 @@ def test_a_submitted_job_ends_with_its_runs_in_mlflow(uninterrupted: Driver) -> 
     assert curveball.data.tags["raycurv.run_name"] == "whole-curveball"
     assert curveball.data.params["optimizer"] == "curveball"
     assert len(curveball.data.tags["raycurv.commit"]) == 40
+    trained = 1000 * curveball.data.metrics["result/seconds"]
+    assert parent.info.start_time < curveball.info.start_time <= sgd.info.start_time - 0.9 * trained
+    assert f"runs:/{sgd.info.run_id}/whole-sgd" in sgd.data.tags["mlflow.note.content"]
     for run in (curveball, sgd):
         assert steps_of(uninterrupted, run) == list(range(1, STEPS + 1))
         assert steps_of(uninterrupted, run, "test/accuracy") == [8, 16, 24, 32]

@@ -294,6 +294,14 @@ def test_the_table_has_a_row_for_every_run_and_a_dash_for_what_was_not_measured(
     assert lines[2].split() == ["a", "curveball", "1,234", "0.5000", "–", "87.50%", "568", "12.3"]
 
 
+def test_the_seconds_of_the_table_are_without_the_start_up_which_is_shown_apart() -> None:
+    first = Result("a", 100, 2.0, {}, (), 6.45, 567.8, startup_seconds=6.25)
+    other = Result("b", 100, 2.0, {}, (), 0.2, 567.8, startup_seconds=0.001)
+    lines = table([("curveball", "curveball", first), ("sgd", "sgd", other)]).splitlines()
+    assert [line.split()[-1] for line in lines[2:4]] == ["0.2", "0.2"]
+    assert lines[4:] == ["Seconds are without the start-up: curveball 6.2"]
+
+
 def test_the_table_of_a_comparison_fits_80_columns() -> None:
     values = {"train/epoch_loss": 0.5, "test/loss": 1.25, "test/accuracy": 0.875}
     result = Result("a", 123456, 90.0, values, (), 86400.0, 123456.7)

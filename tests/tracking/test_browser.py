@@ -11,10 +11,13 @@ import pytest
 from mlflow import MlflowClient
 
 from raycurv.figures import curves, report
+from raycurv.results.comparison import compare_methods, write_comparison
 from raycurv.results.palette import colour_of
 from raycurv.service import Cluster
 from raycurv.service.artifacts import ArtifactWriter
+from raycurv.tracking import views
 from raycurv.tracking.client import Tracking, open_command
+from raycurv.tracking.messages import LogRun
 from raycurv.tracking.stored_runs import ExperimentRuns
 from raycurv.train import Record
 from tests.service.problems import mine
@@ -130,6 +133,58 @@ def test_a_figure_among_the_artifacts_is_shown(browser: Browser, server: Server,
     browser.wait(lambda: browser.driver.execute_script(drawn), "mlflow-figure")
     browser.open(f"{place}/report.html")
     browser.wait(lambda: browser.all("iframe[src^='blob:']"), "mlflow-report")
+
+
+@pytest.fixture(scope="module")
+def sweep(server: Server, tmp_path_factory: pytest.TempPathFactory) -> ExperimentRuns:
+    """A sweep of three learning rates with one final run, as a driver writes it."""
+    folder = tmp_path_factory.mktemp("sweeps")
+    cluster = Cluster(runs=str(folder), tracking_uri=server.uri, experiment="searched", system_metrics_every=0)
+    tracking = Tracking(cluster, print)
+    parent = tracking.parent("search", {"sweep": "search"}, False, "points · sgd · sweep search")
+    for number, (rate, stage) in enumerate(((0.01, "search"), (0.1, "search"), (1.0, "search"), (0.1, "final"))):
+        settings = {"learning_rate": rate}
+        config = replace(mine(optimizer="sgd", optimizer_settings=settings), name=f"search-{number}")
+        tags = {"recipe": "points", "optimizer": "sgd", "seed": "0", "stage": stage, "sweep": "search"}
+        tags |= {"setting": f"learning_rate={rate:g}", "status": "finished"}
+        values = {"train/epoch_loss": abs(rate - 0.1) + 0.1, "test/loss": 0.5, "test/accuracy": 0.9 - rate / 2}
+        records = (Record("evaluation", 8, 1.0, 1005.0, values),)
+        tracking.put(LogRun(config.name, config.to_json(), tags, parent.id, records, "FINISHED", 1010.0, 1000.0))
+    tracking.save()
+    tracking.finish()
+    tracked = ExperimentRuns(server.uri, "searched")
+    tracking = Tracking(cluster, print)
+    parent = tracking.parent("search", {}, True)
+    artifacts = ArtifactWriter("search", folder / "artifacts", parent, print)
+    write_comparison(compare_methods(tracked.outcomes), artifacts.write)
+    parent.close("FINISHED")
+    tracking.finish()
+    return tracked
+
+
+def test_the_view_of_a_search_has_its_trials_and_charts_of_rate_loss_and_accuracy(
+    browser: Browser, server: Server, sweep: ExperimentRuns
+) -> None:
+    browser.open(server.uri + views.runs_page(sweep.id, views.SEARCH))
+    drawn = ".js-plotly-plot, .parcoords, canvas"
+    browser.wait(lambda: len(browser.all(drawn)) >= 3, "mlflow-search")
+    shown = browser.text()
+    assert "Search of settings" in shown
+    assert "learning rate and results" in shown
+    assert "No charts in this section" not in shown.partition("System metrics")[0]
+    browser.open(server.uri + views.runs_page(sweep.id, views.SEARCH, charts=False))
+    browser.wait(lambda: browser.text().count("points · sgd") >= 3, "mlflow-search-table")
+    assert browser.text().count("points · sgd") == 3  # neither the final run nor the one that gathers all
+
+
+def test_the_table_of_a_sweep_is_shown_as_a_table_among_the_artifacts(
+    browser: Browser, server: Server, sweep: ExperimentRuns
+) -> None:
+    (parent,) = MlflowClient(server.uri).search_runs([sweep.id], "tags.`raycurv.run_name` = 'search'")
+    browser.open(f"{server.uri}/#/experiments/{sweep.id}/runs/{parent.info.run_id}/artifacts/decision.md")
+    browser.wait(lambda: "best of 3" in browser.text() or browser.all("table td"), "mlflow-decision")
+    assert "optimizer" in browser.text()
+    assert "learning_rate=0.1" in browser.text()
 
 
 def test_the_report_says_values_and_needs_neither_network_nor_scripts(

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import mlflow
 import numpy as np
@@ -29,7 +30,7 @@ from raycurv.service.errors import reported
 from raycurv.service.node_metrics import NodeSampler
 from raycurv.tracking import provenance, views
 from raycurv.tracking.client import Tracking, TrackingError, open_command, require_version
-from raycurv.tracking.messages import LogRecords, LogRun, LogText, from_bytes, to_bytes
+from raycurv.tracking.messages import RUN_ID, LogRecords, LogRun, LogText, from_bytes, to_bytes
 from raycurv.tracking.run_page import configuration, flat
 from raycurv.tracking.unsent_files import append_lines
 from raycurv.train import CheckpointStore, Record, UntrustedCodeError, train
@@ -314,6 +315,95 @@ def test_a_trial_starts_when_it_started_and_is_described(tracking: Tracking) -> 
     assert (run.info.start_time, run.info.end_time) == (1_000_000, 1_010_000)
     assert "| 0.75 |" in run.data.tags["mlflow.note.content"]
     assert "--run-name sweep --resume" in run.data.tags["mlflow.note.content"]
+
+
+def test_the_runs_of_a_launch_start_when_their_training_does(tracking: Tracking) -> None:
+    parent = tracking.parent("all", {}, resume=False)
+    configs = [dataclasses.replace(mine(), name=name) for name in ("first", "second", "lost", "never")]
+    first, second, lost, never = (tracking.open_later(config, TAGS, parent.id, resume=False) for config in configs)
+    for run, began in ((first, 1000.0), (second, 1020.0)):
+        run.begin(began)
+        run.running()
+        run.log([Record("step", 1, 0.1, began + 5, {"train/loss": 0.5})])
+        run.text("config.json", "{}")
+        run.describe(f"runs:/{RUN_ID}/first")
+        run.close("FINISHED", began + 10)
+    lost.tags({"reason": "its launch ended"})
+    lost.close("FAILED")
+    assert not never.has_begun
+    tracking.finish()
+
+    assert tracking.find("never") is None
+    closed = tracking.find("lost")
+    assert closed is not None
+    assert closed.info.status == "FAILED"
+    assert closed.data.tags["raycurv.reason"] == "its launch ended"
+    assert closed.info.end_time - closed.info.start_time < 60_000
+    for name, start in (("first", 1_000_000), ("second", 1_020_000)):
+        stored = tracking.find(name)
+        assert stored is not None
+        assert (stored.info.start_time, stored.info.end_time, stored.info.status) == (start, start + 10_000, "FINISHED")
+        assert stored.info.run_name == "points · curveball · seed 0"
+        assert stored.data.tags["mlflow.parentRunId"] == parent.id
+        assert stored.data.tags["mlflow.note.content"] == f"runs:/{stored.info.run_id}/first"
+        assert stored.data.params["optimizer"] == "curveball"
+        assert stored.data.metrics["train/loss"] == 0.5
+        assert mlflow.artifacts.load_text(f"{stored.info.artifact_uri}/config.json") == "{}"
+    assert len(tracking.client.search_runs([tracking.experiment])) == 4
+
+
+def test_a_run_that_starts_while_mlflow_is_away_is_created_once_it_answers(
+    cluster: Cluster, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tracking.open_later(mine(), TAGS, None, resume=False)
+    away = Mock(side_effect=ConnectionError("away"))
+    tracking._settings = dataclasses.replace(cluster, tracking_patience=0.5)
+    with monkeypatch.context() as patched:
+        for call in ("search_runs", "create_run", "log_batch", "get_experiment"):
+            patched.setattr(tracking.client, call, away)
+        run.begin(1000.0)
+        run.log([step(1), step(2)])
+        run.tags({"status": "finished"})
+        run.text("config.json", "{}")
+        run.close("FINISHED", 1010.0)
+        assert tracking.finish() is not None
+
+    # The next driver writes to another experiment.
+    again = Tracking(dataclasses.replace(cluster, experiment="other"), print)
+    assert again.send_unsent() > 0
+    again.finish()
+    stored = again.find("points", tracking.experiment)
+    assert stored is not None
+    assert steps(again, stored.info.run_id) == [1, 2]
+    assert (stored.info.start_time, stored.info.status) == (1_000_000, "FINISHED")
+    assert stored.data.tags["raycurv.status"] == "finished"
+    assert again.find("points") is None
+    assert not [*again._unsent.iterdir()]
+
+
+def test_a_resumed_run_keeps_its_start(cluster: Cluster, tracking: Tracking) -> None:
+    tracking.open_later(mine(), TAGS, None, resume=False).begin(1000.0)
+    tracking.finish()
+    again = Tracking(cluster, print)
+    with pytest.raises(TrackingError, match="--resume to go on with it"):
+        again.open_later(mine(), TAGS, None, resume=False)
+    run = again.open_later(mine(), TAGS, None, resume=True)
+    run.begin(2000.0)
+    run.running()
+    again.finish()
+    stored = again.client.get_run(run.id)
+    assert (stored.info.start_time, stored.info.status) == (1_000_000, "RUNNING")
+
+
+def test_a_trial_of_another_experiment_is_delivered_there(cluster: Cluster, tracking: Tracking) -> None:
+    parent = tracking.parent("sweep", {}, resume=False)
+    tracking.finish()
+    other = Tracking(dataclasses.replace(cluster, experiment="other"), print)
+    config, tags = dataclasses.replace(mine(), name="trial"), {**TAGS, "sweep": "sweep"}
+    other.put(LogRun("trial", config.to_json(), tags, parent.id, (step(1),), "FINISHED", 1010.0, 1000.0))
+    other.finish()
+    assert tracking.find("trial") is not None
+    assert other.find("trial") is None
 
 
 def test_runs_whose_driver_is_gone_are_closed(tracking: Tracking) -> None:

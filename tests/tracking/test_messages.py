@@ -14,6 +14,7 @@ from raycurv.tracking.messages import (
     LogRun,
     LogText,
     Message,
+    OpenRun,
     RegisterModel,
     RunFailed,
     RunFinished,
@@ -45,6 +46,7 @@ EXAMPLES: list[Message] = [
     RegisterModel("id", "best"),
     SetStatus("id", "RUNNING"),
     LogRun("one", "{}", {"seed": "0"}, None, (RECORD,), "FINISHED", 1.5),
+    OpenRun("1/one", "points · sgd", {"raycurv.seed": "0"}, {"epochs": "2"}, 1.5),
 ]
 
 
