@@ -267,10 +267,11 @@ class _Launch:
         self._receive()
         if self.asked is not None and not self._finished():
             raise Stopped(self.plan.name)
+        if self._finished():  # whatever became of the workers afterwards
+            return
         if fit.error is not None:
             raise self._explained(fit.error)
-        if not self._finished():
-            raise LaunchError("the workers ended without finishing every run; look into Ray's logs for the reason")
+        raise LaunchError("the workers ended without finishing every run; look into Ray's logs for the reason")
 
     def _receive(self) -> None:
         from raycurv.service.mailbox import accept, receive
@@ -384,7 +385,9 @@ class _Launch:
                 f"{resume}",
                 str(error),
             )
-        return LaunchError(f"Ray Train failed: {str(error).strip().splitlines()[0]}; then {resume}", str(error))
+        lines = str(error).strip().splitlines()
+        reason = lines[-1 if isinstance(error, ControllerError) else 0]  # behind a line that names the controller
+        return LaunchError(f"Ray Train failed: {reason}; then {resume}", str(error))
 
     def _tasks(self) -> tuple[WorkerTask, ...]:
         return tuple(

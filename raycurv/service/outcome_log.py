@@ -55,8 +55,8 @@ class OutcomeLog:
                 os.fsync(file.fileno())
         except OSError as error:
             raise LaunchError(
-                f"cannot write down how {outcome.name} ended: {error}. What ended before is in {self.path}: make room "
-                "there and go on with --resume"
+                f"cannot write down how {outcome.name} ended: {error}. What ended before is in {self.path}: free "
+                "disk space or correct the permissions, and go on with --resume"
             ) from error
         self._incomplete = False
         self.done[outcome.name] = outcome

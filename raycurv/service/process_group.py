@@ -14,10 +14,17 @@ from datetime import timedelta
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
 LEAVE_SECONDS = 2.0
+ATTEMPTS = 3  # groups in a row that cannot connect, until the launch ends
 _store: Any = None  # kept alive by the worker that serves it
+
+
+class WorkersNotConnected(RuntimeError):
+    """The workers cannot connect to each other; the message says what to do."""
 
 
 @dataclass
@@ -45,11 +52,32 @@ class NodeTorchBackend(Backend):
 
     share_cuda_visible_devices = True
 
+    def __init__(self) -> None:
+        self._unconnected = 0  # groups in a row
+
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        """Serve the store in the first worker, then connect all workers."""
-        size = len(worker_group)
-        if size == 1:
+        """Serve the store in the first worker, then connect all workers.
+
+        Raises:
+            WorkerGroupStartupFailedError: a connection was lost; Ray Train starts the workers again.
+            WorkersNotConnected: several groups in a row could not connect.
+        """
+        if len(worker_group) == 1:
             return
+        try:
+            self._connect(worker_group, backend_config)
+        except Exception as error:
+            worker_group.shutdown()  # Ray leaves a group whose start fails this late in its places
+            if not isinstance(error, RayTaskError) or not _lost_connection(error):
+                raise
+            self._unconnected += 1
+            if self._unconnected >= ATTEMPTS:
+                raise WorkersNotConnected(_explain(error)) from error
+            raise WorkerGroupStartupFailedError("the workers lost a connection while they were connected") from error
+        self._unconnected = 0
+
+    def _connect(self, worker_group: Any, backend_config: Any) -> None:
+        size = len(worker_group)
         worker_group.execute_async(_import_torch)  # in all workers at once; what follows waits for it in each
         address, port = worker_group.execute_single(0, _serve)
         how = backend_config.backend, address, port
@@ -65,6 +93,19 @@ class NodeTorchBackend(Backend):
         """Leave the group, without waiting for workers that died."""
         leaving = worker_group.execute_async(_leave)
         ray.wait(leaving, num_returns=len(leaving), timeout=LEAVE_SECONDS)  # the workers are ended next in any case
+
+
+def _lost_connection(error: Exception) -> bool:
+    """Whether a worker lost a connection or made none, by chance or since another one died: Ray notices that later."""
+    return any(sign in str(error) for sign in ("connectFullMesh failed", "torch.distributed.Dist"))
+
+
+def _explain(error: Exception) -> str:
+    reason = str(error).strip().splitlines()[-1]
+    return (
+        f"the workers cannot connect to each other, after {ATTEMPTS} attempts ({reason}): let every node reach the "
+        "others on all ports, or set GLOO_SOCKET_IFNAME on every node to the network between them"
+    )
 
 
 def _import_torch() -> None:

@@ -56,6 +56,7 @@ def tracking_session(
     """
     from raycurv.tracking.client import Tracking, open_command
 
+    terminal.take_library_logs()  # MLflow's, which has just been imported
     tracking = Tracking(cluster, terminal.notify_always, trust)
     if count := tracking.send_unsent():
         terminal.notify(f"delivered {count} messages to MLflow that an earlier driver could not deliver")

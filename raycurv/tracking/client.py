@@ -59,6 +59,8 @@ from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
+from raycurv.tracking.data_base import make_data_base  # noqa: E402
+
 LARGEST_BATCH = 100  # parameters or tags in one call
 LONGEST_PARAMETER = 6000  # characters
 MAJOR_VERSION = "3"
@@ -112,6 +114,7 @@ class Tracking:
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.ERROR)
         with explained(self.uri), self._migration_lock():
+            make_data_base(self.uri)
             mlflow.set_tracking_uri(self.uri)
             self.client = MlflowClient(self.uri)
             self.experiment = self._experiment()
@@ -343,8 +346,8 @@ class Tracking:
             lock = (path / ".lock").open("w")
         except OSError as error:
             raise TrackingError(
-                f"the folder of all runs cannot be written ({error}): correct its permissions or choose another one "
-                "(--runs, RAYCURV_RUNS)"
+                f"the folder of all runs cannot be written ({error}): free disk space, correct its permissions or "
+                "choose another one (--runs, RAYCURV_RUNS)"
             ) from error
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -547,7 +550,11 @@ def explained(uri: str) -> Iterator[None]:
     """
     try:
         yield
-    except MlflowException as error:
+    except Exception as error:
+        # Errors of a data base in which there are no tables yet; a server needs no SQLAlchemy here.
+        data_base = isinstance(error, OSError) or type(error).__module__.startswith("sqlalchemy.")
+        if not isinstance(error, MlflowException) and not data_base:
+            raise
         raise TrackingError(_unusable(uri, first_line(error, 300))) from error
 
 

@@ -123,8 +123,8 @@ class Outbox:
         if not saved:
             self.say_once(
                 "disk",
-                f"what waits for MLflow cannot be written to {self.spool.path.parent} ({self.spool.error}): it stays "
-                "in memory. Make room there, or it is lost if this process dies",
+                f"what waits for MLflow cannot be written to {self.spool.path} ({self.spool.error}): it stays in "
+                "memory, and is lost if this process dies. Free disk space or correct the permissions",
             )
         return saved
 
@@ -207,8 +207,11 @@ class Outbox:
             line.join(max(0.0, deadline - time.monotonic()))
         left = len(self.spool) - sum(len(line.held) for line in self._lines)
         if lost := self.spool.close():
-            self.notify(f"{lost} messages for MLflow are lost: they cannot be written to {self.spool.path}")
-        return self.spool.path if left else None
+            self.notify(
+                f"{lost} messages for MLflow are lost with this process: they cannot be written to {self.spool.path}. "
+                "Free disk space or correct the permissions; a start with --resume logs what MLflow lacks"
+            )
+        return self.spool.path if left > lost else None
 
     def say_once(self, about: str, text: str) -> None:
         """Show a line to the user, unless one about the same was shown before."""
@@ -374,6 +377,8 @@ class _Line(threading.Thread):
                 f"MLflow does not answer ({self.error}); training goes on, and what it measures waits in "
                 f"{self.outbox.spool.path.parent}"
             )
+        if self.line == TAGS:
+            return f"MLflow does not take tags ({self.error}); they are sent again, at the latest by the next start"
         return (
             f"MLflow does not take {self.line} ({self.error}); records are logged all the same. Check that the "
             "place of its artifacts can be written from here; they arrive then, or with the next start"

@@ -46,19 +46,36 @@ class Kind:
 
 def kinds() -> dict[str, Kind]:
     """All kinds by name; those that need no Ray come first."""
-    from tests.reliability import launches, on_machines, on_ray, optimizers, security, worker_counts, writer_kills
+    from tests.reliability import (
+        disks,
+        launches,
+        on_machines,
+        on_ray,
+        optimizers,
+        security,
+        worker_counts,
+        writer_kills,
+    )
 
+    below = "below the queue for MLflow, MLflow's file, or both"
     found = (
         Kind("writer", "SIGKILL in each phase of the writing of checkpoints", 200, writer_kills.run),
         Kind("writer_disk", "disk full in each phase of the writing of checkpoints", 60, writer_kills.run_full_disk),
         Kind("writer_read_only", "disk read-only from a moment on", 60, writer_kills.run_read_only),
         Kind("writer_slow", "disk whose operations take up to 50 ms", 20, writer_kills.run_slow_disk),
+        Kind("tracking_full", f"disk full {below}", 20, disks.run_full),
+        Kind("tracking_read_only", f"disk read-only {below}, from a moment on", 20, disks.run_read_only),
+        Kind("tracking_slow", f"disk of {disks.WRITES} writes a second {below}", 20, disks.run_slow),
         Kind("numbers", "NaN, infinity or overflow in the share of one of two workers", 0, optimizers.run_numbers),
         Kind("leaks", "2,000 steps of an optimizer: memory and descriptors", 0, optimizers.run_leaks),
         Kind("worker_counts", "number of workers changed in mid-epoch, several times", 40, worker_counts.run),
         Kind("launches", f"{launches.COUNT} launches in one process: descriptors, threads, memory", 1, launches.run),
         Kind("driver_without_ray", "a run in its driver, killed five times", 10, on_ray.run_driver_without_ray),
+        Kind(
+            "launches_on_ray", f"{launches.COUNT} launches on a Ray in one process: also actors", 1, launches.run_on_ray
+        ),
         Kind("worker", "SIGKILL of a worker", 40, on_ray.run_worker),
+        Kind("worker_start", "SIGKILL of a worker that starts", 10, on_ray.run_worker_start),
         Kind("driver", "a run whose driver is killed five times", 20, on_ray.run_driver),
         Kind("mlflow", "MLflow server killed or stopped for seconds", 20, on_ray.run_mlflow),
         Kind("s3", "S3 server that resets all connections for seconds", 10, on_ray.run_s3),

@@ -19,6 +19,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,8 @@ import psutil
 
 COUNT = 50
 WARM = 10  # launches until every cache is filled
+KEPT = ("IDLE", "AutoscalingCoordinator")  # processes of Ray that stay
+SECONDS = 10.0  # for the actors of a launch to end
 MORE_DESCRIPTORS, MORE_THREADS, MORE_MEMORY = 2, 1, 32 * 2**20  # after them
 
 
@@ -37,19 +40,22 @@ class Use:
         descriptors: open files and sockets.
         threads: threads.
         memory: resident bytes.
+        processes: processes of the Ray, without those that wait for work; 0 without one.
     """
 
     descriptors: int
     threads: int
     memory: int
+    processes: int = 0
 
 
-def uses(folder: Path, count: int) -> list[Use]:
+def uses(folder: Path, count: int, head: Callable[[], int] = lambda: 0) -> list[Use]:
     """Launch a small run again and again.
 
     Args:
         folder: folder of all runs.
         count: number of launches.
+        head: number of processes of the Ray.
 
     Returns:
         What this process holds after each.
@@ -63,7 +69,7 @@ def uses(folder: Path, count: int) -> list[Use]:
         with contextlib.redirect_stdout(io.StringIO()):
             launch([dataclasses.replace(mine(epochs=1), name=f"launch-{number}")], cluster)
         gc.collect()
-        found.append(Use(process.num_fds(), process.num_threads(), process.memory_info().rss))
+        found.append(Use(process.num_fds(), process.num_threads(), process.memory_info().rss, head()))
         sys.stdout.write(json.dumps(dataclasses.asdict(found[-1])) + "\n")
         sys.stdout.flush()
     return found
@@ -73,9 +79,11 @@ def growth(found: Sequence[Use]) -> str:
     """What grew after the first launches; empty if nothing did."""
     first, last = found[min(WARM, len(found) - 1)], found[-1]
     more = (last.descriptors - first.descriptors, last.threads - first.threads, last.memory - first.memory)
-    if more[0] <= MORE_DESCRIPTORS and more[1] <= MORE_THREADS and more[2] <= MORE_MEMORY:
+    started = last.processes - first.processes
+    if more[0] <= MORE_DESCRIPTORS and more[1] <= MORE_THREADS and more[2] <= MORE_MEMORY and started <= 0:
         return ""
-    return f"{len(found) - WARM} launches took {more[0]} descriptors, {more[1]} threads, {more[2] >> 20} MB"
+    own = f"{more[0]} descriptors, {more[1]} threads, {more[2] >> 20} MB"
+    return f"{len(found) - WARM} launches took {own}, {started} processes"
 
 
 def in_a_process(folder: Path, count: int, *options: str) -> list[Use]:
@@ -94,17 +102,53 @@ def run(first: int, stop: int, folder: Path, note: Callable[[int, str], None]) -
         note(number, growth(in_a_process(folder / "launches", COUNT, "--without-ray")))
 
 
+def run_on_ray(first: int, stop: int, folder: Path, note: Callable[[int, str], None]) -> None:
+    """As :func:`run`, with a Ray that stays up: each launch connects, starts a worker and leaves."""
+    from raycurv.service import local_ray
+    from tests.service.driving import ROOT
+
+    for number in range(first, stop):
+        with local_ray.local_ray(2, environment={"PYTHONPATH": str(ROOT), "RAYCURV_TRUST": "tests"}) as head:
+            os.environ |= head.environment
+            found = in_a_process(folder / "launches_on_ray", COUNT, "--session", str(head.pid))
+        note(number, growth(found))
+
+
+def busy(session: int) -> int:
+    """Processes of a Ray, without workers that wait for work, once those of a launch have ended."""
+    deadline = time.monotonic() + SECONDS
+    while (working := _working(session)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return len(working)
+
+
+def _working(session: int) -> list[str]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            name = " ".join(process.cmdline())
+            if (
+                os.getsid(process.pid) == session
+                and name.startswith("ray::")
+                and not any(kept in name for kept in KEPT)
+            ):
+                found.append(name)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--without-ray", action="store_true")
+    parser.add_argument("--session", type=int, help="session of the processes of the Ray that is up")
     given = parser.parse_args()
     if given.without_ray:
         from tests.reliability import one_process
 
         one_process.without_ray()
-    uses(given.folder, given.count)
+    session = given.session
+    uses(given.folder, given.count, (lambda: busy(session)) if session else (lambda: 0))
 
 
 if __name__ == "__main__":

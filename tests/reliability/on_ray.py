@@ -30,7 +30,7 @@ from raycurv.train import CheckpointStore
 from tests.data.faulty_proxy import RESET, FaultyProxy
 from tests.reliability import driver_kills
 from tests.reliability.equality import difference
-from tests.service.driving import ROOT, SECONDS, Driver, Finished, Job
+from tests.service.driving import ROOT, SECONDS, Driver, Finished, Job, wait_until
 from tests.service.serving import Server
 
 Note = Callable[[int, str], None]
@@ -184,6 +184,28 @@ def run_worker(first: int, stop: int, folder: Path, note: Note) -> None:
                 return "" if job.finish().code == 0 else "no worker to kill"
             draw.choice(workers).kill()
             return _completed(found, name, job.finish())
+
+        _each(first, stop, note, one)
+
+
+def run_worker_start(first: int, stop: int, folder: Path, note: Note) -> None:
+    """One of two workers is killed before it trains: while it imports, connects to the other, or waits for its run."""
+    with bench(folder / "worker") as found:
+        found.whole()
+
+        def one(number: int, draw: random.Random) -> str:
+            name = f"worker-start-{number}"
+            found.forget(name)
+            job = found.start(name)
+            with contextlib.suppress(AssertionError):
+                wait_until(lambda: found.driver.workers() or job.process.poll() is not None)
+            time.sleep(draw.uniform(0.0, 8.0))
+            workers = found.driver.workers()
+            if not workers:
+                return "" if job.finish().code == 0 else "no worker to kill"
+            draw.choice(workers).kill()
+            finished = job.finish()
+            return f"exit {finished.code}: {finished.output[-300:]}" if finished.code else found.lost(name)
 
         _each(first, stop, note, one)
 

@@ -52,7 +52,7 @@ def test_a_ledger_without_room_says_what_to_do_and_keeps_what_it_has(small_disk:
     ledger = OutcomeLog(small_disk / "outcomes.jsonl")
     ledger.add(Outcome("one", "r", "sgd"))
     fill(small_disk)
-    with pytest.raises(LaunchError, match=r"cannot write down how two ended: .*No space left.*make room"):
+    with pytest.raises(LaunchError, match=r"cannot write down how two ended: .*No space left.*free disk space"):
         ledger.add(Outcome("two", "r", "sgd", reason="x" * 9000))
     (small_disk / "filler").unlink()
     again = OutcomeLog(ledger.path)

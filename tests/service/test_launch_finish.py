@@ -13,6 +13,7 @@ import pytest
 
 from raycurv.objective.collectives import Local
 from raycurv.service import Cluster, launch
+from raycurv.service.errors import LaunchError
 from raycurv.service.journal import JournaledCheckpoints
 from raycurv.service.launch import _Launch, checkpoint_patience, how_to_go_on
 from raycurv.service.plan import plan
@@ -74,6 +75,20 @@ def test_a_launch_of_finished_runs_delivers_what_mlflow_lacks_without_ray(
             assert found[name].info.status == "FINISHED"
             steps = [metric.step for metric in client.get_metric_history(found[name].info.run_id, "train/loss")]
             assert steps == list(range(1, 17))
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_worker_that_dies_after_its_runs_have_finished_is_no_failure(finished: bool) -> None:
+    fit = Mock(error=RuntimeError("terminate called without an active exception"))
+    fit.is_alive.return_value = False
+    driver = SimpleNamespace(asked=None, stopped=False, _tasks=lambda: (), _receive=Mock(), _finished=lambda: finished)
+    driver._explained = lambda error: LaunchError(str(error))
+    workers = SimpleNamespace(mailbox=Mock(), fit=fit, give=Mock())
+    if finished:
+        _Launch._follow(driver, workers, "")  # type: ignore[arg-type]
+        return
+    with pytest.raises(LaunchError, match="terminate called"):
+        _Launch._follow(driver, workers, "")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

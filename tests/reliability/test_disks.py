@@ -1,0 +1,107 @@
+"""Full, read-only and slow disks below what a driver writes: nothing is lost, and the user learns what to do."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raycurv.results.outcomes import Outcome
+from raycurv.service.errors import LaunchError
+from raycurv.service.outcome_log import OutcomeLog
+from tests.reliability import disks, small_disk
+from tests.reliability.disks import DiskFault, hurt
+from tests.reliability.small_disk import SmallDisk
+
+needs_disks = pytest.mark.skipif(bool(small_disk.why_not()), reason=small_disk.why_not() or "there are disks")
+needs_slow = pytest.mark.skipif(bool(small_disk.why_not_slow()), reason=small_disk.why_not_slow() or "there are disks")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    disk = SmallDisk(tmp_path / "disk", tmp_path / "disk.img")
+    yield disk
+    disk.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of all runs, so that the one that nothing happens to is trained once."""
+    return Path(tmp_path_factory.mktemp("disks"))
+
+
+@needs_disks
+@pytest.mark.parametrize(("fault", "reason"), [("full", "No space left"), ("read-only", "Read-only file system")])
+def test_a_log_of_outcomes_that_cannot_be_written_names_the_file_and_what_to_do(
+    disk: SmallDisk, fault: str, reason: str
+) -> None:
+    log = OutcomeLog(disk.folder / "outcomes.jsonl")
+    log.add(Outcome("one", "r", "sgd"))
+    disk.fill() if fault == "full" else disk.read_only()
+    with pytest.raises(LaunchError, match=rf"{reason}.*in {re.escape(str(log.path))}: free disk space.*--resume"):
+        log.add(Outcome("two", "r", "sgd", reason="x" * 9000))
+    if fault == "full":
+        disk.make_room()
+    else:
+        disk.unmount()
+        disk.mount()
+    again = OutcomeLog(log.path)
+    assert set(again.done) == {"one"}
+    again.add(Outcome("two", "r", "sgd"))
+    assert set(OutcomeLog(log.path).done) == {"one", "two"}
+
+
+@needs_slow
+def test_a_log_of_outcomes_on_a_slow_disk_has_every_outcome_before_it_counts(disk: SmallDisk) -> None:
+    log = OutcomeLog(disk.folder / "outcomes.jsonl")
+    disk.slow(disks.WRITES)
+    began = time.monotonic()
+    for name in ("one", "two", "three"):
+        log.add(Outcome(name, "r", "sgd"))
+        assert name in OutcomeLog(log.path).done
+    assert time.monotonic() - began > 0.2
+
+
+@needs_slow
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "place", "seconds", "said"),
+    [
+        ("full", "both", 0.0, "cannot be written to"),
+        ("full", "mlflow", 3.0, "MLflow does not answer"),
+        ("read-only", "queue", 0.0, "cannot be written to"),
+        ("read-only", "mlflow", 0.0, "MLflow does not answer"),
+        ("slow", "both", 4.0, "finished after"),
+    ],
+)
+def test_a_disk_that_fails_below_the_queue_or_mlflow_loses_nothing_and_stops_no_step(
+    folder: Path, fault: str, place: str, seconds: float, said: str
+) -> None:
+    found = DiskFault(folder, place)
+    try:
+        lost, finished = hurt(found, fault, seconds, 10)
+    finally:
+        found.close()
+    assert not lost, finished.output
+    assert said in finished.output
+
+
+@needs_disks
+@pytest.mark.slow
+@pytest.mark.parametrize("left", [0, 20_000, 200_000, 800_000])
+def test_a_disk_that_is_full_before_the_first_step_is_an_error_that_names_it(folder: Path, left: int) -> None:
+    found = DiskFault(folder, "both")
+    try:
+        found.disk.fill(left)
+        finished = found.start().finish()
+        assert finished.code == 1, finished.output
+        assert "Traceback" not in finished.output
+        assert str(found.runs) in finished.output.split("error: ")[1]
+        assert re.search("disk space|disk has room", finished.output)
+        found.disk.make_room()
+        assert not found.completed(finished)
+    finally:
+        found.close()
