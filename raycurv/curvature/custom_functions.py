@@ -94,6 +94,7 @@ def _given(
         return Derivative(
             lambda *d: first(*args, *d, **kwargs),
             None if second is None else lambda *d: second(*args, *d, **kwargs),
+            differentiates=True,  # perhaps
         )
 
     return rule

@@ -264,14 +264,20 @@ def _pow(call: Call) -> Derivative:
 def _softmax(call: Call) -> Derivative:
     y, dim = call.out, call.args[1]
 
-    def centred(d: Tensor) -> Tensor:
-        return d - (y * d).sum(dim, keepdim=True)
+    def first(d: Tensor) -> Tensor:
+        # The Jacobian diag(y) − yyᵀ is symmetric: the kernel of the backward pass computes J·d.
+        return aten._softmax_backward_data.default(d.to(y.dtype), y, dim, y.dtype)
 
-    def quadratic(d: Tensor) -> Tensor:
-        square = centred(d).square()
-        return y * (square - (y * square).sum(dim, keepdim=True))
+    def squared(d: Tensor) -> Tensor:
+        return (d - (y * d).sum(dim, keepdim=True)).square_()
 
-    return Derivative(lambda d: y * centred(d), quadratic)
+    def both(d: Sequence[Tangent], dd: Sequence[Tangent], reusable: Sequence[Tangent]) -> tuple[Tensor, Tensor]:
+        (u,), (uu,) = d, dd
+        u = required(u)
+        square = squared(u)
+        return first(u), first(square if uu is None else square.add_(uu))
+
+    return Derivative(first, lambda d: first(squared(d)), both)
 
 
 @rule("_log_softmax")

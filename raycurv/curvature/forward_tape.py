@@ -15,6 +15,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -43,9 +44,14 @@ class ForwardTape(Tape):
     """
 
     def __init__(self, parameters: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> None:
+        self._keys: dict[int, Geometry] = {}  # of each slot
+        self._gone: set[int] = set()  # slots of which another one has taken the place
+        self._plain = True  # whether all derivatives so far are computed by operators on ordinary tensors
+        self._written = False  # whether an operator has overwritten its argument
         super().__init__(parameters)
         self.first: Tensor | None = None
         self.second: Tensor | None = None
+        self._leaf_slots = frozenset(self._leaves.values())
         self._d = propagation.start(self.parameter_slots, tangents)
         self._dd: propagation.Tangents = {}
         self._pending: Step | None = None
@@ -70,8 +76,8 @@ class ForwardTape(Tape):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Push through the pending operator, then execute this one."""
-        if not self._paused:
-            self._advance()
+        if not self._paused and self._pending is not None:
+            self._advance(dispatched=True)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     def _saved_arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -102,6 +108,16 @@ class ForwardTape(Tape):
     def _append(self, step: Step) -> None:
         self._advance()
         self._pending = step
+        # While an operator is dispatched, torch neither differentiates nor resolves conjugates, signs and zero tensors.
+        if step.derivative.differentiates or any(dtype is not None and dtype.is_complex for dtype in step.dtypes):
+            self._plain = False
+
+    def _new_slot(self, key: Geometry, storage: Storage) -> int:
+        if key in self._slots:
+            self._gone.add(self._slots[key])
+        slot = super()._new_slot(key, storage)
+        self._keys[slot] = key
+        return slot
 
     def _put_together(self, key: Geometry, storage: Storage) -> int:
         slot = super()._put_together(key, storage)
@@ -120,34 +136,63 @@ class ForwardTape(Tape):
         for table in (self._d, self._dd, self._slots, self._storages):
             table.clear()
 
-    def _advance(self) -> None:
+    def _prepare_write(self, tensor: Tensor) -> None:
+        self._written = True
+        super()._prepare_write(tensor)
+
+    def _advance(self, *, dispatched: bool = False) -> None:
+        """Push through the pending operator.
+
+        Args:
+            dispatched: whether torch is dispatching an operator to this mode, so that operators executed here are not
+                dispatched to it.
+        """
         step, self._pending = self._pending, None
         if step is None:
             return
         alias, self._alias = self._alias, None
-        alive = self._alive()
-        if alias is not None and propagation.owns_memory(alias):
-            alive.discard(step.inputs[0])  # the derivative holds the only reference
+        freed = self._freed()
+        if alias is not None and step.inputs[0] is not None and propagation.owns_memory(alias):
+            freed.add(step.inputs[0])  # the derivative holds the only reference
         del alias
-        last_reads = [slot for slot in step.inputs if slot is not None and slot not in alive]
-        for table in (self._d, self._dd):
-            for slot in [slot for slot in table if slot not in alive and slot not in last_reads]:
-                del table[slot]
-        with self._outside_dispatch():
+        last_reads = [slot for slot in step.inputs if slot in freed]
+        for slot in freed.difference(last_reads):
+            self._d.pop(slot, None)
+            self._dd.pop(slot, None)
+        # What the model has already freed: its tangents are removed after they have been computed.
+        self._gone = freed.intersection(step.outputs)
+        plain = dispatched and self._plain and not torch.is_autocast_enabled(self._device)
+        with _WithoutGradients() if plain else self._outside_dispatch():
             d = propagation.incoming(step, self._d, last_reads)
             dd = propagation.incoming(step, self._dd, last_reads)
             propagation.push_both(step, d, dd, self._d, self._dd, last_reads)
 
-    def _alive(self) -> set[int]:
-        """Slots of tensors that are neither freed nor overwritten."""
-        others = itertools.islice(self._storages.items(), self._parameter_storages, None)
-        freed = [cdata for cdata, storage in others if storage.reference.expired()]
-        for cdata in freed:
-            for key in self._storages.pop(cdata).keys:
-                self._slots.pop(key, None)
-        # A parameter is read again by its slot, also where a view of the same geometry has taken its key.
-        written = (write.slot for storage in self._storages.values() for write in storage.writes)
-        return {*self._slots.values(), *self._leaves.values(), *written}
+    def _freed(self) -> set[int]:
+        """Slots of outputs of operators that have been freed or overwritten since the last call."""
+        gone, self._gone = self._gone, set()
+        expired, written = [], set[int]()
+        for cdata, storage in itertools.islice(self._storages.items(), self._parameter_storages, None):
+            if storage.reference.expired():
+                expired.append(cdata)
+            elif storage.writes:
+                written.update([write.slot for write in storage.writes])
+        for cdata in expired:
+            gone.update([self._slots.pop(key, -1) for key in self._storages.pop(cdata).keys])
+        if self._written:
+            slots = (self._d.keys() | self._dd.keys()) - self._leaf_slots
+            gone.update([slot for slot in slots if self._slots.get(self._keys.get(slot, ())) != slot])
+        return gone.difference(written, self._leaf_slots)
+
+
+class _WithoutGradients:
+    """Context without gradients, which takes a tenth of the time that entering ``torch.no_grad`` does."""
+
+    def __enter__(self) -> None:
+        self._enabled = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+
+    def __exit__(self, *_: object) -> None:
+        torch._C._set_grad_enabled(self._enabled)
 
 
 def _refuse(_: Any) -> Tensor:

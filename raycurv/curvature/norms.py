@@ -35,6 +35,7 @@ class Normalised:
         mean: function of tensors in the shape of x; returns their means over the elements that are normalised
             together, to broadcast against x.
         chunk_dim: dimension whose slices are normalised independently, or None.
+        fused: ``fused(d, x, centre, r)`` computes x̂' along d in one kernel; None if there is none.
     """
 
     x: Tensor
@@ -42,6 +43,7 @@ class Normalised:
     r: Tensor
     mean: Mean
     chunk_dim: int | None = None
+    fused: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
 
     def value(self) -> Tensor:
         """x̂."""
@@ -49,6 +51,8 @@ class Normalised:
 
     def first(self, d: Tensor) -> Tensor:
         """x̂' along d, in few temporaries: r (d − mean d − (x − μ) r² mean((x − μ) d))."""
+        if self.fused is not None:
+            return self.fused(d, self.x, self.centre, self.r)
         offset = self.x - self.centre
         d = d.to(offset.dtype)  # the statistics of half-precision tensors are float32
         mean_d, c = self.first_moments(offset, d)
@@ -62,6 +66,11 @@ class Normalised:
     def both(self, d: Tensor, dd: Tangent) -> tuple[Tensor, Tensor, Tensor]:
         """x̂, x̂' and x̂'' along a path with x' = d and x'' = dd."""
         x_hat = self.value()
+        if self.fused is not None:
+            first = self.first(d)
+            c, c_first = self.mean(x_hat * d, first * d)  # the mean of x̂' is 0
+            along_dd = torch.zeros_like(x_hat) if dd is None else self.first(dd)
+            return x_hat, first, along_dd.addcmul_(x_hat, -self.r * c_first).addcmul_(first, -2 * self.r * c)
         d = d.to(x_hat.dtype)
         if dd is None:
             mean_d, c = self.mean(d, x_hat * d)
@@ -253,7 +262,15 @@ def _layer_norm(call: Call) -> Derivative:
     weights = (*(1,) * dims[0], *shape)
     scale = None if weight is None else weight.view(weights)
     chunk_dim = 0 if dims[0] > 0 else None
-    return in_operator_shapes(affine(Normalised(x, mean, r, _mean_over(dims), chunk_dim), scale), call, weights)
+
+    def fused(d: Tensor, x: Tensor, centre: Tensor, r: Tensor) -> Tensor:
+        # The Jacobian of x̂ is symmetric: the kernel of the backward pass computes J·d.
+        d = d.to(x.dtype)
+        return aten.native_layer_norm_backward.default(d, x, shape, centre, r, None, None, [True, False, False])[0]
+
+    plain = x.dtype == mean.dtype and x.dtype == r.dtype  # statistics of half-precision tensors are float32
+    normalised = Normalised(x, mean, r, _mean_over(dims), chunk_dim, fused if plain else None)
+    return in_operator_shapes(affine(normalised, scale), call, weights)
 
 
 @rule("native_group_norm", outputs=1)

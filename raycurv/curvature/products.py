@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from raycurv.curvature.rules import (
     Tangent,
     aten,
     generic,
+    moves,
     required,
     rule,
     total,
@@ -21,38 +22,51 @@ from raycurv.curvature.rules import (
 
 
 def _product(
-    call: Call,
-    multiply: Callable[[Tensor, Tensor], Tensor],
-    x: Tensor,
-    y: Tensor,
-    dx: Callable[..., Tangent],
-    dy: Callable[..., Tangent],
-    additive: Callable[..., Tangent] = lambda *_: None,
+    call: Call, multiply: Callable[[Tensor, Tensor], Tensor], add_product: Callable[..., Tensor] | None = None
 ) -> Derivative:
-    """x·y (+ a linear term): first = ẋ·y + x·ẏ, quadratic = 2 ẋ·ẏ.
+    """x·y: first = ẋ·y + x·ẏ, quadratic = 2 ẋ·ẏ.
 
     Args:
         call: execution of the operator.
         multiply: the product, linear in both arguments.
-        x: left factor.
-        y: right factor.
-        dx: function that selects ẋ from all tangents.
-        dy: function that selects ẏ from all tangents.
-        additive: function that returns the tangent of the linear term from all tangents.
+        add_product: ``add_product(sum, x, y, beta=β)`` returns β·sum + x·y in one kernel, in the memory of `sum`.
     """
-    left = x if call.active[-1] else None  # without ẏ, x is not needed and can be freed
+    x, y = call.args[:2]
+    if not call.active[1]:
+        return Derivative(lambda u, _: multiply(u, y))
+    if not call.active[0]:
+        return Derivative(lambda _, v: multiply(x, v))
 
-    def first(*d: Tangent) -> Tangent:
-        u, v = dx(*d), dy(*d)
-        return total(
-            None if u is None else multiply(u, y), None if v is None else multiply(required(left), v), additive(*d)
-        )
+    def first(u: Tangent, v: Tangent) -> Tangent:
+        if u is None or v is None:
+            return multiply(u, y) if u is not None else multiply(x, required(v))
+        if add_product is None:
+            return multiply(u, y) + multiply(x, v)
+        return add_product(multiply(u, y), x, v)
 
-    def quadratic(*d: Tangent) -> Tangent:
-        u, v = dx(*d), dy(*d)
+    def quadratic(u: Tangent, v: Tangent) -> Tangent:
         return None if u is None or v is None else multiply(u, v).mul_(2)
 
-    return Derivative(first, quadratic)
+    def both(d: Sequence[Tangent], dd: Sequence[Tangent], reusable: Sequence[Tangent]) -> tuple[Tangent, Tangent]:
+        assert add_product is not None
+        (u, v), factor = d, 2
+        second = None if u is None or v is None else multiply(u, v)
+        for left, right in ((dd[0], y), (x, dd[1])):
+            if left is None or right is None:
+                continue
+            second = multiply(left, right) if second is None else add_product(second, left, right, beta=factor)
+            factor = 1
+        return first(u, v), second if second is None or factor == 1 else second.mul_(2)
+
+    return Derivative(first, quadratic, None if add_product is None else both)
+
+
+def _in_place(add: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``add_(sum, x, y, …)`` in the memory of `sum`, in the form that counters of operations know."""
+    return lambda total, x, y, **factors: add(total, x, y, **factors, out=total)
+
+
+_SUMS: dict[str, Callable[..., Tensor]] = {"mm": torch.addmm, "bmm": torch.baddbmm, "mv": torch.addmv}
 
 
 @rule("mul", "mm", "bmm", "mv", "dot")
@@ -63,21 +77,45 @@ def _mul(call: Call) -> Derivative:
     if not isinstance(x, Tensor):
         return Derivative(lambda d: x * d)
     multiply: Callable[[Tensor, Tensor], Tensor] = torch.mul if call.func._schema.is_mutable else call.func
-    return _product(call, multiply, x, y, lambda u, v: u, lambda u, v: v)
+    add = _SUMS.get(call.name)
+    return _product(call, multiply, None if add is None else _in_place(add))
 
 
 @rule("addmm", "baddbmm", "addmv")
 def _addmm(call: Call) -> Derivative:
     beta, alpha, shape = call.kwargs.get("beta", 1), call.kwargs.get("alpha", 1), call.out.shape
     multiply: Any = {"addmm": torch.mm, "baddbmm": torch.bmm, "addmv": torch.mv}[call.name]
+    add: Any = {"addmm": torch.addmm, "baddbmm": torch.baddbmm, "addmv": torch.addmv}[call.name]
+    add_ = _in_place(add)
+    x = call.args[1] if call.active[2] else None  # without ẏ, x is not needed and can be freed
+    y = call.args[2] if call.active[1] else None
 
-    def scaled(x: Tensor, y: Tensor) -> Tensor:
-        return multiply(x, y) if alpha == 1 else multiply(x, y) * alpha
+    def first(b: Tangent, u: Tangent, v: Tangent) -> Tangent:
+        result = None
+        for left, right in ((x, v), (u, y)):
+            if left is None or right is None:
+                continue
+            if result is not None:
+                result = add_(result, left, right, alpha=alpha)
+            elif b is not None:
+                result = add(b, left, right, beta=beta, alpha=alpha)
+            else:
+                result = multiply(left, right) if alpha == 1 else multiply(left, right).mul_(alpha)
+        if result is None and b is not None:
+            return (b if beta == 1 else b * beta).expand(shape)
+        return result
 
-    def bias(b: Tangent, *_: Tangent) -> Tangent:
-        return None if b is None else (b if beta == 1 else b * beta).expand(shape)
+    def quadratic(b: Tangent, u: Tangent, v: Tangent) -> Tangent:
+        return None if u is None or v is None else multiply(u, v).mul_(2 * alpha)
 
-    return _product(call, scaled, call.args[1], call.args[2], lambda b, u, v: u, lambda b, u, v: v, bias)
+    def both(d: Sequence[Tangent], dd: Sequence[Tangent], reusable: Sequence[Tangent]) -> tuple[Tangent, Tangent]:
+        (b, u, v), (bb, uu, vv) = d, dd
+        if u is None or v is None or uu is None or y is None or bb is not None or vv is not None:
+            return first(b, u, v), total(first(bb, uu, vv) if moves(dd) else None, quadratic(b, u, v))
+        # The usual case: the second derivative of the parameters is 0.
+        return first(b, u, v), add_(multiply(u, v), uu, y, beta=2 * alpha, alpha=alpha)
+
+    return Derivative(first, quadratic, both)
 
 
 @rule("convolution")

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raycurv.curvature.rules import Derivative, Tangent
+from raycurv.curvature.rules import Derivative, Tangent, moves
 
 Tangents = dict[int, Tensor]  # by slot
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: that takes three times as long to make
 class Step:
     """One recorded operator.
 
@@ -60,7 +60,7 @@ def incoming(step: Step, table: Tangents, last_reads: Sequence[int]) -> list[Tan
 
 def push(step: Step, d: list[Tangent], first: Tangents) -> None:
     """Compute f' and store it in the table."""
-    if any(tangent is not None for tangent in d):
+    if moves(d):
         _store(step, step.derivative.first(*d), first, d)
 
 
@@ -69,7 +69,7 @@ def push_both(
 ) -> None:
     """Compute f' and f'' and store them in their tables; the list `d` is emptied early, to free its tensors."""
     derivative = step.derivative
-    if all(tangent is None for tangent in d):
+    if not moves(d):
         return
     if derivative.both is not None:
         last_read = bool(step.inputs) and step.inputs[0] in last_reads
@@ -81,7 +81,7 @@ def push_both(
     quadratic = derivative.quadratic(*d) if derivative.quadratic is not None else None
     _store(step, derivative.first(*d), first, d)
     d.clear()
-    if any(tangent is not None for tangent in dd):
+    if moves(dd):
         quadratic = _sum(derivative.first(*dd), quadratic)
     _store(step, quadratic, second, dd)
 
@@ -90,10 +90,15 @@ def _store(step: Step, values: Any, table: Tangents, given: Sequence[Tangent]) -
     """Store the tangents of an operator's outputs, in the outputs' dtypes (autocast mixes those of its inputs)."""
     several = values if isinstance(values, tuple) else (values,)
     for slot, dtype, value in zip(step.outputs, step.dtypes, several, strict=False):
-        if slot is not None and value is not None:
-            tangent = value.to(dtype)
-            # A view, where one tensor would stand under two slots: only tensors are counted as users of a storage.
-            table[slot] = tangent.detach() if any(tangent is other for other in given) else tangent
+        if slot is None or value is None:
+            continue
+        tangent: Tensor = value if value.dtype is dtype else value.to(dtype)
+        for other in given:
+            if other is tangent:
+                # A view, where one tensor would stand under two slots: only tensors are counted as users of a storage.
+                tangent = tangent.detach()
+                break
+        table[slot] = tangent
 
 
 def _sum(linear: Any, quadratic: Any) -> Any:
@@ -110,11 +115,11 @@ def _sum(linear: Any, quadratic: Any) -> Any:
 
 def owns_memory(tensor: Tensor) -> bool:
     """Whether no other tensor uses this one's storage and no two of its elements share memory."""
-    if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-        return False
     storage = tensor.untyped_storage()
     # Two references: the tensor and `storage`.
-    return storage.nbytes() == tensor.numel() * tensor.itemsize and _references(storage) == 2
+    if _references(storage) != 2 or storage.nbytes() != tensor.numel() * tensor.itemsize:
+        return False
+    return not any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _references(storage: torch.UntypedStorage) -> int:

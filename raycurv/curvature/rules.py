@@ -62,12 +62,14 @@ class Derivative:
             the first tensor argument's tangents in d and dd if they may be overwritten and returned, else None.
         outputs: number of outputs, the first ones, whose tangents these functions give; None is all. The tangents of
             the others are unknown.
+        differentiates: whether the functions use torch's automatic differentiation.
     """
 
     first: Callable[..., Any]
     quadratic: Callable[..., Any] | None = None
     both: Both | None = None
     outputs: int | None = None
+    differentiates: bool = False
 
 
 @dataclass
@@ -155,6 +157,11 @@ def tensors_of(args: Sequence[Any]) -> list[Tensor]:
 def carries_tangents(tensor: Tensor) -> bool:
     """Whether a tensor can have a tangent: real or complex numbers, no integers."""
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def moves(tangents: Sequence[Tangent]) -> bool:
+    """Whether any of the tangents is not zero."""
+    return any(tangent is not None for tangent in tangents)
 
 
 def total(*terms: Tangent) -> Tangent:
@@ -259,7 +266,7 @@ def generic(
         check()
         return by_reverse_mode(_second_derivative, None, *d)
 
-    return Derivative(first, quadratic)
+    return Derivative(first, quadratic, differentiates=True)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ tangent of a view that such a write has changed is put together when the model r
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,33 @@ from raycurv.lazy import without_compiler
 _IGNORED = frozenset(
     ["detach", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_empty"]
 ) | frozenset(["new_zeros", "new_ones", "new_full", "sym_size", "sym_stride", "sym_numel", "is_same_size"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Operator:
+    """What a tape needs to know of an operator at every execution, found once.
+
+    Attributes:
+        name: its name (:func:`raycurv.curvature.rules.name_of`).
+        plain: the name without the underscore of an in-place form.
+        in_place: whether it overwrites its first argument.
+        ignored: whether its outputs never carry a tangent.
+    """
+
+    name: str
+    plain: str
+    in_place: bool
+    ignored: bool
+
+
+@functools.cache
+def _operator(func: Any) -> _Operator | None:
+    """Names of an operator; None for a higher-order operator and for those of nested tensors."""
+    if not isinstance(func, OpOverload) or func._opname.startswith("_nested"):
+        return None
+    name = rules.name_of(func)
+    in_place = name.endswith("_") and not name.endswith("__")
+    return _Operator(name, name.rstrip("_") if in_place else name, in_place, name in _IGNORED)
 
 
 @dataclass
@@ -87,7 +115,7 @@ class Tape(TorchDispatchMode):
         self._constant = self._number_of_slots
         self._number_of_slots += 1
         self._output_slot: int | None = None
-        self._last_use: list[int] = []
+        self._last_reads: list[tuple[int, ...]] = []  # of each step, the slots that no later step reads
         self._device = parameters[0].device.type
         # Operators reach a tape below autograd, where torch cannot compute the derivatives of the generic rule.
         self._outer_keys = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
@@ -114,23 +142,24 @@ class Tape(TorchDispatchMode):
             UnsupportedOperator: a tangent reaches an operator without a rule.
         """
         kwargs = kwargs or {}
-        if not isinstance(func, OpOverload) or func._opname.startswith("_nested"):
+        operator = _operator(func)
+        if operator is None:
             return self._without_rule(func, args, kwargs)
-        name = rules.name_of(func)
+        name = operator.name
         if name == "detach" and self._materialised:
             self._materialised.discard(self._slots.get(memory.geometry(args[0]), -1))
         # Computations under no_grad, also in place, are constants here as they are for backward.
-        if self._paused or name in _IGNORED or not (torch.is_grad_enabled() or name in rules.WITHIN_FUNCTIONS):
+        if self._paused or operator.ignored or not (torch.is_grad_enabled() or name in rules.WITHIN_FUNCTIONS):
             return func(*args, **kwargs)
         tensors = rules.tensors_of(args)
-        slots = tuple(self._slot_of(tensor, name) for tensor in tensors)
-        if all(slot is None for slot in slots):
-            return func(*args, **kwargs)
+        slots = tuple([self._slot_of(tensor, name) for tensor in tensors])
+        active = [slot is not None for slot in slots]
+        if True not in active:
+            return self._constant_result(name, args, func(*args, **kwargs))
         if any(isinstance(value, Tensor) and value.requires_grad for value in kwargs.values()):
             raise UnsupportedOperator(f"{func} takes a differentiable tensor by keyword, for which there is no rule")
-        in_place = name.endswith("_") and not name.endswith("__")
-        plain = name.rstrip("_") if in_place else name
-        call = Call(func, plain, self._saved_arguments(args), kwargs, [slot is not None for slot in slots])
+        plain, in_place = operator.plain, operator.in_place
+        call = Call(func, plain, self._saved_arguments(args), kwargs, active)
         if in_place and rules.keeps_input(call):
             call.args = (args[0].clone(), *args[1:])
         out = func(*args, **kwargs)
@@ -139,7 +168,8 @@ class Tape(TorchDispatchMode):
                 raise UnsupportedOperator(f"{func} writes in place and returns nothing: write it out of place")
             return out  # item(), equal(), comparisons, argmax: no tangent leaves them
         call.out = out
-        self.record(name, slots, out, rules.derivative(call), in_place=in_place, custom=name in rules.WITHIN_FUNCTIONS)
+        within = name in rules.WITHIN_FUNCTIONS
+        self.record(name, slots, out, self._derivative(call, slots), in_place=in_place, custom=within)
         # Torch resolves conjugates and signs in tensors of its own, below autograd, that require no gradient.
         if slots[0] is not None and (
             (plain == "clone" and (tensors[0].is_conj() or tensors[0].is_neg()))
@@ -168,6 +198,14 @@ class Tape(TorchDispatchMode):
         """The arguments of an operator that its derivative keeps."""
         return args
 
+    def _constant_result(self, name: str, args: tuple[Any, ...], out: Any) -> Any:
+        """The result of an operator that no tangent reaches."""
+        return out
+
+    def _derivative(self, call: Call, slots: Sequence[int | None]) -> Derivative:
+        """The derivative of an operator, whose tensor arguments have these slots."""
+        return rules.derivative(call)
+
     def record(
         self,
         name: str,
@@ -193,16 +231,18 @@ class Tape(TorchDispatchMode):
             self._prepare_write(outs[0])
         known = len(outs) if derivative.outputs is None else derivative.outputs
         new_slots = tuple(
-            self._register(tensor)
-            if isinstance(tensor, Tensor) and carries_tangents(tensor) and index < known
-            else None
-            for index, tensor in enumerate(outs)
+            [
+                self._register(tensor)
+                if index < known and isinstance(tensor, Tensor) and carries_tangents(tensor)
+                else None
+                for index, tensor in enumerate(outs)
+            ]
         )
         if in_place and new_slots[0] is not None:
             memory.add_write(self._storage_of(outs[0]).writes, Write(memory.geometry(outs[0]), new_slots[0]))
         if custom:
             self._custom.update(slot for slot in new_slots if slot is not None)
-        dtypes = tuple(tensor.dtype if isinstance(tensor, Tensor) else None for tensor in outs)
+        dtypes = tuple([tensor.dtype if isinstance(tensor, Tensor) else None for tensor in outs])
         self._append(Step(name, slots, new_slots, dtypes, derivative))
 
     def _append(self, step: Step) -> None:
@@ -259,7 +299,8 @@ class Tape(TorchDispatchMode):
         return slot
 
     def _register(self, tensor: Tensor) -> int:
-        return self._new_slot(memory.geometry(tensor), self._storage_of(tensor))
+        key = memory.geometry(tensor)
+        return self._new_slot(key, self._storages.get(key[0]) or self._storage_of(tensor))
 
     def _new_slot(self, key: Geometry, storage: Storage) -> int:
         storage.keys.add(key)
@@ -314,11 +355,13 @@ class Tape(TorchDispatchMode):
                 needed.update(s for s in step.inputs if s is not None)
                 steps.append(step)
         self.steps = steps[::-1]
-        self._last_use = [-1] * self._number_of_slots
-        for index, step in enumerate(self.steps):
-            for read in step.inputs:
-                if read is not None:
-                    self._last_use[read] = index
+        read_later: set[int] = set()
+        self._last_reads = []
+        for step in steps:  # from the last one on
+            reads = {slot for slot in step.inputs if slot is not None}
+            self._last_reads.append(tuple(reads - read_later))
+            read_later |= reads
+        self._last_reads.reverse()
 
     def _slot_of_outputs(self, outputs: Tensor) -> int:
         slot = self._slot_of(outputs, "the loss")
@@ -341,8 +384,8 @@ class Tape(TorchDispatchMode):
             ValueError: there are more or fewer tangents than parameters.
         """
         first = propagation.start(self.parameter_slots, tangents)
-        for index, step in enumerate(self.steps):
-            propagation.push(step, propagation.incoming(step, first, self._last_reads(step, index)), first)
+        for step, last_reads in zip(self.steps, self._last_reads, strict=True):
+            propagation.push(step, propagation.incoming(step, first, last_reads), first)
         return first.get(self._output())
 
     @torch.no_grad()
@@ -357,9 +400,8 @@ class Tape(TorchDispatchMode):
         """
         first = propagation.start(self.parameter_slots, tangents)
         second: dict[int, Tensor] = {}
-        for index, step in enumerate(self.steps):
-            last_reads = self._last_reads(step, index)
-            d, dd = (propagation.incoming(step, table, last_reads) for table in (first, second))
+        for step, last_reads in zip(self.steps, self._last_reads, strict=True):
+            d, dd = propagation.incoming(step, first, last_reads), propagation.incoming(step, second, last_reads)
             propagation.push_both(step, d, dd, first, second, last_reads)
         return first.get(self._output()), second.get(self._output())
 
@@ -367,10 +409,6 @@ class Tape(TorchDispatchMode):
         if self._output_slot is None:
             raise RuntimeError("Tape.finish(outputs) must be called before tangents are pushed")
         return self._output_slot
-
-    def _last_reads(self, step: Step, index: int) -> list[int]:
-        """Slots among the inputs of a step that no later step reads."""
-        return [slot for slot in step.inputs if slot is not None and self._last_use[slot] == index]
 
 
 def _unchanged(tensor: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from raycurv.objective.micro_batches import (
     summed_gradient,
 )
 from raycurv.objective.operations import question
+from raycurv.objective.partial_linearisation import PartialLinearisation, row_tape
 from raycurv.objective.requirements import check_batch
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Batch:
         micro_batches: micro-batches whose answers are summed; an empty list if the batch is undivided.
         lowered: whether a gradient overflowed in float16 and the objective's `loss_scale` was halved for it, 0-d bool;
             None before the first gradient, and without float16.
+        in_one_pass: whether curvature from a fraction of the samples comes from the forward pass of all of them.
     """
 
     def __init__(self, objective: Objective, inputs: Any, targets: Tensor, *, is_micro_batch: bool = False) -> None:
@@ -77,6 +79,7 @@ class Batch:
         self._shapes = tuple(leaf.shape for leaf in pytree.tree_leaves(inputs))
         blank = torch.zeros(1, dtype=torch.float64, device=targets.device)
         self.sample_weights = blank if self.empty else objective.sample_weights(targets)
+        self.in_one_pass = False
         self._random_state: RandomState | None = None  # saved at the first question
         self._hidden_values: Values = {}  # of the model's hidden state, before the first question
         self.lowered: Tensor | None = None
@@ -166,14 +169,22 @@ class Batch:
             direction: a first direction to push; the result is ``.tangent``.
             record: False if nothing will be pushed later.
             fraction: fraction of this worker's samples, the first ones, whose tangents are wanted. The gradient is
-                that of all samples. Below 1, this divides the batch into these samples and the others for all
-                questions that follow, so that batch normalisation takes the statistics of each.
+                that of all samples. Below 1, they take one forward pass if the model works on each sample alone
+                (:func:`~raycurv.objective.partial_linearisation.row_tape`). Otherwise this divides the batch into these
+                samples and the others for all questions that follow, so that batch normalisation takes the statistics
+                of each.
 
         Raises:
             ValueError: `fraction` is not in (0, 1].
             RuntimeError: `fraction` is below 1 and the undivided batch has been asked before.
             UnsupportedOperator: an operator of the model has no derivative rule.
         """
+        if fraction != 1 and (rows := row_tape(self, fraction)) is not None:
+            with torch.enable_grad():
+                linear: Linearisation = PartialLinearisation(self, self.outputs(tape=rows), rows)
+            if direction is not None:
+                linear.tangent = linear.push(direction)
+            return linear
         if self.micro_batches or fraction != 1:
             return MicroBatchedLinearisation(self, divide_for_curvature(self, fraction), direction, record=record)
         data_parallel, factor = self.objective.data_parallel, None
@@ -386,6 +397,12 @@ class Batch:
             yield
         finally:
             self._random_state, self._hidden_values = saved
+
+    def part_of_same_pass(self, inputs: Any, targets: Tensor) -> Batch:
+        """Some of the samples as a batch that shares this one's random numbers, for the products of its pass."""
+        part = type(self)(self.objective, inputs, targets, is_micro_batch=True)
+        part._random_state, part._hidden_values = self._random_state, self._hidden_values
+        return part
 
     def _tape(self, direction: Sequence[Tensor] | None) -> Tape:
         """A tape that pushes a first direction where that saves rounds of synchronised batch normalisation."""

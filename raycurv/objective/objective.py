@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -125,6 +125,8 @@ class Objective:
         self.device, self.dtype = self.parameters[0].device, self.parameters[0].dtype
         self.operations: OperationCounter | None = None
         self.model_call = ModelCall(model, call)
+        # By kind of batch, whether the model works on each sample alone: curvature from some of them takes one pass.
+        self.works_by_rows: dict[Hashable, bool] = {}
         workers = self.collectives
         if compile and workers.size > 1:
             warnings.warn("compile=True has no effect with several workers", RuntimeWarning, stacklevel=2)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from raycurv.arguments import require, require_positive
+from raycurv.curvature.rules import chunk_size
 from raycurv.objective import Objective
 from raycurv.objective.direction import Direction
 from raycurv.optim.base import Horizon, Params
@@ -82,10 +83,15 @@ class AgAdam(ALERA):
     def _direction(self, gradient: Direction, norms: Tensor, accepted: Tensor) -> tuple[Direction, Tensor]:
         state, g = self.shared, gradient.flat
         state["taken"] += accepted
-        first = state["first"].lerp_(g, ((1 - self.beta1) * accepted.double()).to(g.dtype))
-        second = state["second"].mul_(1 - (1 - self.beta2) * accepted.double()).addcmul_(g, g, value=1 - self.beta2)
-        # m̂/(√v̂ + ε) over the gradient, which is no longer needed; before the first step 0/ε.
+        weight, keep = ((1 - self.beta1) * accepted.double()).to(g.dtype), 1 - (1 - self.beta2) * accepted.double()
         correction = (1 - self.beta2 ** state["taken"].clamp(min=1)).sqrt()
-        torch.sqrt(second, out=g).add_(self.epsilon * correction)
-        torch.div(first, g, out=g).mul_(correction / (1 - self.beta1 ** state["taken"].clamp(min=1)))
+        guard, factor = self.epsilon * correction, correction / (1 - self.beta1 ** state["taken"].clamp(min=1))
+        # Chunk by chunk, so that the operations on one find it in the cache.
+        vectors = (g, state["first"], state["second"])
+        for x, first, second in zip(*(vector.split(chunk_size(g)) for vector in vectors), strict=True):
+            first.lerp_(x, weight)
+            second.mul_(keep).addcmul_(x, x, value=1 - self.beta2)
+            # m̂/(√v̂ + ε) over the gradient, which is no longer needed; before the first step 0/ε.
+            torch.sqrt(second, out=x).add_(guard)
+            torch.div(first, x, out=x).mul_(factor)
         return gradient, torch.stack(torch._foreach_norm(gradient)).double()

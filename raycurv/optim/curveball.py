@@ -139,11 +139,16 @@ class CurveBall(StepOptimizer):
         linear = batch.linearise(z if steps else None, fraction=self.curvature_fraction)  # z₀ = 0 has the tangent 0
         tangent_z = linear.tangent if linear.tangent is not None else torch.zeros_like(linear.gradient)
 
-        cotangent = linear.hessian(tangent_z) + linear.gradient
+        curved_z = linear.hessian(tangent_z)
+        # Before the backward pass, because the product need not be kept then.
+        sums = [linear.inner(tangent_z, curved_z), linear.inner(linear.gradient, tangent_z)] if self._solves else []
+        cotangent = curved_z + linear.gradient
+        del curved_z
         step_direction = linear.pull(cotangent)  # Δz, eq. 17
+        del cotangent
         _add_regularisers(step_direction.flat, objective, z, damping)
 
-        loss, matrix, right = self._system(linear, objective, z, tangent_z, step_direction, damping)
+        loss, matrix, right = self._system(linear, objective, z, tangent_z, sums, step_direction, damping)
         x = self._coefficients(matrix, right, torch.finfo(z.flat.dtype).eps)
         finite = torch.isfinite(torch.cat([loss.view(1), matrix.flatten(), right, x])).all()
         del linear  # frees the activations
@@ -184,30 +189,46 @@ class CurveBall(StepOptimizer):
             state["previous_parameters"] = torch.cat([p.detach().reshape(-1) for p in objective.parameters])
         return Direction(state["direction"], objective.parameters), state["damping"], state["steps"]
 
+    @property
+    def _solves(self) -> bool:
+        """Whether the system of eq. 18 is needed, by the coefficients or by the check of λ."""
+        return self.momentum is None or self.learning_rate is None or self.damping_interval is not None
+
     def _system(
         self,
         linear: Linearisation,
         objective: Objective,
         z: Direction,
         tangent_z: Tensor,
+        sums: Sequence[Tensor],
         delta: Direction,
         damping: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """J(w), and the K and b of eq. 18 in the order (Δz, z), in one small all-reduce."""
+        """J(w), and the K and b of eq. 18 in the order (Δz, z), in one small all-reduce.
+
+        Args:
+            linear: the linearisation.
+            objective: the objective.
+            z: z.
+            tangent_z: J_φᵀz.
+            sums: ⟨J_φᵀz, H_L J_φᵀz⟩ and ⟨J_L, J_φᵀz⟩ of this worker.
+            delta: Δz.
+            damping: λ.
+        """
         gradient = linear.gradient
-        if self.momentum is not None and self.learning_rate is not None and self.damping_interval is None:
+        if not self._solves:
             data_loss = linear.loss()
             loss = data_loss + objective.l2_value(objective.parameters)
             zero = 0 * delta.dot(delta).expand(2)  # NaN where Δz is not finite
             return loss, torch.zeros(2, 2, dtype=loss.dtype, device=loss.device), zero
         tangent_delta = linear.push(delta)
-        curved_delta, curved_z = linear.hessian(tangent_delta), linear.hessian(tangent_z)
+        curved_delta = linear.hessian(tangent_delta)
         data_loss, k11, k12, k22, b1, b2 = linear.means(
             linear.inner(tangent_delta, curved_delta),
             linear.inner(tangent_z, curved_delta),
-            linear.inner(tangent_z, curved_z),
+            sums[0],
             linear.inner(gradient, tangent_delta),
-            linear.inner(gradient, tangent_z),
+            sums[1],
         )
         matrix = torch.stack([k11, k12, k12, k22]).view(2, 2)
         z_delta = z.dot(delta)

@@ -46,12 +46,13 @@ What the paper leaves open, and deviations:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from raycurv.arguments import require, require_positive
+from raycurv.curvature.rules import chunk_size
 from raycurv.objective import Batch, Objective
 from raycurv.objective.direction import Direction
 from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, check_batch, one_group
@@ -161,14 +162,12 @@ class ALERA(StepOptimizer):
         finite = torch.isfinite(loss) & torch.isfinite(norms).all()
         test, fires = self._watch(loss)
         accepted = finite & ~fires
-        gradient.keep_if(accepted)
 
-        path = self._update_path(gradient, norms, accepted)
-        alignment = self._update_rates(path, accepted)
+        alignment = self._update(gradient, norms, accepted)
         direction, norms = self._direction(gradient, norms, accepted)
         sound = finite & ((self._largest_rates() * norms).max() <= torch.finfo(gradient.flat.dtype).max)
-        taken, finite, scalars = self._settle(objective, finite, sound, test, fires)
-        torch._foreach_addcmul_(objective.parameters, direction, self._steps(direction, taken), value=-1)
+        taken, alarm, finite, scalars = self._settle(finite, sound, test, fires)
+        self._move(objective, direction, taken, alarm)
         return StepReport(loss, {**self._rates(objective), "alignment": alignment, **scalars}, finite)
 
     def _initial(self, objective: Objective) -> dict[str, Tensor]:
@@ -178,6 +177,11 @@ class ALERA(StepOptimizer):
     def _watch(self, loss: Tensor) -> tuple[Tensor, Tensor]:
         """Lines 3 to 7: the test after this loss, and whether it fires. ALERA has no test."""
         return loss, torch.zeros_like(loss, dtype=torch.bool)
+
+    def _update(self, gradient: Direction, norms: Tensor, accepted: Tensor) -> Tensor:
+        """Update p and the rates, eq. 2 and 6; returns the mean of (‖p‖² − μ)/σ(d). Makes the gradient finite."""
+        gradient.keep_if(accepted)
+        return self._update_rates(self._update_path(gradient, norms, accepted), accepted)
 
     def _update_path(self, gradient: Direction, norms: Tensor, accepted: Tensor) -> Direction:
         """Update p of each tensor, eq. 2."""
@@ -205,35 +209,40 @@ class ALERA(StepOptimizer):
         return self.learning_rate * self.shared["growth"].exp()
 
     def _settle(
-        self, objective: Objective, finite: Tensor, sound: Tensor, test: Tensor, fires: Tensor
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        self, finite: Tensor, sound: Tensor, test: Tensor, fires: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Decide whether the step is taken.
 
         Args:
-            objective: objective of this batch.
             finite: whether loss and gradient are finite.
             sound: whether loss, gradient and step are finite.
             test: state of the test after this loss.
             fires: whether the test fires.
 
         Returns:
-            Whether the step is taken, `finite` of the report, and scalars.
+            Whether the step is taken, whether there is an alarm, `finite` of the report, and scalars.
         """
-        return sound, sound, {}
+        return sound, fires, sound, {}
 
-    def _steps(self, direction: Direction, taken: Tensor) -> list[Tensor]:
-        """Factor of each tensor of the direction: its rate, or 0."""
+    def _move(self, objective: Objective, direction: Direction, taken: Tensor, alarm: Tensor) -> None:
+        """Move the parameters if the step is taken; may overwrite the direction."""
         rates = torch.where(taken, self.learning_rate * self.shared["growth"].exp(), 0.0)
-        return list(rates.to(direction.flat.dtype).unbind())
+        steps = list(rates.to(direction.flat.dtype).unbind())
+        torch._foreach_addcmul_(objective.parameters, direction, steps, value=-1)
 
     def _rates(self, objective: Objective) -> dict[str, Tensor]:
         growth = self.shared["growth"]
-        mean, low, high = (self.learning_rate * x.exp() for x in (growth.mean(), *growth.aminmax()))
+        mean, low, high = (self.learning_rate * x.exp() for x in self._mean_and_range())
         found = {"learning_rate": mean, "learning_rate_min": low, "learning_rate_max": high}
         if self.rates_by_tensor:
             rates = self.learning_rate * torch.stack([x.mean() for x in self._by_tensor(objective, growth)]).exp()
             found |= {f"learning_rate/{name}": rate for name, rate in zip(objective.names, rates, strict=True)}
         return found
+
+    def _mean_and_range(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, smallest and largest log(η/η₀)."""
+        growth = self.shared["growth"]
+        return growth.mean(), *growth.aminmax()
 
     def _by_tensor(self, objective: Objective, growth: Tensor) -> Iterable[Tensor]:
         return growth.unbind()
@@ -299,8 +308,8 @@ class SALERA(ALERA):
         return page_hinkley(self.shared["test"], loss, self.batch_ratio, self.sensitivity)
 
     def _settle(
-        self, objective: Objective, finite: Tensor, sound: Tensor, test: Tensor, fires: Tensor
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        self, finite: Tensor, sound: Tensor, test: Tensor, fires: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Lines 7 to 15: take the step, or restore the parameters from before the last one."""
         state = self.shared
         before = state["test"]
@@ -309,10 +318,20 @@ class SALERA(ALERA):
         taken = sound & ~alarm
         restarted = torch.cat([torch.zeros_like(before[:5]), before[5:]])
         state["test"] = torch.where(taken, test, torch.where(alarm, restarted, before))
-        state["growth"] -= alarm.double() * math.log(2)
         state["alarms"] = state["alarms"] + alarm
         state["moved"] = taken
+        scalars = {"smoothed_loss": test[1], "deviation": test[3] - test[4], "threshold": test[5]}
+        scalars |= {"alarm": alarm.double(), "alarms": state["alarms"]}
+        return taken, alarm, sound | curable, scalars
 
+    def _move(self, objective: Objective, direction: Direction, taken: Tensor, alarm: Tensor) -> None:
+        self._restore(objective, taken)
+        self.shared["growth"] -= alarm.double() * math.log(2)
+        super()._move(objective, direction, taken, alarm)
+
+    def _restore(self, objective: Objective, taken: Tensor) -> None:
+        """Set parameters and buffers to the backup unless the step is taken, and the backup to them."""
+        state = self.shared
         # After an alarm, and before the first step, the backup is where the parameters are.
         backup = Direction(state["backup"], objective.parameters)
         for here, kept in zip(objective.parameters, backup, strict=True):
@@ -322,9 +341,6 @@ class SALERA(ALERA):
             kept = torch.where(taken, buffer, state[f"buffer/{name}"])
             buffer.copy_(kept)
             state[f"buffer/{name}"] = kept
-        scalars = {"smoothed_loss": test[1], "deviation": test[3] - test[4], "threshold": test[5]}
-        scalars |= {"alarm": alarm.double(), "alarms": state["alarms"]}
-        return taken, sound | curable, scalars
 
 
 @register("spalera")
@@ -372,36 +388,60 @@ class SPALERA(SALERA):
             clip_gradient=clip_gradient,
             rates_by_tensor=rates_by_tensor,
         )
-        self._scratch: Tensor | None = None  # scratch vector, kept because allocating is slow
+        self._scratch: Tensor | None = None  # memory of one chunk, kept because allocating is slow
+        self._growth = torch.zeros(3, dtype=torch.float64)  # mean, smallest and largest log(η/η₀) of this step
 
     def _initial(self, objective: Objective) -> dict[str, Tensor]:
         found = super()._initial(objective)
         wide = torch.float64 if objective.dtype == torch.float64 else torch.float32
         return found | {"growth": torch.zeros_like(found["path"], dtype=wide)}
 
-    def _update_path(self, gradient: Direction, norms: Tensor, accepted: Tensor) -> Direction:
-        norm = torch.linalg.vector_norm(norms)
+    def _update(self, gradient: Direction, norms: Tensor, accepted: Tensor) -> Tensor:
+        state, dimension, norm = self.shared, len(gradient.flat), torch.linalg.vector_norm(norms)
         weight = torch.where(accepted & (norm > 0), self.memory / norm, 0.0).to(gradient.flat.dtype)
-        path = self.shared["path"].mul_(1 - self.memory * accepted.double()).addcmul_(gradient.flat, weight)
-        return Direction(path, gradient)
-
-    def _update_rates(self, path: Direction, accepted: Tensor) -> Tensor:
-        dimension, growth = len(path.flat), self.shared["growth"]
+        keep = 1 - self.memory * accepted.double()
         mean = self.memory / (2 - self.memory) / dimension
         deviation = paper_deviation(self.memory, dimension) / math.sqrt(dimension)
         gain = self.gain / deviation * accepted.double()
-        scratch = torch.empty_like(growth) if self._scratch is None else self._scratch
-        growth.addcmul_(torch.mul(path.flat, gain, out=scratch), path.flat).sub_(gain * mean)
-        self._scratch = scratch
-        square = torch.linalg.vector_norm(path.flat).double().square()
+        norms_of_path, growths = [], []
+        for g, p, growth, scratch in self._chunks(gradient.flat, state["path"], state["growth"]):
+            g.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)  # if it is not accepted, its weight is 0
+            p.mul_(keep).addcmul_(g, weight)
+            growth.addcmul_(torch.mul(p, gain, out=scratch), p).sub_(gain * mean)
+            norms_of_path.append(torch.linalg.vector_norm(p))
+            growths.append(torch.stack([growth.sum(), *growth.aminmax()]))
+        sums, low, high = torch.stack(growths).double().unbind(1)
+        self._growth = torch.stack([sums.sum() / dimension, low.min(), high.max()])
+        square = torch.linalg.vector_norm(torch.stack(norms_of_path).double()).square()
         return (square / dimension - mean) / deviation
 
     def _largest_rates(self) -> Tensor:
-        return self.learning_rate * self.shared["growth"].max().double().exp()
+        return self.learning_rate * self._growth[2].exp()
 
-    def _steps(self, direction: Direction, taken: Tensor) -> list[Tensor]:
-        rates = torch.add(self.shared["growth"], taken.double().log() + math.log(self.learning_rate), out=self._scratch)
-        return Direction(rates.exp_().to(direction.flat.dtype), direction)
+    def _move(self, objective: Objective, direction: Direction, taken: Tensor, alarm: Tensor) -> None:
+        self._restore(objective, taken)
+        halving = alarm.double() * math.log(2)
+        log_rate = taken.double().log() + math.log(self.learning_rate)
+        for d, growth, scratch in self._chunks(direction.flat, self.shared["growth"]):
+            d.mul_(torch.add(growth.sub_(halving), log_rate, out=scratch).exp_())
+        torch._foreach_sub_(objective.parameters, direction)
+        self._growth = self._growth - halving
+
+    def _chunks(self, *vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Divide vectors into chunks, so that the operations on one find it in the cache.
+
+        Yields:
+            A chunk of each vector, and memory of its size.
+        """
+        size = min(chunk_size(vectors[0]), len(vectors[0]))
+        if self._scratch is None:
+            self._scratch = torch.empty_like(self.shared["growth"][:size])
+        for chunks in zip(*(vector.split(size) for vector in vectors), strict=True):
+            yield *chunks, self._scratch[: len(chunks[0])]
+
+    def _mean_and_range(self) -> tuple[Tensor, Tensor, Tensor]:
+        mean, low, high = self._growth
+        return mean, low, high
 
     def _by_tensor(self, objective: Objective, growth: Tensor) -> Iterable[Tensor]:
         return Direction(growth, objective.parameters)
