@@ -86,10 +86,6 @@ class PartialLinearisation(Linearisation):
         """The tangent of this worker's outputs along `direction`, (B, …), 0 for samples without tangents."""
         return self._padded(self._part.push(direction))
 
-    def first_tangent(self, direction: Sequence[Tensor | None]) -> Tensor:
-        """:meth:`push`."""
-        return self.push(direction)
-
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
         """⟨u, v⟩ over this worker's outputs, 0-d float64, where `u` or `v` is made of tangents."""
         return super().inner(u[: self._rows], v[: self._rows])
