@@ -24,6 +24,7 @@ class RunState:
     Attributes:
         steps: records of single steps, thinned out.
         evaluations: records of evaluations.
+        data: record of the data; empty before it has come.
         result: None unless it came to its end.
         failure: the first error; None if there was none.
     """
@@ -32,6 +33,7 @@ class RunState:
         self.initial = initial
         self.steps: list[Record] = []
         self.evaluations: list[Record] = []
+        self.data: list[Record] = []
         self.result: Result | None = None
         self.failure: RunFailed | None = None
         self._started: float | None = None
@@ -100,6 +102,8 @@ class RunState:
 
     def _add_records(self, records: Iterable[Record]) -> None:
         for record in records:
+            if record.kind == "data":
+                self.data = [record]
             self._operations = record.values.get(OPERATIONS, self._operations)
             if record.step <= self._last.get(record.kind, record.step):
                 continue  # of another kind, or sent again by a process that goes on from a checkpoint

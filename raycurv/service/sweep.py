@@ -195,7 +195,8 @@ class Sweep:
         """
         self.lock.require()
         self.log.add(outcome)
-        self._track(outcome, run.steps if outcome.status != "stopped early" else [], config, run.ended)
+        steps = run.steps if outcome.status != "stopped early" else []
+        self._track(outcome, [*run.data, *steps], config, run.ended)
 
     def _initial(self, trial: SweepTrial) -> Outcome:
         """The outcome of a trial before it begins."""

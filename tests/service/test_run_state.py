@@ -44,6 +44,13 @@ def test_a_finished_run_has_the_evaluations_of_its_result_and_the_scalars_of_the
     assert point.values == {"train/epoch_loss": 0.5, RATE: pytest.approx(0.4)}
 
 
+def test_the_newest_description_of_the_data_is_kept() -> None:
+    data = [Record("data", 0, 0.0, 100.0, {}, text) for text in ('{"name": "points"}', '{"name": "others"}')]
+    run = state(data[0], step(1), data[1])
+    assert run.data == [data[1]]
+    assert run.steps == [step(1)]
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [("NonFiniteLoss", "diverged"), ("TimeLimitExceeded", "out of time"), ("KeyError", "failed")],

@@ -56,6 +56,9 @@ def test_two_hundred_trials_survive_a_killed_driver_and_none_is_done_twice(drive
     names = [run.data.tags["raycurv.run_name"] for run in runs]
     assert len(names) == len(set(names)) == TRIALS + 1
     assert {run.info.status for run in runs} <= {"FINISHED", "FAILED"}
+    finished = [run for run in runs if run.data.tags.get("raycurv.status") == "finished"]
+    sets = [{entry.dataset.name for entry in run.inputs.dataset_inputs} for run in finished]
+    assert sets.count({"points-training", "points-test"}) > len(finished) // 2  # one that --resume logs lacks them
 
 
 @pytest.mark.cluster

@@ -34,6 +34,7 @@ from raycurv.tracking.messages import RUN_ID, LogRecords, LogRun, LogText, from_
 from raycurv.tracking.run_page import configuration, flat
 from raycurv.tracking.unsent_files import append_lines
 from raycurv.train import CheckpointStore, Record, UntrustedCodeError, train
+from raycurv.train.data_summary import DataSummary
 from raycurv.train.trust import targets
 from tests.service.problems import mine, perceptron
 
@@ -306,13 +307,16 @@ class _Mailbox:
 def test_a_trial_starts_when_it_started_and_is_described(tracking: Tracking) -> None:
     config = dataclasses.replace(mine(), name="trial")
     tags = {**TAGS, "stage": "search", "sweep": "sweep", "status": "finished"}
+    summary = DataSummary("points", "0123", "tests:points", 128, 128, (2,), 3)
+    data = Record("data", 0, 0.0, 1000.0, {}, summary.to_json())
     record = Record("evaluation", 8, 1.0, 1005.0, {"test/accuracy": 0.75})
-    tracking.put(LogRun("trial", config.to_json(), tags, None, (record,), "FINISHED", 1010.0, 1000.0))
+    tracking.put(LogRun("trial", config.to_json(), tags, None, (data, record), "FINISHED", 1010.0, 1000.0))
     tracking.finish()
 
     run = tracking.find("trial")
     assert run is not None
     assert (run.info.start_time, run.info.end_time) == (1_000_000, 1_010_000)
+    assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"points-training", "points-test"}
     assert "| 0.75 |" in run.data.tags["mlflow.note.content"]
     assert "--run-name sweep --resume" in run.data.tags["mlflow.note.content"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def test_a_server_in_trouble_loses_nothing_and_keeps_nobody_waiting(
     cluster = Cluster(runs=str(tmp_path), tracking_uri=server.uri, experiment=trouble, system_metrics_every=0)
     tracking = Tracking(cluster, said.append)
     run = tracking.open(mine(), TAGS, None, resume=False)
+    later = tracking.open_later(replace(mine(), name="later"), TAGS, None, resume=False)
     longest = 0.0
     log_steps(run, tracking, range(50))
     time.sleep(1.0)
@@ -37,7 +39,10 @@ def test_a_server_in_trouble_loses_nothing_and_keeps_nobody_waiting(
             began = time.monotonic()
             log_steps(run, tracking, [step])
             longest = max(longest, time.monotonic() - began)
+        later.begin(1000.0)
+        log_steps(later, tracking, range(50))
         wait_until(lambda: said)
+    later.close("FINISHED", 1010.0)
     run.close("FINISHED")
 
     assert longest < 1.0
@@ -46,6 +51,11 @@ def test_a_server_in_trouble_loses_nothing_and_keeps_nobody_waiting(
     client = MlflowClient(server.uri)
     assert [m.step for m in client.get_metric_history(run.id, "train/loss")] == list(range(100))
     assert client.get_run(run.id).info.status == "FINISHED"
+    assert len(client.search_runs([tracking.experiment])) == 2
+    created = tracking.find("later")
+    assert created is not None
+    assert (created.info.start_time, created.info.end_time) == (1_000_000, 1_010_000)
+    assert [m.step for m in client.get_metric_history(created.info.run_id, "train/loss")] == list(range(50))
 
 
 def log_steps(run: TrackedRun, tracking: Tracking, steps: Iterable[int]) -> None:
