@@ -2,9 +2,9 @@
 
     python -m tests.reliability.launches --folder FOLDER [--count 50] [--without-ray]
 
-Writes a line of JSON for each launch, with descriptors, threads and resident bytes after it. Without Ray, the driver
-and the training are this process, as in :mod:`tests.reliability.one_process`. With it, each launch connects to a Ray
-that is up, or starts one of its own.
+Writes a line of JSON for each launch into ``uses.jsonl``, with descriptors, threads and resident bytes after it.
+Without Ray, the driver and the training are this process, as in :mod:`tests.reliability.one_process`. With it, each
+launch connects to a Ray that is up, or starts one of its own.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def uses(folder: Path, count: int, head: Callable[[], int] = lambda: 0) -> list[
             launch([dataclasses.replace(mine(epochs=1), name=f"launch-{number}")], cluster)
         gc.collect()
         found.append(Use(process.num_fds(), process.num_threads(), process.memory_info().rss, head()))
-        sys.stdout.write(json.dumps(dataclasses.asdict(found[-1])) + "\n")
-        sys.stdout.flush()
+        with (folder / "uses.jsonl").open("a") as file:
+            file.write(json.dumps(dataclasses.asdict(found[-1])) + "\n")
     return found
 
 
@@ -93,7 +93,7 @@ def in_a_process(folder: Path, count: int, *options: str) -> list[Use]:
     environment = os.environ | {"RAYCURV_TRUST": "tests"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return [Use(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith('{"descriptors"')]
+    return [Use(**json.loads(line)) for line in (folder / "uses.jsonl").read_text().splitlines()]
 
 
 def run(first: int, stop: int, folder: Path, note: Callable[[int, str], None]) -> None:
