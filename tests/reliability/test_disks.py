@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from raycurv.results.outcomes import Outcome
+from raycurv.service import Cluster
 from raycurv.service.errors import LaunchError
 from raycurv.service.outcome_log import OutcomeLog
+from raycurv.tracking.client import Tracking
+from raycurv.train import Record
 from tests.reliability import disks, small_disk
 from tests.reliability.disks import DiskFault, hurt
 from tests.reliability.small_disk import SmallDisk
+from tests.service.driving import wait_until
+from tests.service.problems import mine
+from tests.service.serving import Server
 
 needs_disks = pytest.mark.skipif(bool(small_disk.why_not()), reason=small_disk.why_not() or "there are disks")
 needs_slow = pytest.mark.skipif(bool(small_disk.why_not_slow()), reason=small_disk.why_not_slow() or "there are disks")
@@ -105,3 +113,40 @@ def test_a_disk_that_is_full_before_the_first_step_is_an_error_that_names_it(fol
         assert not found.completed(finished)
     finally:
         found.close()
+
+
+@needs_disks
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_server_whose_disk_is_full_gets_everything_once_it_has_room(
+    disk: SmallDisk, data_base: Path, tmp_path: Path
+) -> None:
+    shutil.copy(data_base, disk.folder)
+    server = Server(disk.folder)
+    server.start()
+    said: list[str] = []
+    try:
+        runs = str(tmp_path / "runs")
+        cluster = Cluster(runs=runs, tracking_uri=server.uri, experiment="full", system_metrics_every=0)
+        tracking = Tracking(cluster, said.append)
+        tags = {"recipe": "points", "optimizer": "curveball", "seed": "0"}
+        run = tracking.open(mine(), tags, None, resume=False)
+        disk.fill()
+        longest = 0.0
+        for step in range(100):
+            began = time.monotonic()
+            run.log([Record("step", step, 0.0, 1.0, {"train/loss": 0.5})])
+            assert tracking.save()
+            longest = max(longest, time.monotonic() - began)
+        run.text("config.json", mine().to_json())
+        run.close("FINISHED")
+        wait_until(lambda: said)
+        disk.make_room()
+        assert tracking.finish() is None, said
+        client = MlflowClient(server.uri)
+        assert [m.step for m in client.get_metric_history(run.id, "train/loss")] == list(range(100))
+        assert client.get_run(run.id).info.status == "FINISHED"
+    finally:
+        server.stop()
+    assert longest < 1.0
+    assert "MLflow does not answer" in said[0]
