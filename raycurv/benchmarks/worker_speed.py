@@ -24,6 +24,7 @@ from raycurv.objective import Objective
 from raycurv.objective.collectives import Local, ProcessGroup
 from raycurv.objective.objective import BatchNormStatistics
 from raycurv.train.cpu_affinity import own_cores, pin
+from raycurv.train.host_memory import ALLOCATOR_DEFAULTS
 
 Network = Literal["none", "synchronised", "local"]
 NETWORKS: tuple[Network, ...] = ("none", "synchronised", "local")  # batch normalisation of the network
@@ -84,6 +85,8 @@ def measure(
     if pinned:
         own_cores(0, workers, 1)
     with tempfile.TemporaryDirectory() as folder:
+        for name, value in ALLOCATOR_DEFAULTS.items():  # the new processes read them
+            os.environ.setdefault(name, value)
         arguments = (folder, batch_norm, workers, optimizer, steps, batch_size, pinned)
         torch.multiprocessing.spawn(_worker, arguments, nprocs=workers)  # type: ignore[attr-defined]
         return WorkerSpeed(**json.loads(Path(folder, "speed.json").read_text(encoding="utf-8")))

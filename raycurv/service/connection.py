@@ -19,6 +19,7 @@ from pathlib import Path
 from raycurv.service.cluster import Cluster
 from raycurv.service.local_ray import LOOPBACK_ONLY
 from raycurv.service.ray_address import ConnectionRefused, named_cluster, require_reachable
+from raycurv.train.host_memory import ALLOCATOR_DEFAULTS
 
 CONNECT_TRIES = "2"  # of about 40 seconds each; Ray makes twenty
 # Ray's own switches, unless the environment sets them.
@@ -62,6 +63,8 @@ def connected(cluster: Cluster, notify: Callable[[str], None]) -> Iterator[None]
         # Read when ray is imported, and by every process that it starts.
         os.environ |= LOOPBACK_ONLY
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        for name, value in ALLOCATOR_DEFAULTS.items():  # for the workers
+            os.environ.setdefault(name, value)
         _protect_token()
     else:
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", CONNECT_TRIES)

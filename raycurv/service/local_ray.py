@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from raycurv.service.scratch import locked_folder
+from raycurv.train.host_memory import ALLOCATOR_DEFAULTS
 
 # Ray replaces 127.0.0.1 by the address of the host, and listens on every interface, unless it believes to be on a
 # system without clusters; then every server binds to loopback.
@@ -143,7 +144,7 @@ def start(cpus: int, *, outlive: bool = False, environment: Mapping[str, str] | 
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=clean | {"PATH": path} | dict(environment or {}) | head.environment,
+            env=ALLOCATOR_DEFAULTS | clean | {"PATH": path} | dict(environment or {}) | head.environment,
         )
     _STARTED[process.pid] = process
     head = dataclasses.replace(head, pid=process.pid, started=psutil.Process(process.pid).create_time())
