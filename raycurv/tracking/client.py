@@ -59,7 +59,7 @@ from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
-from raycurv.tracking.data_base import make_data_base  # noqa: E402
+from raycurv.tracking.data_base import flush_commits, make_data_base  # noqa: E402
 
 LARGEST_BATCH = 100  # parameters or tags in one call
 LONGEST_PARAMETER = 6000  # characters
@@ -117,6 +117,7 @@ class Tracking:
             make_data_base(self.uri)
             mlflow.set_tracking_uri(self.uri)
             self.client = MlflowClient(self.uri)
+            flush_commits(self.client)
             self.experiment = self._experiment()
         self._active: list[TrackedRun] = []
         self._creating = threading.Lock()  # of the lines, the first one creates a run

@@ -1,9 +1,10 @@
-"""A new data base of MLflow in a SQLite file."""
+"""MLflow in a SQLite file: made as a whole, and written so that a power cut takes nothing back."""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
 
@@ -38,6 +39,29 @@ def make_data_base(uri: str) -> None:
         with contextlib.suppress(OSError):
             _remove(partial)
         raise
+
+
+def flush_commits(client: MlflowClient) -> None:
+    """Have SQLite flush the end of every transaction to the disk, in a data base that this process writes.
+
+    By default, a power cut some seconds after a transaction may take it back: its journal is removed, but the folder is
+    not flushed. By then, the queue no longer has what MLflow has taken.
+
+    Args:
+        client: client of MLflow; of a server, nothing changes.
+    """
+    engine: Any = getattr(client._tracking_client.store, "engine", None)
+    if engine is None or engine.dialect.name != "sqlite":
+        return
+    from sqlalchemy import event
+
+    if not event.contains(engine, "connect", _flush_folder):
+        event.listen(engine, "connect", _flush_folder)
+        engine.dispose()  # connections without it
+
+
+def _flush_folder(connection: Any, record: Any) -> None:
+    connection.execute("PRAGMA synchronous = EXTRA")
 
 
 def _remove(path: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
+import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +30,26 @@ from tests.service.serving import Server
 
 needs_disks = pytest.mark.skipif(bool(small_disk.why_not()), reason=small_disk.why_not() or "there are disks")
 needs_slow = pytest.mark.skipif(bool(small_disk.why_not_slow()), reason=small_disk.why_not_slow() or "there are disks")
+
+
+TAGS = {"recipe": "points", "optimizer": "curveball", "seed": "0"}
+LOG = """
+import os, sys
+from raycurv.service import Cluster
+from raycurv.tracking.client import Tracking
+from raycurv.train import Record
+from tests.reliability.test_disks import TAGS
+from tests.service.problems import mine
+
+cluster = Cluster(runs=sys.argv[1], tracking_uri=sys.argv[2], experiment="test", system_metrics_every=0)
+tracking = Tracking(cluster, print)
+run = tracking.open(mine(), TAGS, None, resume=False)
+os.sync()
+run.log([Record("step", step, 0.0, 1.0, {"train/loss": 0.5}) for step in range(100)])
+run.close("FINISHED")
+assert tracking.finish() is None
+os._exit(0)
+"""
 
 
 @pytest.fixture
@@ -117,6 +141,22 @@ def test_a_disk_that_is_full_before_the_first_step_is_an_error_that_names_it(fol
 
 @needs_disks
 @pytest.mark.slow
+def test_what_mlflow_has_taken_is_on_its_disk(disk: SmallDisk, data_base: Path, tmp_path: Path) -> None:
+    shutil.copy(data_base, disk.folder)
+    uri = f"sqlite:///{disk.folder}/mlflow.db"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", LOG, str(tmp_path), uri], check=True, timeout=240)
+    disk.read_only()  # takes back what the kernel has not written, as a power cut does
+    disk.unmount()
+    disk.mount()
+    with contextlib.closing(sqlite3.connect(disk.folder / "mlflow.db")) as connection:
+        steps = connection.execute("SELECT step FROM metrics WHERE key = 'train/loss' ORDER BY step").fetchall()
+        ((status,),) = connection.execute("SELECT status FROM runs").fetchall()
+    assert [step for (step,) in steps] == list(range(100))
+    assert status == "FINISHED"
+
+
+@needs_disks
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_server_whose_disk_is_full_gets_everything_once_it_has_room(
     disk: SmallDisk, data_base: Path, tmp_path: Path
@@ -129,8 +169,7 @@ def test_a_server_whose_disk_is_full_gets_everything_once_it_has_room(
         runs = str(tmp_path / "runs")
         cluster = Cluster(runs=runs, tracking_uri=server.uri, experiment="full", system_metrics_every=0)
         tracking = Tracking(cluster, said.append)
-        tags = {"recipe": "points", "optimizer": "curveball", "seed": "0"}
-        run = tracking.open(mine(), tags, None, resume=False)
+        run = tracking.open(mine(), TAGS, None, resume=False)
         disk.fill()
         longest = 0.0
         for step in range(100):
