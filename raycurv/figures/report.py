@@ -245,14 +245,18 @@ def _ranked(rows: Sequence[MethodRow]) -> list[MethodRow]:
 def _head(outcomes: Sequence[Outcome], places: Mapping[str, str], sections: Sequence[_Section]) -> list[str]:
     recipes, optimizers = ({getattr(o, name) for o in outcomes} for name in ("recipe", "optimizer"))
     texts = [_plural(len(outcomes), "run"), _plural(len(recipes), "recipe"), _plural(len(optimizers), "optimizer")]
-    hours = sum(o.seconds for o in outcomes if math.isfinite(o.seconds)) / 3600
-    texts.append(f"{hours:{'.2g' if hours < 10 else ',.0f'}} hours of training")
+    texts.append(f"{_duration(sum(o.seconds for o in outcomes if math.isfinite(o.seconds)))} of training")
     links = [f'<a href="{html.escape(link, quote=True)}">{html.escape(name)}</a>' for name, link in places.items()]
     parts = [f'<p class="about">{" · ".join([*texts, *links])}</p>']
     if len(sections) > 1:
         titles = (f'<a href="#r{i}">{html.escape(section.group.title)}</a>' for i, section in enumerate(sections))
         parts.append(f"<nav>{''.join(titles)}</nav>")
     return parts
+
+
+def _duration(seconds: float) -> str:
+    size, unit = next(((s, u) for s, u in ((3600, "hours"), (60, "minutes")) if seconds >= 2 * s), (1, "seconds"))
+    return f"{seconds / size:{'.2g' if seconds < 10 * size else ',.0f'}} {unit}"
 
 
 def _counts(outcomes: Sequence[Outcome]) -> str:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from raycurv.results import comparison, table_formats
+from raycurv.results import findings, table_formats
 from raycurv.results.comparison import MethodRow, NetworkQuartiles
 
 
 def comparison_text(rows: Sequence[MethodRow]) -> str:
-    """The conclusions, then a table for each comparison, best loss first.
+    """The headlines, then a table for each comparison, best loss first.
 
     Operations and time are those of all steps, the search included. What it took to the target, and the times of a
     start, are in the files of :func:`comparison.write_comparison` alone.
     """
-    blocks = [*comparison.conclusions(rows)]
+    blocks = [*findings.headlines(rows)]
     for name in dict.fromkeys(row.comparison for row in rows):
         found = [row for row in rows if row.comparison == name]
         found.sort(key=lambda row: row.loss if math.isfinite(row.loss) else math.inf)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from raycurv.results import comparison
 from raycurv.results.comparison import MethodRow, NetworkQuartiles
 from raycurv.results.conditions import conditions
 from raycurv.results.outcomes import Outcome
@@ -79,6 +80,23 @@ def answer(rows: Sequence[MethodRow]) -> str:
     if any(row.searched for row in rows) or len(raw) < 2:
         return ""
     return _among_equals(rows, sorted(raw, key=lambda row: row.loss))
+
+
+def headlines(rows: Sequence[MethodRow]) -> list[str]:
+    """A sentence for each comparison: its conclusion with a search, its answer without one.
+
+    Comparisons that have neither share one sentence at the end.
+    """
+    lines, silent = [], []
+    for name in dict.fromkeys(row.comparison for row in rows):
+        mine = [row for row in rows if row.comparison == name]
+        if any(row.searched for row in mine):
+            lines += comparison.conclusions(mine)
+        elif found := answer(mine):
+            lines.append(f"{name}: {found.replace('**', '')} No baseline was tuned by a search.")
+        else:
+            silent += mine
+    return lines + (comparison.conclusions(silent) if silent else [])
 
 
 def _against_tuned(best: MethodRow, free: Sequence[MethodRow]) -> str:

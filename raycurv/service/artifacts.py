@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raycurv.results import comparison, gathering
+from raycurv.results import comparison, findings, gathering
 from raycurv.results.outcomes import Outcome
 from raycurv.tracking import provenance
 
@@ -68,7 +68,7 @@ class ArtifactWriter:
         self.run.metrics(gathering.gathered_metrics(outcomes), step, time.time())
         rows = comparison.compare_methods(outcomes)
         first = "" if best is None else f"Best run: `{best.name}`. Its last values are the metrics of this run.\n\n"
-        text = "\n\n".join([*comparison.conclusions(rows), comparison.markdown(rows)])
+        text = "\n\n".join([*findings.headlines(rows), comparison.markdown(rows)])
         where = "\n\nTable, `report.html` and figures are among the artifacts.\n"
         self.run.describe(first + text + where)
 

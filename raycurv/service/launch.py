@@ -152,7 +152,7 @@ class _Launch:
         for name, (result, records) in finished.items():
             self.states[name].add(LogRecords(name, tuple(records)))
             self.states[name].add(RunFinished(name, result))
-            self.tracked[name].begin(time.time() - result.seconds)
+            self.tracked[name].begin(self.states[name].ended - result.seconds)
             self.tracked[name].log(records)
             self._finish(name, result)
         self._end("FINISHED", "")
@@ -337,7 +337,8 @@ class _Launch:
         summary |= {"result/operations": result.operations} if result.operations else {}
         summary |= {"result/step_seconds": result.step_seconds, "result/startup_seconds": result.startup_seconds}
         tracked.log(result.evaluations)  # those that MLflow lacks
-        tracked.metrics(summary, result.steps, time.time())
+        ended = self.states[name].ended
+        tracked.metrics(summary, result.steps, ended)
         model = f"runs:/{RUN_ID}/{model_name(name)}" if self.cluster.log_model else ""
         if model:
             tracked.model(planned.checkpoints)
@@ -345,7 +346,7 @@ class _Launch:
         tracked.describe(description(planned.config, planned.recipe, self.plan.name, model, values))
         status = "diverged" if result.diverged else "finished"
         tracked.tags({"status": status, "reason": result.diverged})  # it may have failed before it went on
-        tracked.close("FAILED" if result.diverged else "FINISHED")
+        tracked.close("FAILED" if result.diverged else "FINISHED", ended)
         self.tracking.done_with(tracked)
         why = f": {result.diverged}" if result.diverged else ""
         self.progress.end()

@@ -212,6 +212,14 @@ def test_thousands_of_seconds_are_shown_without_a_power_of_ten():
     assert ">9,134<" in text.replace("<b>", "").replace("</b>", "")
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.5, "0.5 seconds"), (41.3, "41 seconds"), (600.0, "10 minutes"), (9e4, "25 hours")]
+)
+def test_the_time_of_training_is_in_a_unit_that_fits(seconds, text):
+    runs = [dataclasses.replace(run("auto", [1.0]), seconds=seconds)]
+    assert f"{text} of training" in report.page("x", runs, versions={}, command="")
+
+
 def test_time_in_a_report_leaves_out_the_start_up():
     slow = dataclasses.replace(run("first", [1.0, 0.1], seconds=50.0), step_seconds=0.5, steps=2)
     other = dataclasses.replace(run("second", [1.0, 0.1], seconds=2.0), step_seconds=1.0, steps=2)

@@ -43,6 +43,18 @@ def test_the_answer_without_a_search_names_the_lowest_loss_and_the_highest_accur
     assert answer(runs[0], run("auto", [0.2], accuracy=0.9)).endswith("and with the highest test accuracy, 90.00%.")
 
 
+def test_a_headline_is_the_conclusion_of_a_search_and_else_the_answer():
+    tuned = {"setting": "learning_rate=0.1"}
+    searched = [run("adam", [0.9], stage="search", **tuned), run("adam", [0.9, 0.5], **tuned), run("auto", [0.9, 0.4])]
+    plain = [run("auto", [0.2], recipe="digits"), run("sgd", [0.3], recipe="digits"), run("auto", [0.1], recipe="one")]
+    first, second, last = findings.headlines(comparison.compare_methods([*searched, *plain]))
+    assert first.startswith("mnist: ")
+    assert first.endswith("the seconds that untuned auto takes to the same training loss, 0.5.")
+    assert second.startswith("digits: auto ends with the lowest training loss of 2 methods, 0.2, before sgd with 0.3")
+    assert second.endswith("No baseline was tuned by a search.")
+    assert last == "one: no baseline was tuned by a search, so there is nothing to compare with."
+
+
 def test_a_comparison_without_an_end_or_with_one_method_has_no_answer():
     lost = [run("adam", [0.9], stage="search", status="diverged"), run("auto", [0.2]), run("sgd", [0.3])]
     assert answer(*lost) == ""

@@ -26,6 +26,7 @@ def close(result: Result) -> tuple[Mock, Mock]:
     tracked, notify = Mock(), Mock()
     driver = SimpleNamespace(
         tracked={"one": tracked},
+        states={"one": SimpleNamespace(ended=1005.0)},
         plan=SimpleNamespace(name="one"),
         planned={"one": SimpleNamespace(label="one", checkpoints="", config=mine(), recipe="mine")},
         cluster=SimpleNamespace(log_model=False),
@@ -42,7 +43,8 @@ def test_a_run_that_diverged_is_closed_and_shown_as_diverged(why: str, status: s
     tracked, notify = close(result)
 
     tracked.tags.assert_called_once_with({"status": status, "reason": why})
-    tracked.close.assert_called_once_with(state)
+    tracked.close.assert_called_once_with(state, 1005.0)
+    assert tracked.metrics.call_args.args[2] == 1005.0
     summary = tracked.metrics.call_args.args[0]
     assert (summary["result/operations"], summary["result/step_seconds"]) == (64.0, 0.25)
     assert f"one: {status} after 4 steps, 2.0 s" in notify.call_args.args[0]
