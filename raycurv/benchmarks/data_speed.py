@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from raycurv.data import Loader, ParquetImages, parquet_images
@@ -27,15 +30,23 @@ SIDE = 32
 HEAD = f"{'set':<12} {'what':<32} {'images/s':>10} {'per core·s':>12} {'of decoder':>10}"
 
 
-def rate(images: int, run: Callable[[], object], repeat: int) -> tuple[float, float]:
-    """Images a second of wall time and of processor time, the best of `repeat`."""
-    walls, works = [], []
+Run = Callable[[], object]
+
+
+def rates(images: Sequence[int], make_runs: Sequence[Callable[[], Run]], repeat: int) -> list[tuple[float, float]]:
+    """Images a second of wall time and of processor time for each of the runs, the best of `repeat`.
+
+    The runs take turns, so that a machine that slows down slows all of them. Making a run is not timed.
+    """
+    walls, works = [math.inf] * len(make_runs), [math.inf] * len(make_runs)
     for _ in range(repeat):
-        wall, work = time.perf_counter(), time.process_time()
-        run()
-        walls.append(time.perf_counter() - wall)
-        works.append(time.process_time() - work)
-    return images / min(walls), images / min(works)
+        for i, make_run in enumerate(make_runs):
+            run = make_run()
+            wall, work = time.perf_counter(), time.process_time()
+            run()
+            walls[i] = min(walls[i], time.perf_counter() - wall)
+            works[i] = min(works[i], time.process_time() - work)
+    return [(n / wall, n / work) for n, wall, work in zip(images, walls, works, strict=True)]
 
 
 def measure(
@@ -57,28 +68,29 @@ def measure(
     held = [source.encoded(row) for row in rows.tolist()]
     parts = [held[i::threads] for i in range(threads)]
 
-    def decoder() -> None:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda part: [decode(e, source.picture.channels) for e in part] and None, parts))
+    def decode_all(encoded: Sequence[NDArray[np.uint8]]) -> None:
+        for image in encoded:
+            decode(image, source.picture.channels)
 
-    def bytes_only() -> None:
-        fresh = open_set()
-        with ThreadPoolExecutor(threads) as pool:
-            batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-            list(pool.map(lambda batch: fresh.read(batch, seed=0, epoch=0, training=True) and None, batches))
+    def each(work: Callable[[Any], None], items: Sequence[Any]) -> Run:
+        def run() -> None:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(work, items))
 
-    def loader() -> None:
-        for _ in Loader(open_set(), batch_size=batch_size, seed=0, prefetch=threads).epoch(0):
-            pass
+        return run
 
-    alone = rate(len(rows), decoder, repeat)
-    for what, images, run in (
-        ("the decoder alone", len(rows), decoder),
-        ("decoded, augmented, batched", len(rows), bytes_only),
-        ("the loader, normalised floats", len(source), loader),
-    ):
-        wall, work = alone if run is decoder else rate(images, run, repeat)
-        yield f"{name:<12} {what:<32} {wall:>10,.0f} {work:>12,.0f} {work / alone[1]:>10.0%}"
+    def batched() -> Run:
+        fresh, batches = open_set(), [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        return each(lambda batch: fresh.read(batch, seed=0, epoch=0, training=True) and None, batches)
+
+    def loaded() -> Run:
+        loader = Loader(open_set(), batch_size=batch_size, seed=0, prefetch=threads)
+        return lambda: [None for _ in loader.epoch(0)]
+
+    kinds = ("the decoder alone", "decoded, augmented, batched", "the loader, normalised floats")
+    found = rates([len(rows), len(rows), len(source)], [lambda: each(decode_all, parts), batched, loaded], repeat)
+    for what, (wall, work) in zip(kinds, found, strict=True):
+        yield f"{name:<12} {what:<32} {wall:>10,.0f} {work:>12,.0f} {work / found[0][1]:>10.0%}"
 
 
 def write_photographs(folder: str, rows: int, side: int = 1024) -> None:

@@ -110,8 +110,8 @@ class BenchmarkData:
     repeat: int = 3
     """Measurements of each kind; the best counts."""
 
-    large_photographs: int = 256
-    """Photographs of 1,024 pixels that are made and read, also with reduced_decoding; 0 leaves them out."""
+    made_photographs: int = 256
+    """Photographs of 512 and 1,024 pixels that are made and read, the latter also with reduced_decoding; 0 is none."""
 
     rows: int = 2_000_000
     """Rows of the large set. Each takes about 1 kB in a temporary folder; 0 leaves it out."""
@@ -133,10 +133,10 @@ class BenchmarkData:
         ):
             for line in data_speed.measure(name, functools.partial(_training_set, folder, options), **how):
                 print(line, flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            if self.large_photographs:
-                data_speed.write_photographs(folder, self.large_photographs)
-            for name, reduced in (("1,024 pixels", False), ("reduced", True)) if self.large_photographs else ():
+        made = (("512 pixels", 512, False), ("1,024 pixels", 1024, False), ("reduced", 1024, True))
+        for name, side, reduced in made if self.made_photographs else ():
+            with tempfile.TemporaryDirectory() as folder:
+                data_speed.write_photographs(folder, self.made_photographs, side)
                 open_set = functools.partial(_training_set, folder, photographs | {"reduced_decoding": reduced})
                 for line in data_speed.measure(name, open_set, **how):
                     print(line, flush=True)

@@ -13,6 +13,7 @@ import torch
 from raycurv.data import DataError, Loader, locate, parquet_images, tensors
 from raycurv.data.decoded_images import decoded
 from raycurv.data.digits import write_digits
+from raycurv.data.parquet import ImageSettings
 from tests.data.cases import everything, image, numbered, write, write_raw
 
 
@@ -366,6 +367,17 @@ def test_photographs_are_decoded_at_a_part_of_their_size_only_where_that_is_aske
         assert torch.equal(whole, default)
         assert not torch.equal(whole, reduced)
         assert (whole.float() - reduced.float()).abs().mean() < 20  # noise, which every average changes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_large_batches_are_normalised_as_small_ones(dtype):
+    picture = ImageSettings(3, (96, 96), "none", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randint(256, (161, 96, 96, 3), generator=generator).to(torch.uint8).permute(0, 3, 1, 2)
+    found = picture.converted(batch, dtype)
+    assert found.dtype == dtype
+    assert found.is_contiguous()
+    assert torch.equal(found, torch.cat([picture.converted(part, dtype) for part in batch.split(1)]))
 
 
 def test_a_copy_of_the_shards_under_another_name_is_another_set(tmp_path):
