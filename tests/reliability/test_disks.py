@@ -103,8 +103,6 @@ def test_a_log_of_outcomes_on_a_slow_disk_has_every_outcome_before_it_counts(dis
     ("fault", "place", "seconds", "said"),
     [
         ("full", "both", 0.0, "cannot be written to"),
-        ("full", "mlflow", 3.0, "MLflow does not answer"),
-        ("read-only", "queue", 0.0, "cannot be written to"),
         ("read-only", "mlflow", 0.0, "MLflow does not answer"),
         ("slow", "both", 4.0, "finished after"),
     ],
@@ -123,7 +121,7 @@ def test_a_disk_that_fails_below_the_queue_or_mlflow_loses_nothing_and_stops_no_
 
 @needs_disks
 @pytest.mark.slow
-@pytest.mark.parametrize("left", [0, 20_000, 200_000, 800_000])
+@pytest.mark.parametrize("left", [0, 200_000])
 def test_a_disk_that_is_full_before_the_first_step_is_an_error_that_names_it(folder: Path, left: int) -> None:
     found = DiskFault(folder, "both")
     try:
