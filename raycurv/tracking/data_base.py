@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
+import psutil
 from mlflow import MlflowClient
 
 _SQLITE = "sqlite:///"
@@ -28,17 +30,30 @@ def make_data_base(uri: str) -> None:
     if not uri.startswith(_SQLITE) or path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    _remove(partial)
+    for left in path.parent.glob(f"{path.name}.*.partial"):
+        number = left.suffixes[-2][1:]
+        if number.isdecimal() and not psutil.pid_exists(int(number)):
+            _remove(left)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         client = MlflowClient(_SQLITE + str(partial))
         client.get_experiment_by_name("Default")  # makes the tables
         client._tracking_client.store.engine.dispose()
-        partial.replace(path)
-    except BaseException:
+        _publish(partial, path)
+    finally:
         with contextlib.suppress(OSError):
             _remove(partial)
-        raise
+
+
+def _publish(partial: Path, path: Path) -> None:
+    """Give a file its name, unless another process, with another folder of runs, was faster."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            partial.replace(path)
 
 
 def flush_commits(client: MlflowClient) -> None:
