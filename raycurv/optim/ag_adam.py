@@ -83,9 +83,10 @@ class AgAdam(ALERA):
     def _direction(self, gradient: Direction, norms: Tensor, accepted: Tensor) -> tuple[Direction, Tensor]:
         state, g = self.shared, gradient.flat
         state["taken"] += accepted
-        weight, keep = ((1 - self.beta1) * accepted.double()).to(g.dtype), 1 - (1 - self.beta2) * accepted.double()
-        correction = (1 - self.beta2 ** state["taken"].clamp(min=1)).sqrt()
-        guard, factor = self.epsilon * correction, correction / (1 - self.beta1 ** state["taken"].clamp(min=1))
+        count, taken = accepted.double(), state["taken"].clamp(min=1)
+        correction = (1 - self.beta2**taken).sqrt()
+        numbers = ((1 - self.beta1) * count, 1 - (1 - self.beta2) * count, self.epsilon * correction)
+        weight, keep, guard, factor = (x.to(g.dtype) for x in (*numbers, correction / (1 - self.beta1**taken)))
         # Chunk by chunk, so that the operations on one find it in the cache.
         vectors = (g, state["first"], state["second"])
         for x, first, second in zip(*(vector.split(chunk_size(g)) for vector in vectors), strict=True):

