@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from raycurv.train import CheckpointStore
-from tests.reliability.equality import difference
+from tests.reliability.equality import difference, undisturbed
 from tests.reliability.on_ray import NoRay
 from tests.reliability.small_disk import SmallDisk, why_not_slow
 from tests.service.driving import Driver, Finished, Job, wait_until
@@ -45,7 +45,7 @@ class DiskFault:
 
     def __init__(self, folder: Path, place: str) -> None:
         self.folder = folder / "run"
-        self._whole = folder / "whole"
+        self._whole = folder / undisturbed()
         shutil.rmtree(self.folder, ignore_errors=True)
         self.driver = Driver(NoRay(), self.folder)  # type: ignore[arg-type]
         self._train_whole()

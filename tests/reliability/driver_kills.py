@@ -29,7 +29,7 @@ from mlflow.entities import Run
 
 from raycurv.service import local_ray
 from raycurv.train import CheckpointStore
-from tests.reliability.equality import difference
+from tests.reliability.equality import difference, undisturbed
 from tests.service.driving import SECONDS, Driver, Job
 
 EPOCHS, STEPS_AN_EPOCH, PAUSE = 150, 8, 0.006
@@ -86,9 +86,9 @@ class Campaign:
 
     def reference(self) -> None:
         """Train the run without kills, unless it is there."""
-        store = CheckpointStore(str(self.driver.checkpoints("whole")))
+        store = CheckpointStore(str(self.driver.checkpoints(undisturbed())))
         if store.finished() is None:
-            job = self._start("whole", *(["--resume"] if store.exists() else []))
+            job = self._start(undisturbed(), *(["--resume"] if store.exists() else []))
             _wait_for(job, ("loading torch",))
             began = time.monotonic()
             _wait_for(job, ("starts: ", "goes on at"))
@@ -160,13 +160,15 @@ class Campaign:
         name = f"killed-{number}"
         losses, tests = self._history(name, "train/loss"), self._history(name, "test/loss")
         (run,) = self._runs(name)
-        equal = self._equal(name) and losses == self._history("whole", "train/loss")
+        equal = self._equal(name) and losses == self._history(undisturbed(), "train/loss")
         once = _once(losses, range(1, STEPS + 1))
         evaluations = _once(tests, range(STEPS_AN_EPOCH, STEPS + 1, STEPS_AN_EPOCH))
         return Row(number, kills, logged, completed, len(losses), once, evaluations, equal, run.info.status)
 
     def _equal(self, name: str) -> bool:
-        return not difference(*(CheckpointStore(str(self.driver.checkpoints(each))).load() for each in (name, "whole")))
+        return not difference(
+            *(CheckpointStore(str(self.driver.checkpoints(each))).load() for each in (name, undisturbed()))
+        )
 
     def _runs(self, name: str) -> list[Run]:
         client = self._client()

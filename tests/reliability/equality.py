@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from raycurv.tracking import provenance
+
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:
     """All tensors in nested mappings and lists.
@@ -30,3 +32,8 @@ def difference(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -
         if not pairs or not all(torch.equal(a, b) for a, b in pairs):
             return f"another {part}"
     return ""
+
+
+def undisturbed() -> str:
+    """Name of the run that nothing happens to: another commit may round otherwise, and trains one of its own."""
+    return f"whole-{provenance.commit()['commit'][:10]}"

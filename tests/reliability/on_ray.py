@@ -29,7 +29,7 @@ from raycurv.service.outcome_log import OutcomeLog
 from raycurv.train import CheckpointStore
 from tests.data.faulty_proxy import RESET, FaultyProxy
 from tests.reliability import driver_kills
-from tests.reliability.equality import difference
+from tests.reliability.equality import difference, undisturbed
 from tests.service.driving import ROOT, SECONDS, Driver, Finished, Job, wait_until
 from tests.service.serving import Server
 
@@ -73,14 +73,14 @@ class Bench:
 
     def whole(self) -> None:
         """Train the run that nothing happens to, unless it is there."""
-        if self.store("whole").finished() is None:
-            shutil.rmtree(self.driver.checkpoints("whole"), ignore_errors=True)
-            finished = self.start("whole").finish()
+        if self.store(undisturbed()).finished() is None:
+            shutil.rmtree(self.driver.checkpoints(undisturbed()), ignore_errors=True)
+            finished = self.start(undisturbed()).finish()
             assert finished.code == 0, finished.output
 
     def lost(self, name: str) -> str:
         """What is wrong with a run that has ended; empty if nothing."""
-        if different := difference(*(self.store(each).load() for each in (name, "whole"))):
+        if different := difference(*(self.store(each).load() for each in (name, undisturbed()))):
             return different
         runs = self.runs(name)
         if [run.info.status for run in runs] != ["FINISHED"]:
@@ -199,11 +199,11 @@ def run_worker_start(first: int, stop: int, folder: Path, note: Note) -> None:
             job = found.start(name)
             with contextlib.suppress(AssertionError):
                 wait_until(lambda: found.driver.workers() or job.process.poll() is not None)
-            time.sleep(draw.uniform(0.0, 8.0))
-            workers = found.driver.workers()
-            if not workers:
-                return "" if job.finish().code == 0 else "no worker to kill"
-            draw.choice(workers).kill()
+            began, seconds = time.monotonic(), draw.uniform(0.0, 8.0)
+            while "starts: " not in job.output and time.monotonic() < began + seconds:
+                time.sleep(0.05)
+            if workers := found.driver.workers():
+                draw.choice(workers).kill()
             finished = job.finish()
             return f"exit {finished.code}: {finished.output[-300:]}" if finished.code else found.lost(name)
 
