@@ -43,7 +43,7 @@ class Compare:
         """
         from raycurv.figures import paper_figures, report
         from raycurv.results import comparison
-        from raycurv.results.comparison_text import comparison_text
+        from raycurv.results.comparison_text import comparison_text, write_comparison
         from raycurv.tracking import provenance
         from raycurv.tracking.run_histories import histories
         from raycurv.tracking.settings import resolve_uri
@@ -56,7 +56,7 @@ class Compare:
             there = ", ".join(sorted({o.recipe for o in found}))
             raise ValueError(f"--recipe {' '.join(self.recipe)} is the recipe of no run; there are runs of {there}")
         rows = comparison.compare_methods(mine)
-        comparison.write_comparison(rows, self._write)
+        write_comparison(rows, self._write)
         print(comparison_text(rows))
         drawn = []
         if self.figures is not None:

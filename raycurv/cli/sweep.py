@@ -59,7 +59,7 @@ class Grid:
         from raycurv import recipes
         from raycurv.recipes import search
         from raycurv.results import comparison
-        from raycurv.results.comparison_text import comparison_text
+        from raycurv.results.comparison_text import comparison_text, write_comparison
         from raycurv.service.sweep import sweeping
 
         config = self.run_options.apply(recipes.build(self.recipe, recipe_options(self.option)))
@@ -74,7 +74,7 @@ class Grid:
                 sweep.terminal.notify_always(f"{optimizer}: no point of its grid came to an end; it has no final run")
             last = sweep.run([*free, *search.final_trials(config, winners, self.seeds)])
             rows = comparison.compare_methods([*found, *last])
-            comparison.write_comparison(rows, sweep.artifacts.write)
+            write_comparison(rows, sweep.artifacts.write)
             sweep.terminal.notify_always("\n" + comparison_text(rows))
             sweep.artifacts.write_report([*found, *last])
 

@@ -211,15 +211,6 @@ def _conclusion(rows: Sequence[MethodRow]) -> str:
     )
 
 
-def write_comparison(rows: Sequence[MethodRow], artifact: Callable[[str, str], None]) -> str:
-    """Write the table as CSV, Markdown and LaTeX artifacts, and return it with its conclusions as text."""
-    text = "\n".join([*conclusions(rows), "", markdown(rows)])
-    artifact("decision.md", text)
-    artifact("decision.csv", _comma_separated(rows))
-    artifact("decision.tex", table_formats.latex(header(rows), cells(rows)))
-    return text
-
-
 def markdown(rows: Sequence[MethodRow]) -> str:
     """The table in Markdown, best loss first within each comparison."""
     return table_formats.markdown(header(rows), cells(rows))
@@ -235,7 +226,8 @@ def _metric_columns(rows: Sequence[MethodRow]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.metrics))
 
 
-def _comma_separated(rows: Sequence[MethodRow]) -> str:
+def comma_separated(rows: Sequence[MethodRow]) -> str:
+    """All fields of the table in CSV."""
     names = [f.name for f in fields(MethodRow) if f.name not in ("metrics", "differing", "outcomes")]
     further = _metric_columns(rows)
     lines = ([*(getattr(row, n) for n in names), *(row.metrics.get(n, math.nan) for n in further)] for row in rows)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from raycurv.results import findings, table_formats
+from raycurv.results import comparison, findings, table_formats
 from raycurv.results.comparison import MethodRow, NetworkQuartiles
 
 
@@ -13,7 +13,7 @@ def comparison_text(rows: Sequence[MethodRow]) -> str:
     """The headlines, then a table for each comparison, best loss first.
 
     Operations and time are those of all steps, the search included. What it took to the target, and the times of a
-    start, are in the files of :func:`comparison.write_comparison` alone.
+    start, are in the files of :func:`write_comparison` alone.
     """
     blocks = [*findings.headlines(rows)]
     for name in dict.fromkeys(row.comparison for row in rows):
@@ -21,6 +21,15 @@ def comparison_text(rows: Sequence[MethodRow]) -> str:
         found.sort(key=lambda row: row.loss if math.isfinite(row.loss) else math.inf)
         blocks += ["", name, _table(found)]
     return "\n".join(blocks)
+
+
+def write_comparison(rows: Sequence[MethodRow], artifact: Callable[[str, str], None]) -> str:
+    """Write the table as CSV, Markdown and LaTeX artifacts, and return it with its headlines as text."""
+    text = "\n".join([*findings.headlines(rows), "", comparison.markdown(rows)])
+    artifact("decision.md", text)
+    artifact("decision.csv", comparison.comma_separated(rows))
+    artifact("decision.tex", table_formats.latex(comparison.header(rows), comparison.cells(rows)))
+    return text
 
 
 def networks_text(rows: Sequence[NetworkQuartiles]) -> str:

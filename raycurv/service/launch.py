@@ -208,7 +208,8 @@ class _Launch:
     def _write_report(self, parent: TrackedRun, why: str) -> None:
         """Write the comparison of the runs, as artifacts of the run that gathers them."""
         from raycurv.figures.report import ReportContext
-        from raycurv.results import comparison
+        from raycurv.results.comparison import compare_methods
+        from raycurv.results.comparison_text import write_comparison
         from raycurv.tracking.run_page import flat
 
         folder = _report_folder(self.plan, self.cluster)
@@ -216,7 +217,7 @@ class _Launch:
         outcomes = [self._outcome(name, why) for name in self.planned]
         settings = {run.config.name: flat(json.loads(run.config.to_json())) for run in self.plan.runs}
         try:
-            comparison.write_comparison(comparison.compare_methods(outcomes), artifacts.write)
+            write_comparison(compare_methods(outcomes), artifacts.write)
             artifacts.write_report(outcomes, ReportContext(settings=settings))
         except Exception as error:  # the runs are worth more than their figures
             self.progress.notify(f"the runs could not be drawn: {describe(type(error).__name__, str(error))}")

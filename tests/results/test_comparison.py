@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from raycurv.results import comparison
+from raycurv.results import comparison, comparison_text
 from raycurv.results.outcomes import EvaluationPoint, Outcome
 
 
@@ -86,7 +86,7 @@ def test_the_headline_says_it_when_nothing_untuned_gets_there():
 
 def test_the_table_comes_in_three_forms():
     kept = {}
-    text = comparison.write_comparison(comparison.compare_methods(SEARCHED), kept.__setitem__)
+    text = comparison_text.write_comparison(comparison.compare_methods(SEARCHED), kept.__setitem__)
     assert "| mnist | sgd | learning_rate=0.1 (2 trials) | raw | 0.4 ± 0.14 |" in text
     assert text.index("curveball | nothing") < text.index("| sgd |")
     table = list(csv.DictReader(io.StringIO(kept["decision.csv"])))
@@ -117,7 +117,7 @@ def test_further_metrics_of_the_test_set_are_columns_of_the_comparison():
     measured = dataclasses.replace(run("sgd", [0.5]), points=points)
     rows = comparison.compare_methods([measured, run("adam", [0.25])])
     files: dict[str, str] = {}
-    comparison.write_comparison(rows, files.__setitem__)
+    comparison_text.write_comparison(rows, files.__setitem__)
     found = {row["optimizer"]: row for row in csv.DictReader(io.StringIO(files["decision.csv"]))}
     assert (found["sgd"]["test/f1"], found["adam"]["test/f1"]) == ("0.5", "nan")
     head, _, adam, sgd = (line.split("|")[7].strip() for line in comparison.markdown(rows).splitlines())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from raycurv.results import comparison
-from raycurv.results.comparison_text import comparison_text, networks_text
+from raycurv.results.comparison_text import comparison_text, networks_text, write_comparison
 from tests.results.test_comparison import SEARCHED, run
 
 
@@ -21,6 +21,15 @@ def test_a_comparison_is_its_conclusion_and_a_table_with_the_best_first() -> Non
         "sgd        learning_rate=0.1, best of 2    0.4 ± 0.14    60.00%   400  4.0 s  1 of 4",
         "adam       defaults                               0.9    10.00%   300  3.0 s  0 of 1",
     ]
+
+
+def test_a_comparison_without_a_search_begins_with_the_best_method_in_its_file_too() -> None:
+    rows = comparison.compare_methods([run("sgd", [0.5]), run("auto", [0.25])])
+    files: dict[str, str] = {}
+    text = write_comparison(rows, files.__setitem__)
+    assert text.startswith("mnist: auto ends with the lowest training loss of 2 methods, 0.25, before sgd with 0.5")
+    assert files["decision.md"] == text
+    assert comparison_text(rows).startswith(text.splitlines()[0])
 
 
 def test_a_comparison_of_single_runs_fits_80_columns() -> None:

@@ -11,7 +11,8 @@ import pytest
 from mlflow import MlflowClient
 
 from raycurv.figures import curves, report
-from raycurv.results.comparison import compare_methods, write_comparison
+from raycurv.results.comparison import compare_methods
+from raycurv.results.comparison_text import write_comparison
 from raycurv.results.palette import colour_of
 from raycurv.service import Cluster
 from raycurv.service.artifacts import ArtifactWriter
