@@ -103,7 +103,8 @@ def uses_float16(device: torch.device, dtype: torch.dtype) -> bool:
 @torch.no_grad()
 def direction_factor(direction: Sequence[Tensor | None], parameters: Sequence[Tensor], scale: Tensor) -> Tensor:
     """The power of two by which a direction is multiplied, 0-d float32; 1 where it is zero or not finite."""
-    norm = _norm([tensor for tensor in direction if tensor is not None])
+    given = [tensor for tensor in direction if tensor is not None]
+    norm = _norm(given) if given else scale.new_zeros(())
     ratio = _norm(parameters) / norm
     ratio = torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0)
     nearest = ratio / torch.frexp(ratio)[0]  # a mantissa in [0.5, 1): the quotient is a power of two, without rounding

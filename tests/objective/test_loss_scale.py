@@ -142,6 +142,13 @@ def test_factors_of_directions_are_powers_of_two(size):
     assert is_power_of_two(factor)
 
 
+def test_a_direction_without_tensors_has_the_tangent_zero():
+    objective = objective_with(1.0)
+    with torch.autocast(**FP16):
+        tangent = objective.batch(*images()).linearise().push([None] * len(objective.parameters))
+    assert torch.equal(tangent, torch.zeros(16, 4))
+
+
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_nothing_is_scaled_without_float16(dtype):
     objective = objective_with(1.0)
