@@ -290,11 +290,9 @@ class _Launch:
     def _handle(self, message: Message) -> None:
         from raycurv.tracking import messages
 
-        if isinstance(message, messages.WorkersStarted):
-            self._show_start(message)
-            return
-        if isinstance(message, messages.WorkersNotice):
-            self._show_notice(message)
+        if isinstance(message, messages.WorkersStarted | messages.WorkersNotice):
+            if not self._finished():  # a worker that dies afterwards is no failure, and is started again for nothing
+                self._show_workers(message)
             return
         again = self._result(message.run) is not None  # workers that were started again find it done
         self.states[message.run].add(message)
@@ -306,6 +304,14 @@ class _Launch:
                 self.progress.show(self.states[name].of_this_sitting(records))
             case messages.RunFinished(name, result) if not again:
                 self._finish(name, result)
+
+    def _show_workers(self, message: WorkersStarted | WorkersNotice) -> None:
+        from raycurv.tracking.messages import WorkersStarted
+
+        if isinstance(message, WorkersStarted):
+            self._show_start(message)
+        else:
+            self._show_notice(message)
 
     def _show_start(self, message: WorkersStarted) -> None:
         device = "GPU" if message.device.startswith("cuda") else "CPU"

@@ -17,6 +17,7 @@ from raycurv.service.errors import LaunchError
 from raycurv.service.journal import JournaledCheckpoints
 from raycurv.service.launch import _Launch, checkpoint_patience, how_to_go_on
 from raycurv.service.plan import plan
+from raycurv.tracking.messages import WorkersNotice
 from raycurv.train import CheckpointStore, Result, train
 from tests.service.problems import mine
 
@@ -91,6 +92,15 @@ def test_a_worker_that_dies_after_its_runs_have_finished_is_no_failure(finished:
         return
     with pytest.raises(LaunchError, match="terminate called"):
         _Launch._follow(driver, workers, "")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_notice_about_workers_counts_as_long_as_runs_have_not_finished(finished: bool) -> None:
+    shown = Mock()
+    driver = SimpleNamespace(_finished=lambda: finished, _show_workers=shown)
+    notice = WorkersNotice("worker 1 died", "failure")
+    _Launch._handle(driver, notice)  # type: ignore[arg-type]
+    assert shown.call_args_list == ([] if finished else [((notice,),)])
 
 
 @pytest.mark.parametrize(
