@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 SCRIPT = """
 import sys
@@ -28,6 +29,16 @@ assert bool(report.finite)
 
 def test_optimizers_work_with_torch_alone():
     subprocess.run([sys.executable, "-W", "error", "-c", SCRIPT], check=True, timeout=120)
+
+
+def test_what_runs_on_a_gpu_needs_torch_and_numpy_alone():
+    script = SCRIPT.partition("import torch, raycurv")[0]
+    script += "sys.modules |= dict.fromkeys(['hypothesis', 'xdist'])\n"
+    script += (
+        "import tests.gpu.report, tests.gpu.test_checks, tests.gpu.test_device, raycurv.benchmarks.cifar10_on_device"
+    )
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=120, cwd=root)
 
 
 LIGHT = """
