@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +101,20 @@ def test_forty_thousand_values_are_read_in_seconds(runs: Path, uri: str) -> None
     assert len(outcomes) == 50
     assert all(len(o.points) == 100 and len(o.points[0].values) == 3 for o in outcomes)
     assert len(table) == 50 * (100 * len(many_runs.METRICS) + 2)
+
+
+@pytest.mark.slow
+def test_a_report_of_five_thousand_runs_takes_less_than_a_minute_and_two_gigabytes(runs: Path, uri: str) -> None:
+    filled(runs, "many", 5000, 20)
+    words = ["--runs", str(runs), "--experiment", "many", "--report", str(runs / "report.html")]
+    command = [sys.executable, "-m", "raycurv.cli", "compare", *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"MLFLOW_TRACKING_URI": ""})
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert "5,000 runs" in (runs / "report.html").read_text()
+    assert used.ru_utime + used.ru_stime < 60.0
+    assert used.ru_maxrss < 2_000_000  # kilobytes
 
 
 def test_what_was_logged_comes_back_also_what_is_not_finite(runs: Path, uri: str) -> None:
