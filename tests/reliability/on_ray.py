@@ -197,13 +197,14 @@ def run_worker_start(first: int, stop: int, folder: Path, note: Note) -> None:
             name = f"worker-start-{number}"
             found.forget(name)
             job = found.start(name)
-            with contextlib.suppress(AssertionError):
-                wait_until(lambda: found.driver.workers() or job.process.poll() is not None)
+            wait_until(lambda: found.driver.workers() or job.process.poll() is not None)
             began, seconds = time.monotonic(), draw.uniform(0.0, 8.0)
             while "starts: " not in job.output and time.monotonic() < began + seconds:
                 time.sleep(0.05)
-            if workers := found.driver.workers():
-                draw.choice(workers).kill()
+            wait_until(lambda: found.driver.workers() or job.process.poll() is not None)
+            workers = found.driver.workers()
+            assert workers, "no worker to kill"
+            draw.choice(workers).kill()
             finished = job.finish()
             return f"exit {finished.code}: {finished.output[-300:]}" if finished.code else found.lost(name)
 
