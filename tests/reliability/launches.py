@@ -27,7 +27,7 @@ import psutil
 
 COUNT = 50
 WARM = 10  # launches until every cache is filled
-KEPT = ("IDLE", "AutoscalingCoordinator")  # processes of Ray that stay
+KEPT = ("IDLE", "AutoscalingCoordinator", "Agent")  # processes of Ray that stay
 SECONDS = 10.0  # for the actors of a launch to end
 MORE_DESCRIPTORS, MORE_THREADS, MORE_MEMORY = 2, 1, 32 * 2**20  # after them
 
