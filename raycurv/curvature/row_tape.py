@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 from torch import Tensor
 
@@ -47,6 +48,7 @@ class RowTape(Tape):
         # Constants that depend on the inputs. They are kept, so that no other tensor gets the same memory.
         self._constants: dict[Geometry, Tensor] = {memory.geometry(x): x for x in inputs}
         self._mixed: dict[Geometry, Tensor] = {}  # without rows
+        self._copies: WeakValueDictionary[int, Tensor] = WeakValueDictionary()  # by slot
         self._narrowed = False  # whether the operator that is being recorded is narrowed
 
     def finish(self, outputs: Tensor) -> None:
@@ -73,8 +75,11 @@ class RowTape(Tape):
         narrows = self._narrows(call, rows)
         if narrows is None:
             return self._end(call.name)
-        given = iter([self._narrow(t) if narrow else t for t, narrow in zip(tensors, narrows, strict=True)])
-        out = self._narrow(call.out) if isinstance(call.out, Tensor) else tuple(map(self._narrow, call.out))
+        keep = self._narrow if call.name in _KEEP_NOTHING else self._copy
+        chosen = zip(tensors, slots, narrows, strict=True)
+        given = iter([keep(tensor, slot) if narrow else tensor for tensor, slot, narrow in chosen])
+        keep = self._copy if call.name in _KEEP_OUTPUT else self._narrow
+        out = keep(call.out) if isinstance(call.out, Tensor) else tuple(map(keep, call.out))
         args, kwargs = rules.refill(call.args, given), call.kwargs
         if call.name == "expand":
             args[1] = [-1, *args[1][1:]]
@@ -140,13 +145,38 @@ class RowTape(Tape):
     def _is_mixed(self, tensor: Tensor) -> bool:
         return memory.geometry(tensor) in self._mixed
 
-    def _narrow(self, tensor: Tensor) -> Tensor:
+    def _copy(self, tensor: Tensor, slot: int | None = None) -> Tensor:
+        """A copy of the first rows, so that the others are freed as early as in a pass without a tape."""
+        found = None if slot is None else self._copies.get(slot)
+        if found is None:
+            found = self._narrow(tensor).clone()
+            if slot is not None:
+                self._copies[slot] = found
+        return found
+
+    def _narrow(self, tensor: Tensor, _: int | None = None) -> Tensor:
         return tensor.narrow(0, 0, tensor.shape[0] * self.rows // self._samples)
 
     def _narrow_mask(self, call: Call) -> Tensor:
         mask: Tensor = call.kwargs["attn_mask"]
         aligned = mask.dim() == call.args[0].dim() and mask.shape[0] == call.args[0].shape[0]
         return self._narrow(mask) if aligned else mask
+
+
+_OF_OUTPUT = (
+    *("relu", "tanh", "sigmoid", "exp", "expm1", "sqrt", "rsqrt", "reciprocal", "_softmax", "_safe_softmax"),
+    *("_log_softmax", "max_pool2d_with_indices", "native_dropout"),
+)
+# Operators whose derivative keeps none of their inputs, and those whose derivative keeps an output.
+_KEEP_NOTHING = frozenset(
+    (
+        *("view", "_unsafe_view", "_reshape_alias", "expand", "t", "transpose", "permute", "unsqueeze", "squeeze"),
+        *("select", "slice", "unbind", "split", "split_with_sizes", "unsafe_split", "sum", "mean", "cumsum", "flip"),
+        *("cat", "add", "sub", "rsub", "neg", "clone", "_to_copy", "alias", "avg_pool2d", "_adaptive_avg_pool2d"),
+        *("upsample_nearest2d", "upsample_bilinear2d", "constant_pad_nd", *_OF_OUTPUT),
+    )
+)
+_KEEP_OUTPUT = frozenset((*_OF_OUTPUT, "native_layer_norm", "native_group_norm"))
 
 
 def _nothing(*_: Tangent) -> None:

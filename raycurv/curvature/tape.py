@@ -163,7 +163,8 @@ class Tape(TorchDispatchMode):
         if in_place and rules.keeps_input(call):
             call.args = (args[0].clone(), *args[1:])
         out = func(*args, **kwargs)
-        if not any(carries_tangents(tensor) for tensor in rules.tensors_of([out])):
+        single = isinstance(out, Tensor)
+        if not (carries_tangents(out) if single else any(map(carries_tangents, rules.tensors_of([out])))):
             if out is None and func._schema.is_mutable:
                 raise UnsupportedOperator(f"{func} writes in place and returns nothing: write it out of place")
             return out  # item(), equal(), comparisons, argmax: no tangent leaves them
