@@ -49,6 +49,9 @@ class Use:
     processes: int = 0
 
 
+OF_RAY = Use(1, 1, 2 * 2**20)  # what ray.shutdown leaves: a thread, and a socket of gRPC
+
+
 def uses(folder: Path, count: int, head: Callable[[], int] = lambda: 0) -> list[Use]:
     """Launch a small run again and again.
 
@@ -75,10 +78,15 @@ def uses(folder: Path, count: int, head: Callable[[], int] = lambda: 0) -> list[
     return found
 
 
-def growth(found: Sequence[Use]) -> str:
-    """What grew after the first launches; empty if nothing did."""
+def growth(found: Sequence[Use], of_ray: Use = Use(0, 0, 0)) -> str:
+    """What grew after the first launches by more than Ray's own share of each launch; empty if nothing did."""
     first, last = found[min(WARM, len(found) - 1)], found[-1]
-    more = (last.descriptors - first.descriptors, last.threads - first.threads, last.memory - first.memory)
+    launches = max(len(found) - WARM, 0)
+    more = (
+        last.descriptors - first.descriptors - launches * of_ray.descriptors,
+        last.threads - first.threads - launches * of_ray.threads,
+        last.memory - first.memory - launches * of_ray.memory,
+    )
     started = last.processes - first.processes
     if more[0] <= MORE_DESCRIPTORS and more[1] <= MORE_THREADS and more[2] <= MORE_MEMORY and started <= 0:
         return ""
@@ -111,7 +119,7 @@ def run_on_ray(first: int, stop: int, folder: Path, note: Callable[[int, str], N
         with local_ray.local_ray(2, environment={"PYTHONPATH": str(ROOT), "RAYCURV_TRUST": "tests"}) as head:
             os.environ |= head.environment
             found = in_a_process(folder / "launches_on_ray", COUNT, "--session", str(head.pid))
-        note(number, growth(found))
+        note(number, growth(found, OF_RAY))
 
 
 def busy(session: int) -> int:
