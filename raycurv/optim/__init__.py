@@ -29,7 +29,7 @@
 | `nadamw`, `nadamw_algoperf` | :class:`FirstOrder` around `baselines.nadamw.NAdamW` |
 | `schedule_free_sgd`, `schedule_free_adamw` | :class:`ScheduleFree` around one of schedulefree |
 | `schedule_free_adamw_algoperf` | the same, with the values of AlgoPerf |
-| `schedule_free_plus` | :class:`ScheduleFreePlus` |
+| `schedule_free_plus`, `schedule_free_normuon` | :class:`ScheduleFreePlus`, :class:`ScheduleFreeNorMuon` |
 | `prodigy`, `prodigy_cosine`, `dadapt_adam` | :class:`EstimatedRate` around one of prodigyopt or dadaptation |
 | `muon` | :class:`FirstOrder` around ``torch.optim.Muon`` for matrices and ``torch.optim.AdamW`` for the rest |
 | `soap`, `ademamix` | :class:`FirstOrder` around one of pytorch_optimizer |
@@ -57,6 +57,7 @@ from raycurv.optim.baselines.levenberg_marquardt import LevenbergMarquardt
 from raycurv.optim.baselines.mechanic import Mechanic
 from raycurv.optim.baselines.momo import MoMo
 from raycurv.optim.baselines.newton import Newton
+from raycurv.optim.baselines.schedule_free_normuon import ScheduleFreeNorMuon
 from raycurv.optim.baselines.schedule_free_plus import ScheduleFreePlus
 from raycurv.optim.baselines.sls import SLS
 from raycurv.optim.baselines.sps import SPS
@@ -100,6 +101,7 @@ __all__ = [
     "Newton",
     "RAn",
     "ScheduleFree",
+    "ScheduleFreeNorMuon",
     "ScheduleFreePlus",
     "StepOptimizer",
     "StepReport",

@@ -78,6 +78,7 @@ COLOURS = {
     "red_momentum_free": "#6A97B2",
     "rmsprop_bias_corrected": "#8EB26A",
     "schedule_free_adamw_algoperf": "#10A98E",
+    "schedule_free_normuon": "#C4A0A0",
     "schedule_free_plus": "#61B2D6",
     "step_tuned_sgd": "#6A5810",
 }

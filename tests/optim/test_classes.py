@@ -51,6 +51,7 @@ BY_CLASS = {
     "sps": (optim.SPS, {}),
     "step_tuned_sgd": (optim.StepTunedSGD, {}),
     "schedule_free_plus": (optim.ScheduleFreePlus, {}),
+    "schedule_free_normuon": (optim.ScheduleFreeNorMuon, {}),
     "cdat_sgd": (optim.CDAT, {}),
     "cdat_momentum": (optim.CDAT, {"beta1": 0.9}),
     "cdat_adam": (optim.CDAT, {"beta1": 0.9, "beta2": 0.999}),

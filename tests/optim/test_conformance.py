@@ -122,7 +122,8 @@ def test_frozen_unused_and_channels_last_parameters(name):
         batch = objective.batch(case.inputs.to(memory_format=torch.channels_last), case.targets)
         assert bool(optimizer.step(batch, validation=batch if optimizer.needs_validation else None).finite)
     after = model.state_dict()
-    decays = any(group.get("weight_decay", 0) for group in optimizer.param_groups)
+    groups = [*optimizer.param_groups, {"weight_decay": getattr(optimizer, "weight_decay", 0)}]
+    decays = any(group.get("weight_decay", 0) for group in groups)
     for key in before:
         if key.startswith("unused") and decays:  # by one factor for all of them
             shrunk = before[key] * (after[key].sum() / before[key].sum())

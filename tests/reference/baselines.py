@@ -309,3 +309,45 @@ class FreePlus(Problem):
         self.mean = (1 - c) * self.mean + c * self.z
         self.w = beta * self.mean + (1 - beta) * self.z
         return {"loss": f, "learning_rate": alpha}
+
+
+class FreeNorMuon(Problem):
+    """The polar factor by a singular value decomposition whose values pass through Muon's polynomial."""
+
+    t, weights = 0, 0.0
+
+    def step(self, eta=0.01, beta=0.9, b2=0.95, mu=0.8, decay=0.05, warmup=100) -> dict[str, float]:
+        shapes = [p.shape for p in self.model.parameters()]
+        if self.t == 0:
+            self.mean, self.z, self.m = self.w.clone(), self.w.clone(), torch.zeros_like(self.w)
+            self.v = [torch.zeros(s[0] if len(s) > 1 else s, dtype=self.w.dtype) for s in shapes]
+        self.t += 1
+        f, g = self.value(self.w), self.gradient(self.w)
+        rate = eta * min(1.0, self.t / warmup) if warmup else eta
+        self.m = mu * self.m + (1 - mu) * g
+        sizes = [math.prod(s) for s in shapes]
+        parts = zip(shapes, g.split(sizes), self.m.split(sizes), self.z.split(sizes), strict=True)
+        z = [self.one(i, *part, eta, rate, b2, decay) for i, part in enumerate(parts)]
+        self.z = torch.cat([part.flatten() for part in z])
+        self.weights += rate**2
+        c = rate**2 / self.weights
+        self.mean = (1 - c) * self.mean + c * self.z
+        self.w = beta * self.mean + (1 - beta) * self.z
+        return {"loss": f, "learning_rate": rate}
+
+    def one(self, i: int, shape, g, m, z, eta, rate, b2, decay) -> Tensor:
+        if len(shape) < 2:
+            self.v[i] = b2 * self.v[i] + (1 - b2) * g.view(shape) ** 2
+            size = (self.v[i] / (1 - b2**self.t)) ** 0.5 + 1e-8
+            return z.view(shape) - eta * decay * z.view(shape) - rate * g.view(shape) / size
+        u, values, vt = torch.linalg.svd(m.view(shape[0], -1), full_matrices=False)
+        values = values / ((values**2).sum() ** 0.5 + 1e-8)
+        for _ in range(5):
+            values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+        p = u @ torch.diag(values) @ vt
+        for row in range(shape[0]):
+            self.v[i][row] = b2 * self.v[i][row] + (1 - b2) * sum(x * x for x in p[row].tolist()) / p.shape[1]
+            p[row] /= float(self.v[i][row]) ** 0.5 + 1e-8
+        norm = sum(x * x for x in p.flatten().tolist()) ** 0.5
+        scale = 0.2 * rate * math.sqrt(p.numel()) / norm if norm else 0.0
+        return z - eta * decay * z - scale * p.flatten()

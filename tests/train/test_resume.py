@@ -53,7 +53,7 @@ WHOLE = config(
 
 # Baselines whose state is more than what torch keeps for each parameter.
 BASELINES = ["nadamw_algoperf", "muon", "soap", "ademamix", "momo_adam", "mechanic_adam", "prodigy_cosine", "gen_adam"]
-BASELINES += ["cdat_adam", "schedule_free_plus"]
+BASELINES += ["cdat_adam", "schedule_free_plus", "schedule_free_normuon"]
 
 
 @pytest.mark.parametrize("optimizer", ["curveball", "adam", "momentum", *BASELINES])

@@ -62,6 +62,7 @@ BASELINES = (
     SuiteMethod("schedule-free AdamW, AlgoPerf", "schedule_free_adamw_algoperf", kind="calibrated"),
     SuiteMethod("schedule-free SGD", "schedule_free_sgd"),
     SuiteMethod("schedule-free+", "schedule_free_plus"),
+    SuiteMethod("schedule-free NorMuon", "schedule_free_normuon"),
     SuiteMethod("prodigy", "prodigy", costly=True),
     SuiteMethod("prodigy, cosine", "prodigy_cosine"),
     SuiteMethod("d-adaptation", "dadapt_adam"),

@@ -29,9 +29,7 @@ What is chosen here, and deviations:
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -39,7 +37,8 @@ from torch import Tensor
 from raycurv.arguments import require, require_positive, require_whole
 from raycurv.objective import Batch, Objective
 from raycurv.objective.direction import Direction
-from raycurv.optim.base import Horizon, Params, StepOptimizer, StepReport, check_batch, one_group
+from raycurv.optim.base import Horizon, Params, StepReport, check_batch, one_group
+from raycurv.optim.baselines.evaluated_average import EvaluatedAverage
 from raycurv.optim.registry import register
 
 _GUARD = 1e-8  # ε
@@ -57,7 +56,7 @@ def polyak_rate(loss: Tensor, correction: Tensor, norm: Tensor) -> Tensor:
 
 
 @register("schedule_free_plus")
-class ScheduleFreePlus(StepOptimizer):
+class ScheduleFreePlus(EvaluatedAverage):
     """ScheduleFree+ around Adam (see the module's text); the average of its iterates is evaluated.
 
     Args:
@@ -77,8 +76,6 @@ class ScheduleFreePlus(StepOptimizer):
     Raises:
         ValueError: a setting out of bounds, or several parameter groups.
     """
-
-    evaluates_other_weights = True
 
     def __init__(
         self,
@@ -166,19 +163,3 @@ class ScheduleFreePlus(StepOptimizer):
         share = torch.where(total > 0, weight / total, 1.0)
         x = torch.lerp(state["x"], z, share.to(z.dtype))
         return {"x": x, "largest_rate": largest, "weight_sum": total}
-
-    @contextlib.contextmanager
-    def evaluation_weights(self) -> Iterator[None]:
-        """While entered, the model holds the average."""
-        if not self.shared:
-            yield
-            return
-        parameters = self.param_groups[0]["params"]
-        kept = [parameter.detach().clone() for parameter in parameters]
-        try:
-            with torch.no_grad():
-                torch._foreach_copy_(parameters, list(Direction(self.shared["x"], parameters)))
-            yield
-        finally:
-            with torch.no_grad():
-                torch._foreach_copy_(parameters, kept)
