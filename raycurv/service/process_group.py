@@ -66,7 +66,7 @@ class NodeTorchBackend(Backend):
             return
         try:
             self._connect(worker_group, backend_config)
-        except Exception as error:
+        except Exception as error:  # raised again below, whatever it is
             worker_group.shutdown()  # Ray leaves a group whose start fails this late in its places
             if not isinstance(error, RayTaskError) or not _lost_connection(error):
                 raise

@@ -551,7 +551,7 @@ def explained(uri: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # raised again below, whatever it is
         # Errors of a data base in which there are no tables yet; a server needs no SQLAlchemy here.
         data_base = isinstance(error, OSError) or type(error).__module__.startswith("sqlalchemy.")
         if not isinstance(error, MlflowException) and not data_base:

@@ -62,6 +62,7 @@ def test_a_baseline_that_waits_is_shown(name: str) -> None:
     except RuntimeError as error:
         if "synchroniz" not in str(error):
             raise
+        # Some baselines read numbers in every step, as their papers do; the report of the tests names them.
         pytest.xfail(f"waits for the device: {error}")
 
 

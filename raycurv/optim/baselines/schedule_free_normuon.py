@@ -107,23 +107,15 @@ class ScheduleFreeNorMuon(EvaluatedAverage):
         objective, state = batch.objective, self.shared
         y = objective.direction(objective.parameters).flat
         if not state:
-            state.update(self._first(objective, y))
+            state.update(self._first_state(y, ("weight_sum",)))
         loss, gradient = batch.value_and_gradient()
         step = state["steps"] + 1
         rate = self.learning_rate * (step / self.warmup_steps if self.warmup_steps else step).clamp(max=1)
         new = {"steps": step, **self._iterate(objective, gradient.flat, step, rate.to(y.dtype))}
         new["weight_sum"] = state["weight_sum"] + rate.square()
         new["x"] = torch.lerp(state["x"], new["z"], (rate.square() / new["weight_sum"]).to(y.dtype))
-        finite = torch.isfinite(torch.stack([loss.double(), torch.linalg.vector_norm(new["z"]).double()])).all()
-        state.update({key: torch.where(finite, value, state[key]) for key, value in new.items()})
-        moved = torch.where(finite, torch.lerp(state["z"], state["x"], self.interpolation), y)
-        torch._foreach_copy_(objective.parameters, list(Direction(moved, objective.parameters)))
+        finite = self._take(objective, y, new, self.interpolation, loss)
         return StepReport(loss, {"learning_rate": rate}, finite)
-
-    def _first(self, objective: Objective, y: Tensor) -> dict[str, Tensor]:
-        zero = torch.zeros((), dtype=torch.float64, device=objective.device)
-        vectors = {"x": y.clone(), "z": y.clone(), "m": torch.zeros_like(y), "v": torch.zeros_like(y)}
-        return {"steps": zero, "weight_sum": zero.clone(), **vectors}
 
     def _iterate(self, objective: Objective, gradient: Tensor, step: Tensor, rate: Tensor) -> dict[str, Tensor]:
         """z, M and v after this step; v is repeated over the columns."""

@@ -35,8 +35,7 @@ import torch
 from torch import Tensor
 
 from raycurv.arguments import require, require_positive, require_whole
-from raycurv.objective import Batch, Objective
-from raycurv.objective.direction import Direction
+from raycurv.objective import Batch
 from raycurv.optim.base import Horizon, Params, StepReport, check_batch, one_group
 from raycurv.optim.baselines.evaluated_average import EvaluatedAverage
 from raycurv.optim.registry import register
@@ -116,23 +115,15 @@ class ScheduleFreePlus(EvaluatedAverage):
         objective, state = batch.objective, self.shared
         y = objective.direction(objective.parameters).flat
         if not state:
-            state.update(self._first(objective, y))
+            state.update(self._first_state(y, ("norm", "largest_rate", "weight_sum")))
         loss, gradient = batch.value_and_gradient()
         step = state["steps"] + 1
         mixed = interpolation_at(step, self.interpolation, self.last_interpolation, self.interpolation_steps)
         rate, norm = self._rate(loss, gradient.flat, step, mixed)
         new = {"steps": step, "norm": norm, **self._iterate(gradient.flat, y, step, rate)}
         new |= self._average(new["z"], step, rate)
-        finite = torch.isfinite(torch.stack([loss, norm, rate, torch.linalg.vector_norm(new["z"])])).all()
-        state.update({key: torch.where(finite, value, state[key]) for key, value in new.items()})
-        moved = torch.where(finite, torch.lerp(state["z"], state["x"], mixed.to(y.dtype)), y)
-        torch._foreach_copy_(objective.parameters, list(Direction(moved, objective.parameters)))
+        finite = self._take(objective, y, new, mixed.to(y.dtype), loss, norm, rate)
         return StepReport(loss, {"learning_rate": rate}, finite)
-
-    def _first(self, objective: Objective, y: Tensor) -> dict[str, Tensor]:
-        zero = torch.zeros((), dtype=torch.float64, device=objective.device)
-        scalars = {key: zero.clone() for key in ("steps", "norm", "largest_rate", "weight_sum")}
-        return {**scalars, "x": y.clone(), "z": y.clone(), "m": torch.zeros_like(y), "v": torch.zeros_like(y)}
 
     def _rate(self, loss: Tensor, gradient: Tensor, step: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
         """α, and the average e of the gradient's 1-norm."""

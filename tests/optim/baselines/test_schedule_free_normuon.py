@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from torch import nn
 
 import raycurv
 from raycurv import optim
 from raycurv.optim.baselines.schedule_free_normuon import polar
 from tests.cases import BY_NAME
+from tests.optim.baselines.averages import assert_steps_equal, flat
 from tests.reference import baselines
 
 NAME = "schedule_free_normuon"
@@ -20,40 +20,14 @@ OTHERS = [
 ]
 
 
-def flat(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-def assert_steps_equal(case, settings, arguments, steps=12):
-    model = case.model()
-    objective, optimizer = raycurv.Objective(model, case.loss, case.l2), optim.create(NAME, model, **settings)
-    loss = (
-        (lambda o, y: nn.functional.cross_entropy(o, y, reduction="none"))
-        if case.loss == "cross_entropy"
-        else (lambda o, y: ((o - y) ** 2).sum(1))
-    )
-    reference = baselines.FreeNorMuon(case.model(), loss, case.l2)
-    for t in range(steps):
-        rows = torch.randperm(len(case.inputs), generator=torch.Generator().manual_seed(t))[:12]
-        reference.batch(case.inputs[rows], case.targets[rows], seed=t)
-        expected = reference.step(**arguments)
-        torch.manual_seed(t)
-        report = optimizer.step(objective.batch(case.inputs[rows], case.targets[rows]))
-        assert float(report.scalars["learning_rate"]) == pytest.approx(expected["learning_rate"], rel=1e-12)
-        assert float(report.loss) == pytest.approx(expected["loss"], rel=1e-8)
-        torch.testing.assert_close(flat(model), reference.w, rtol=1e-7, atol=1e-9)
-    with optimizer.evaluation_weights():
-        torch.testing.assert_close(flat(model), reference.mean, rtol=1e-7, atol=1e-9)
-
-
 @pytest.mark.parametrize("case_name", CASES)
 def test_the_steps_equal_the_naive_reference(case_name):
-    assert_steps_equal(BY_NAME[case_name], {}, {})
+    assert_steps_equal(NAME, baselines.FreeNorMuon, BY_NAME[case_name], {}, {})
 
 
 @pytest.mark.parametrize(("settings", "arguments"), OTHERS)
 def test_the_steps_equal_the_naive_reference_at_other_settings(settings, arguments):
-    assert_steps_equal(BY_NAME["mlp-l2"], settings, arguments)
+    assert_steps_equal(NAME, baselines.FreeNorMuon, BY_NAME["mlp-l2"], settings, arguments)
 
 
 @pytest.mark.parametrize("shape", [(3, 7), (7, 3), (5, 5)])

@@ -10,6 +10,7 @@ from raycurv.data import Loader
 from raycurv.objective.collectives import Local
 from raycurv.train import CheckpointStore, load_trained_model, train
 from tests.cases import BY_NAME
+from tests.optim.baselines.averages import assert_steps_equal, flat
 from tests.reference import baselines
 from tests.train.problems import Kept, blobs, config, network
 
@@ -32,45 +33,19 @@ def rows_of(step):
     return torch.randperm(24, generator=torch.Generator().manual_seed(step))[:12]
 
 
-def flat(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-def named_loss(case):
-    if case.loss == "cross_entropy":
-        return lambda o, y: nn.functional.cross_entropy(o, y, reduction="none")
-    return lambda o, y: ((o - y) ** 2).sum(1)
-
-
 def made(case=CASE, **settings):
     model = case.model()
     return model, raycurv.Objective(model, case.loss, case.l2), optim.create(NAME, model, **settings)
 
 
-def assert_steps_equal(case, settings, arguments, steps=15):
-    model, objective, optimizer = made(case, **settings)
-    reference = baselines.FreePlus(case.model(), named_loss(case), case.l2)
-    for t in range(steps):
-        rows = rows_of(t)
-        reference.batch(case.inputs[rows], case.targets[rows], seed=t)
-        expected = reference.step(**arguments)
-        torch.manual_seed(t)
-        report = optimizer.step(objective.batch(case.inputs[rows], case.targets[rows]))
-        assert float(report.scalars["learning_rate"]) == pytest.approx(expected["learning_rate"], rel=1e-8)
-        assert float(report.loss) == pytest.approx(expected["loss"], rel=1e-8)
-        torch.testing.assert_close(flat(model), reference.w, rtol=1e-8, atol=1e-9)
-    with optimizer.evaluation_weights():
-        torch.testing.assert_close(flat(model), reference.mean, rtol=1e-8, atol=1e-9)
-
-
 @pytest.mark.parametrize("case_name", CASES)
 def test_the_steps_equal_the_naive_reference(case_name):
-    assert_steps_equal(BY_NAME[case_name], {}, {})
+    assert_steps_equal(NAME, baselines.FreePlus, BY_NAME[case_name], {}, {})
 
 
 @pytest.mark.parametrize(("settings", "arguments"), OTHERS)
 def test_the_steps_equal_the_naive_reference_at_other_settings(settings, arguments):
-    assert_steps_equal(BY_NAME["mlp-l2"], settings, arguments)
+    assert_steps_equal(NAME, baselines.FreePlus, BY_NAME["mlp-l2"], settings, arguments)
 
 
 def test_without_interpolation_and_average_it_is_adam_at_polyak_s_rate():
